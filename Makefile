@@ -1,0 +1,28 @@
+# Each target does all of its set-up. PYTHON names the interpreter that the environment is made with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: run test check dashboard compare clean
+
+run: $(STAMP)  ## the main job: train, Hessians, spectra, report
+	$(BIN)/python -m pipeline.run model=mlp strategy=func
+
+test: $(STAMP)  ## format, lint, types, tests
+	BIN=$(BIN) scripts/check.sh
+
+dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
+	$(BIN)/python -m pipeline.dashboard
+
+compare: $(STAMP)  ## the strategies side by side
+	$(BIN)/python scripts/compare_strategies.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:  ## remove the environment and caches, never the outputs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,28 @@
+"""Hessians of neural networks with respect to their weights, on disk and in memory, and their spectra.
+
+`hessian(model, criterion, inputs, targets)` gives the matrix as a tensor; `open_shard(path)` and `open_run(folder)` read
+what a run left behind. The pipeline itself is `python -m pipeline.run`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.dense import hessian
+    from pipeline.results import open_run
+    from pipeline.shards import open_shard
+
+__all__ = ["hessian", "open_run", "open_shard"]
+__version__ = "0.1.0"
+
+_HOMES = {"hessian": "pipeline.dense", "open_run": "pipeline.results", "open_shard": "pipeline.shards"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an entry point when it is first asked for: `--help` needs no torch, reading a shard needs none either."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,259 @@
+"""The aggregate stage: from a folder of shards to spectra, by Dask. Needs no torch model, no data and no GPU.
+
+For each step: one pass over all shards, tile by tile, gives the weighted mean (stored as `mean.h5`, a shard
+    like the others) and all sums; then the mean is decomposed, and each batch's and each parameter's matrix
+    as a task of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from dask.base import compute as dask_compute
+from dask.delayed import delayed
+from threadpoolctl import threadpool_limits
+
+from pipeline.cluster import Cluster
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.moments import Moments, Weighting, pool_tiles
+from pipeline.shards import Array, Part, Shard, open_shard, read_results, write_results, write_shard
+from pipeline.spectrum import Decomposition, Spectrum
+from pipeline.spectrum.density import density_of, fit_grid, lanczos_quadrature
+from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
+from pipeline.terminal import progress
+
+log = logging.getLogger(__name__)
+
+TILES_PER_TASK = 32
+QUADRATURE = {"num_vectors": 8, "num_steps": 64, "seed": 0}
+SHARED = ("matrix", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
+
+
+def aggregate(
+    folder: RunFolder, spectrum: Decomposition, cluster: Cluster, steps: Sequence[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Write the spectra file of each step that has shards; give its attributes, the headline numbers.
+
+    A spectra file that was made from the same shards by the same choices is taken as it is.
+
+    Raises:
+        PipelineError: there are no shards, some are missing or damaged, or they do not belong together.
+    """
+    steps = folder.shard_steps() if steps is None else steps
+    if not steps:
+        raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
+    with cluster.open(folder.path / ".dask") as num_workers:
+        for step in steps:
+            shards = [open_shard(path) for path in folder.shard_paths(step)]
+            _check_together(shards)
+            inputs_hash = _hash(shards, spectrum)
+            path = folder.spectrum(step)
+            if path.exists() and read_results(path).attrs["inputs_hash"] == inputs_hash:
+                log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
+            else:
+                attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers)
+                write_results(path, {**attrs, "inputs_hash": inputs_hash}, arrays)
+            yield read_results(path).attrs
+
+
+def _check_together(shards: Sequence[Shard]) -> None:
+    indices = [shard.attrs["batch_index"] for shard in shards]
+    missing = sorted(set(range(max(indices) + 1)) - set(indices))
+    if missing:
+        raise PipelineError(
+            f"{shards[0].path.parent} lacks the shards of batches {missing}: run the stage compute again."
+        )
+    first = shards[0]
+    for shard in shards[1:]:
+        for key in SHARED:
+            if shard.attrs[key] != first.attrs[key]:
+                raise PipelineError(
+                    f"{shard.path} holds {key}={shard.attrs[key]!r}, {first.path.name} holds {first.attrs[key]!r}: "
+                    "one folder holds one config; move one of them away."
+                )
+
+
+def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
+    """Of all that the spectra file is made from."""
+    identity = [[shard.attrs[key] for key in (*SHARED, "batch_index", "num_samples")] for shard in shards]
+    return hashlib.sha256(repr((identity, spectrum)).encode()).hexdigest()[:16]
+
+
+def _aggregate_step(
+    folder: RunFolder, step: int, shards: Sequence[Shard], spectrum: Decomposition, num_workers: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes and arrays of one spectra file."""
+    num_samples = [shard.attrs["num_samples"] for shard in shards]
+    weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
+    moments = _write_mean(folder, step, shards, weighting, num_workers)
+    mean = open_shard(folder.mean(step))
+    matrices = [Part(shard.path) for shard in shards]
+    spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
+    tasks = [delayed(_decompose)(matrix, spectrum.of_batch(), spectrum.in_memory) for matrix in matrices]
+    tasks += [delayed(_decompose)(Part(mean.path, span), spectrum, spectrum.in_memory) for _, span in spans]
+    parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
+    batches, layers = parts[: len(shards)], parts[len(shards) :]
+    whole = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
+    attrs = {key: shards[0].attrs[key] for key in SHARED} | {
+        "format_version": 1,
+        "spectrum": type(spectrum).__name__.lower(),
+        "num_top": len(whole[0].top_eigenvalues),
+        "negative_threshold": sign_threshold(mean.dtype),
+        **_headline(mean, whole[0], batches, moments, shards, weighting),
+    }
+    arrays = {
+        "mean/eigenvalues": whole[0].eigenvalues,
+        "mean/top_eigenvalues": whole[0].top_eigenvalues,
+        "mean/top_eigenvectors": whole[0].top_eigenvectors,
+        "mean/residuals": whole[0].residuals,
+        "mean/gradient": mean.gradient,
+        "parameters/names": list(mean.parameters.names),
+        "parameters/shapes": [str(shape) for shape in mean.parameters.shapes],
+        "parameters/offsets": mean.parameters.offsets,
+        "layers/block_norms": np.sqrt(moments.block_squares),
+        "layers/trace": moments.layer_traces,
+        **{
+            f"layers/{name}/eigenvalues": layer[0].eigenvalues
+            for (name, _), layer in zip(spans, layers, strict=True)
+        },
+        **_of_batches(shards, whole[0], batches, moments, weighting),
+        **_densities(whole, batches),
+    }
+    return attrs, arrays
+
+
+def _write_mean(
+    folder: RunFolder, step: int, shards: Sequence[Shard], weighting: Weighting, num_workers: int
+) -> Moments:
+    """Write the weighted mean of the shards as a shard of its own; give the sums over all tiles."""
+    paths = [shard.path for shard in shards]
+    first, tiles = shards[0], shards[0].tile_indices()
+    groups = [tiles[i : i + TILES_PER_TASK] for i in range(0, len(tiles), TILES_PER_TASK)]
+    tasks = [delayed(pool_tiles)(paths, weighting, group) for group in groups]
+    gradient = weighting.mean([shard.gradient for shard in shards])
+    attrs = {key: first.attrs[key] for key in SHARED} | {
+        "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
+        "num_batches": len(shards),
+        "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),
+        "gradient_norm": float(np.linalg.norm(gradient)),
+    }
+    moments = Moments.zero(len(shards), first.parameters)
+    dtype = str(first.dtype)
+    with write_shard(folder.mean(step), first.parameters, dtype, attrs, gradient, first.tile) as writer:
+        for means, sums in _results(tasks, num_workers, f"mean at step {step}"):
+            moments.add(sums)
+            for tile, values in means:
+                writer.put(tile, values)
+    return moments
+
+
+def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:
+    """Results in the order of the tasks, computed two a worker at a time, so that few of them lie in memory."""
+    wave = 2 * num_workers
+    waves = (dask_compute(*tasks[i : i + wave]) for i in range(0, len(tasks), wave))
+    return progress(chain.from_iterable(waves), description, total=len(tasks))
+
+
+Decomposed = tuple[Spectrum, Array, Array]  # with the nodes and weights of its density
+
+
+def _decompose(
+    matrix: Part, spectrum: Decomposition, in_memory: bool, num_threads: int | None = 1
+) -> Decomposed:
+    """The spectrum of a stored matrix and a quadrature of its density (all eigenvalues, where they are known)."""
+    with threadpool_limits(num_threads):
+        held = matrix.held() if in_memory else matrix
+        result = spectrum.decompose(held)
+        if result.complete:
+            n = len(result.eigenvalues)
+            return result, result.eigenvalues, np.full(n, 1 / n)
+        nodes, weights = lanczos_quadrature(held.matvec, held.num_rows, **QUADRATURE)
+        return result, nodes.ravel(), weights.ravel() / len(weights)
+
+
+def _headline(
+    mean: Shard,
+    whole: Spectrum,
+    batches: Sequence[Decomposed],
+    moments: Moments,
+    shards: Sequence[Shard],
+    weighting: Weighting,
+) -> dict[str, float]:
+    """The numbers that stand at the top of the report; those that this spectrum does not give are left out."""
+    frobenius = float(np.sqrt(moments.block_squares.sum()))
+    numbers: dict[str, float | None] = {
+        "num_parameters": mean.num_rows,
+        "num_samples": mean.attrs["num_samples"],
+        "num_batches": len(shards),
+        "loss": mean.attrs["loss"],
+        "gradient_norm": mean.attrs["gradient_norm"],
+        "lambda_max": float(whole.top_eigenvalues[0]),
+        "lambda_min": float(whole.eigenvalues[0])
+        if len(whole.eigenvalues) > len(whole.top_eigenvalues)
+        else None,
+        "stable_rank": frobenius**2 / float(np.abs(whole.eigenvalues).max()) ** 2 if frobenius else None,
+        **(summarize(whole.eigenvalues, sign_threshold(mean.dtype)) if whole.complete else {}),
+        "trace": float(moments.layer_traces.sum()),
+        "frobenius_norm": frobenius,
+        "num_zero_rows": int((~moments.live).sum()),
+        "gradient_share_in_top_eigenspace": share_in_eigenspace(mean.gradient, whole.top_eigenvectors),
+    }
+    if len(shards) > 1:
+        distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
+        overlaps = _overlaps([batch[0] for batch in batches])[np.triu_indices(len(shards), 1)]
+        numbers["mean_distance_between_batch_and_mean"] = float(np.dot(weighting.shares, distances))
+        numbers["mean_overlap_between_batches"] = float(overlaps.mean())
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _of_batches(
+    shards: Sequence[Shard],
+    whole: Spectrum,
+    batches: Sequence[Decomposed],
+    moments: Moments,
+    weighting: Weighting,
+) -> dict[str, Array]:
+    spectra = [batch[0] for batch in batches]
+    frobenius = np.sqrt(moments.block_squares.sum())
+    all_known = all(spectrum.complete for spectrum in spectra)
+    columns = {
+        "eigenvalues": [s.eigenvalues if all_known else s.top_eigenvalues for s in spectra],
+        "num_samples": [shard.attrs["num_samples"] for shard in shards],
+        "loss": [shard.attrs["loss"] for shard in shards],
+        "gradient_norm": [shard.attrs["gradient_norm"] for shard in shards],
+        "trace": moments.traces,
+        "frobenius_norm": np.sqrt(moments.squares),
+        "lambda_max": [s.top_eigenvalues[0] for s in spectra],
+        "distance_to_mean": np.sqrt(moments.deviations) / (frobenius or 1.0),
+        "overlap_with_mean": [
+            eigenspace_overlap(s.top_eigenvectors, whole.top_eigenvectors) for s in spectra
+        ],
+        "overlap": _overlaps(spectra),
+    }
+    return {f"batches/{name}": np.asarray(values) for name, values in columns.items()}
+
+
+def _overlaps(spectra: Sequence[Spectrum]) -> Array:
+    return np.array(
+        [
+            [eigenspace_overlap(one.top_eigenvectors, other.top_eigenvectors) for other in spectra]
+            for one in spectra
+        ]
+    )
+
+
+def _densities(whole: Decomposed, batches: Sequence[Decomposed]) -> dict[str, Array]:
+    """Densities of the mean and of each batch on one grid."""
+    nodes = np.concatenate([part[1] for part in (whole, *batches)])
+    grid = fit_grid(float(nodes.min()), float(nodes.max()))
+    return {
+        "density/grid": grid.eigenvalues,
+        "density/values": density_of(whole[1], grid, weights=whole[2]),
+        "density/batches": np.array([density_of(part[1], grid, weights=part[2]) for part in batches]),
+    }

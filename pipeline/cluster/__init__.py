@@ -1,0 +1,24 @@
+"""Where the Dask tasks of aggregation run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.cluster.local import Local
+from pipeline.cluster.threads import Threads
+
+
+class Cluster(Protocol):
+    """Workers for Dask."""
+
+    def open(self, scratch: Path) -> AbstractContextManager[int]:
+        """While it is open, `dask.compute` runs on these workers; gives their number.
+
+        scratch: a folder of the run for what workers put on disk.
+        """
+        ...
+
+
+__all__ = ["Cluster", "Local", "Threads"]

@@ -1,0 +1,143 @@
+"""The top-level settings of a run: their types, their checks, and the hash that says whether two runs are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import yaml
+from omegaconf import MISSING
+
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder, write_atomically
+from pipeline.options import check_count, check_counts
+
+
+class Dtype(Enum):
+    """The floating-point type of weights, data and matrix."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Stage(Enum):
+    """The parts of a run, in the order in which they go."""
+
+    train = "train"
+    compute = "compute"
+    aggregate = "aggregate"
+    report = "report"
+
+
+@dataclass
+class Config:
+    """The schema that Hydra checks every top-level key against; the groups are checked by the classes they name."""
+
+    seed: int = 0
+    dtype: Dtype = Dtype.float32
+    stages: list[Stage] = field(default_factory=lambda: list(Stage))
+    num_batches: int | None = None
+    checkpoint_steps: list[int] = field(default_factory=list)
+    parameters: list[str] | None = None
+    model: Any = MISSING
+    data: Any = MISSING
+    device: Any = MISSING
+    criterion: Any = MISSING
+    training: Any = MISSING
+    matrix: Any = MISSING
+    strategy: Any = MISSING
+    spectrum: Any = MISSING
+    cluster: Any = MISSING
+    tracking: Any = MISSING
+    experiment: Any = None
+
+
+# What the numbers in a shard depend on. Not: how many batches or checkpoints there are, where it is computed,
+# and all that comes after the shard.
+HASHED = ("seed", "dtype", "parameters", "model", "data", "criterion", "training", "matrix", "strategy")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the values that the schema's types let through.
+
+    Raises:
+        PipelineError: naming the key, its value and what it takes.
+    """
+    check_count("seed", settings["seed"], minimum=0)
+    check_count("num_batches", settings["num_batches"], or_null="all of them")
+    check_counts("checkpoint_steps", settings["checkpoint_steps"], minimum=0)
+
+
+def config_hash(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the SHA-256 of the resolved settings that a shard's numbers depend on."""
+    relevant = {key: settings[key] for key in HASHED}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def settle(folder: RunFolder, settings: dict[str, Any], computing: bool) -> dict[str, Any]:
+    """The settings that belong to the folder: these, if they are to compute shards in it, else those it was made with.
+
+    Settings that compute are written to the folder, with the command and the hash.
+
+    Raises:
+        PipelineError: the folder holds what other settings computed.
+    """
+    saved: dict[str, Any] = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
+    if not computing:
+        return saved
+    settings = {**settings, "config_hash": config_hash(settings)}
+    if saved and saved["config_hash"] != settings["config_hash"]:
+        changes = "; ".join(differences(settings, saved)[:3])
+        raise PipelineError(
+            f"{folder.path} holds another config ({changes}): one folder holds one config; "
+            "choose another with hydra.run.dir=FOLDER."
+        )
+    settings["command"] = saved.get("command") or shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]])
+    write_atomically(folder.config, yaml.safe_dump(settings, sort_keys=False))
+    return settings
+
+
+def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """A name that a person can read: the choices that matter, the seed, and what else was asked for.
+
+    >>> choices = {"model": "mlp", "data": "digits", "matrix": "hessian", "strategy": "hvp"}
+    >>> run_name(choices, ["strategy=hvp", "model.hidden_sizes=[64]"], {"seed": 1})
+    'mlp digits hessian hvp seed=1 hidden_sizes=[64]'
+    """
+    told = [choices[group] for group in ("model", "data", "matrix", "strategy") if group in choices]
+    pairs = [override.lstrip("+").partition("=")[::2] for override in overrides]
+    extra = [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, value in pairs
+        if key not in choices
+        and key.partition(".")[0] not in ("seed", "stages", "hydra", "tracking", "cluster", "device")
+    ]
+    return " ".join([*told, f"seed={settings.get('seed', 0)}", *extra])
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """The hashed settings in which two configs differ, as `key: value here, value there`."""
+    mine, yours = (flat({key: settings.get(key) for key in HASHED}) for settings in (here, there))
+    absent = "absent"
+    return [
+        f"{key} is {mine.get(key, absent)}, was {yours.get(key, absent)}"
+        for key in sorted(mine.keys() | yours.keys())
+        if mine.get(key, absent) != yours.get(key, absent)
+    ]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys: {"model": {"bias": True}} gives {"model.bias": True}."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result

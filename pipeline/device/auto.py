@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.device.cpu import Cpu
+from pipeline.device.cuda import Cuda
+from pipeline.options import check_switch
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The first GPU where there is one, else the processor.
+
+    tf32: as in `Cuda`; without a GPU it changes nothing.
+    """
+
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        check_switch("device.tf32", self.tf32)
+
+    def setup(self) -> torch.device:
+        return Cuda(tf32=self.tf32).setup() if torch.cuda.is_available() else Cpu().setup()

@@ -1,0 +1,199 @@
+"""What all figures share: colors, sizes, axes with a sign and a logarithm, and the way to a PNG.
+
+Nothing here touches pyplot, and the settings of the user's own matplotlibrc play no part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotation, NullLocator
+from numpy.typing import NDArray
+
+from pipeline.folder import replacing
+from pipeline.report_words import matrix_name, number
+
+if TYPE_CHECKING:
+    from pipeline.shards import Results
+
+Array = NDArray[Any]
+
+# Okabe and Ito's palette, told apart by all common forms of color vision.
+BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+INK, GREY, PALE = "#1F2430", "#6B7280", "#E5E7EB"
+HEAT = "viridis"  # even steps in lightness, also in grey print and to color-blind readers
+DPI = 300
+WIDTH, HEIGHT = 8.0, 4.5  # inches: 16:9, a slide
+
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.8,
+    "text.color": INK,
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of the figures that are made and saved inside; what was set outside returns afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(context: str = "", width: float = WIDTH, height: float = HEIGHT) -> Figure:
+    """An empty figure with a line in grey at its top that says what is shown."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    if context:
+        figure.suptitle(context, x=0.01, ha="left", fontsize=9, color=GREY)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> tuple[int, int]:
+    """Write the figure, whole or not at all, and return its width and height in pixels."""
+    with replacing(path) as partial:
+        figure.savefig(
+            partial, format="png", dpi=DPI, pil_kwargs={"compress_level": 4}, metadata={"Software": None}
+        )
+    width, height = figure.canvas.get_width_height(physical=True)
+    scale = DPI / figure.dpi
+    return round(width * scale), round(height * scale)
+
+
+def context_of(results: Results) -> str:
+    """Which matrix, at which step, of how many weights, samples and batches."""
+    attrs = results.attrs
+    num_batches = int(attrs["num_batches"])
+    return "  ·  ".join(
+        [
+            f"{matrix_name(str(attrs['matrix']))} at step {attrs['step']:,}",
+            f"$P$ = {attrs['num_parameters']:,} weights",
+            f"$N$ = {attrs['num_samples']:,} samples",
+            "1 batch" if num_batches == 1 else f"{num_batches:,} batches",
+        ]
+    )
+
+
+def say(axes: Any, text: str) -> None:
+    """A sentence in the middle of axes that have nothing to draw."""
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def literal(text: str) -> str:
+    """A name as matplotlib must be given it, so that no character of it starts a formula."""
+    return text.replace("$", r"\$")
+
+
+def short(name: str, width: int = 32) -> str:
+    """A name cut in its middle where it is longer than `width` characters."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 3
+    return f"{name[:head]}…{name[head + 1 - width :]}"
+
+
+def power(exponent: int, sign: int = 1) -> str:
+    """A power of ten as a tick label."""
+    return f"${'-' if sign < 0 else ''}10^{{{exponent}}}$"
+
+
+def annotate(axes: Any, image: Any, values: Array, texts: Array) -> None:
+    """Write a text into each cell of a heat map, in the shade that can be read on its color."""
+    colors = image.cmap(image.norm(values))
+    dark = colors[..., :3] @ np.array([0.299, 0.587, 0.114]) < 0.5
+    for (row, column), text in np.ndenumerate(texts):
+        shade = "white" if dark[row, column] else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=shade)
+
+
+def signed_log(axes: Any, which: str, low: float, high: float, threshold: float, num_ticks: int = 9) -> None:
+    """Make `which` ("x" or "y") logarithmic on both sides of zero and linear within about +-threshold.
+
+    The coordinate is asinh(value / threshold), which has no kink. Ticks: zero and powers of ten, so few that
+    their labels keep apart.
+    """
+
+    def decades(value: float) -> float:
+        return math.asinh(value / threshold) / math.log(10)
+
+    room = (decades(high) - decades(low)) / num_ticks  # for one label
+    stride = max(1, math.ceil(room))
+    ticks, labels = [0.0], ["0"]
+    for sign, end in ((-1, -low), (1, high)):
+        exponent = math.floor(math.log10(end) + 1e-9) if end > 0 else 0
+        while end > 0 and decades(10.0**exponent) >= 0.8 * room:
+            ticks.append(sign * 10.0**exponent)
+            labels.append(power(exponent, sign))
+            exponent -= stride
+    getattr(axes, f"set_{which}scale")("asinh", linear_width=threshold)
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter(labels))
+    axis.set_minor_locator(NullLocator())
+    getattr(axes, f"set_{which}lim")(low, high)
+
+
+class PlainLabels(LogFormatterSciNotation):
+    """Labels 0.2, 0.5 on a logarithmic axis that spans too little for powers of ten alone."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return number(float(x), 1) if super().__call__(x, pos) else ""
+
+
+def log_labels(axis: Any, low: float, high: float) -> None:
+    """Label a logarithmic axis from `low` to `high` by plain numbers where powers of ten are too few."""
+    if high < 30 * low:
+        axis.set_major_formatter(PlainLabels())
+        axis.set_minor_formatter(PlainLabels(minor_thresholds=(2, 0.5)))
+
+
+def index_ticks(axis: Any, first: int, last: int, most: int = 10) -> None:
+    """Whole numbers from `first` to `last` as ticks, at most about `most` of them."""
+    axis.set_major_locator(FixedLocator(range(first, last + 1, max(1, -(-(last - first) // most)))))
+
+
+def value_axis(axes: Any, which: str, values: Array) -> None:
+    """A scale that fits: logarithmic for positive values of many sizes, signed if some are negative."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest == 0:
+        getattr(axes, f"set_{which}lim")(-1.0, 1.0)
+    elif values.min() > 0:
+        if largest / values.min() > 10:
+            getattr(axes, f"set_{which}scale")("log")
+            log_labels(getattr(axes, f"{which}axis"), values.min(), largest)
+    elif largest > 30 * np.abs(values[values != 0]).min():
+        low, high = float(values.min()), float(values.max())
+        signed_log(axes, which, min(1.5 * low, 0.0), max(1.5 * high, 0.0), largest * 1e-3, num_ticks=6)

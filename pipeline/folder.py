@@ -1,0 +1,150 @@
+"""The run folder: where each thing lies, and how a file is put there so that a kill never leaves half of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names inside one run folder. Nothing is created until it is written."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config of the run that computed what is in here; Hydra's own notes change with every restart."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards"
+
+    @property
+    def history(self) -> Path:
+        """The training curve: step, losses and accuracies, a row an evaluation."""
+        return self.checkpoints / "history.csv"
+
+    @property
+    def spectra(self) -> Path:
+        return self.path / "spectra"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}.safetensors"
+
+    def shard(self, step: int, batch: int) -> Path:
+        return self.shards / f"step-{step:06d}" / f"batch-{batch:05d}.h5"
+
+    def mean(self, step: int) -> Path:
+        """The weighted mean of a step's shards, in the format of a shard."""
+        return self.shards / f"step-{step:06d}" / "mean.h5"
+
+    def spectrum(self, step: int) -> Path:
+        return self.spectra / f"step-{step:06d}.h5"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Training steps that have a checkpoint, ascending."""
+        return _steps(self.checkpoints.glob("step-*.safetensors"))
+
+    def shard_steps(self) -> list[int]:
+        """Training steps that have at least one whole shard, ascending."""
+        return _steps({path.parent for path in self.shards.glob("step-*/batch-*.h5")})
+
+    def spectrum_steps(self) -> list[int]:
+        """Training steps that have been aggregated, ascending."""
+        return _steps(self.spectra.glob("step-*.h5"))
+
+    def shard_paths(self, step: int) -> list[Path]:
+        """The whole shards of one step, in batch order."""
+        return sorted((self.shards / f"step-{step:06d}").glob("batch-*.h5"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; the kernel lets go of it when the process ends, however it ends.
+
+        Raises:
+            PipelineError: another process holds the folder, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise PipelineError(
+                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another with hydra.run.dir=FOLDER."
+            ) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PipelineError(
+                    f"another run is at work in {self.path}: wait for it to end, "
+                    "or choose another folder with hydra.run.dir=FOLDER."
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+
+def _steps(paths: Iterable[Path]) -> list[int]:
+    found = (STEP.match(path.name) for path in paths)
+    return sorted(int(match[1]) for match in found if match)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; on success it is flushed to disk and takes the final name in one step.
+
+    A file with the final name is therefore always whole. When the body raises, the temporary file is removed
+    and what stood at `path` before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file or none of it."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,41 @@
+"""Which entry of the flat vector of weights belongs to which parameter: the order of all rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layout:
+    """P weights in the order of `named_parameters()`, each parameter flattened row-major (C order)."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(params: Mapping[str, Any]) -> Layout:
+        """The layout of named tensors or arrays, in the order of the mapping."""
+        return Layout(tuple(params), tuple(tuple(value.shape) for value in params.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each parameter begins, and P as the last entry: one more than there are parameters."""
+        return tuple(accumulate(self.sizes, initial=0))
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the number of weights."""
+        return sum(self.sizes)
+
+    def slices(self) -> dict[str, slice]:
+        """The rows (and columns) of each parameter."""
+        offsets = self.offsets
+        return {name: slice(*offsets[i : i + 2]) for i, name in enumerate(self.names)}

@@ -1,0 +1,71 @@
+"""What fits: the bytes that a run needs, said before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import PipelineError
+from pipeline.shards import file_size
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has, or what the container or job is allowed."""
+    allowed = [int(psutil.virtual_memory().available)]
+    for path in map(Path, CGROUP_LIMITS):
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # no such controller, or "max"
+            continue
+        allowed.append(limit - psutil.Process().memory_info().rss)
+    return max(0, min(allowed))
+
+
+def check_memory(num_parameters: int, needs: dict[str, int], available: int | None = None) -> None:
+    """Refuse a stage whose matrices would not fit into memory.
+
+    needs: bytes for each thing that is held, by the option that decides it, such as "strategy=func".
+
+    Raises:
+        PipelineError: with P, the bytes needed, the bytes there, and what to do.
+    """
+    there = available_memory() if available is None else available
+    for option, bytes_needed in needs.items():
+        if bytes_needed > there:
+            raise PipelineError(
+                f"{option} with P = {num_parameters:,} weights needs {in_words(bytes_needed)} of memory, "
+                f"{in_words(there)} are free: choose {_lighter(option)}, fewer weights (parameters=[...]), "
+                "or dtype=float32."
+            )
+
+
+def check_disk(folder: Path, num_parameters: int, itemsize: int, num_shards: int) -> None:
+    """Refuse shards that would not fit on the disk.
+
+    Raises:
+        PipelineError: with P, the bytes needed, the bytes there, and what to do.
+    """
+    needed = num_shards * file_size(num_parameters, itemsize)
+    there = shutil.disk_usage(folder).free
+    if needed > there:
+        raise PipelineError(
+            f"{num_shards} shards of P = {num_parameters:,} weights need {in_words(needed)} of disk, "
+            f"{in_words(there)} are free in {folder}: lower num_batches, choose another disk with "
+            "hydra.run.dir=FOLDER, or dtype=float32."
+        )
+
+
+def in_words(num_bytes: int) -> str:
+    """Bytes in the unit that a person would use: 45.9 GB."""
+    power = min(int(math.log10(max(num_bytes, 1))) // 3, len(UNITS) - 1)
+    return f"{num_bytes / 1000**power:.3g} {UNITS[power]}"
+
+
+def _lighter(option: str) -> str:
+    return "spectrum=topk" if option.startswith("spectrum") else "strategy=hvp"

@@ -1,0 +1,130 @@
+"""The loss as a function of the weights: here, once, for every strategy."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from pipeline.errors import PipelineError
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Params = dict[str, Tensor]
+Criterion = Callable[[Any, Any], Any]
+
+
+class Batch(NamedTuple):
+    """N samples: every tensor in `inputs` and `targets` has N as its first dimension."""
+
+    inputs: Inputs
+    targets: Any
+
+    @property
+    def num_samples(self) -> int:
+        return len(pytree.tree_leaves(self.inputs)[0])
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """The same samples elsewhere; only floating-point tensors take the dtype."""
+        return Batch(*pytree.tree_map(lambda value: _cast(value, device, dtype), tuple(self)))
+
+    def chunk(self, start: int, stop: int) -> Batch:
+        """Samples start..stop-1."""
+        return Batch(*pytree.tree_map(lambda value: value[start:stop], tuple(self)))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss(params, batch) = criterion(predict(params, inputs), targets), a 0-d tensor.
+
+    `predict` maps all samples of a batch at once, and must be a pure function of its arguments.
+    """
+
+    predict: Callable[[Params, Inputs], Any]
+    criterion: Criterion
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss of the batch.
+
+        Raises:
+            PipelineError: the criterion returned something else than one number.
+        """
+        loss: Tensor | object = self.criterion(self.predict(params, batch.inputs), batch.targets)
+        if not isinstance(loss, Tensor) or loss.ndim > 0:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise PipelineError(
+                f"the criterion returned {got}, expected a 0-d tensor: give it reduction='mean' or 'sum'."
+            )
+        return loss
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """The flat vector (P,) of named tensors, in the order of the mapping."""
+    return torch.cat([value.reshape(-1) for value in params.values()])
+
+
+def objective_of(
+    model: nn.Module,
+    criterion: Criterion,
+    parameters: Sequence[str] | str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> tuple[Objective, Params]:
+    """The objective of a module and the weights it is differentiated by, detached from the module.
+
+    parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
+    dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
+        buffers or mode.
+
+    Raises:
+        PipelineError: a pattern matches no parameter, or no parameter is left.
+    """
+    chosen = _select(model, parameters)
+
+    def copy(value: Tensor) -> Tensor:
+        copied: Tensor = _cast(value.detach().clone(), device, dtype)
+        return copied
+
+    params = {name: copy(value) for name, value in model.named_parameters() if name in chosen}
+    fixed = {name: copy(value) for name, value in model.named_parameters() if name not in chosen}
+    buffers = {name: copy(value) for name, value in model.named_buffers()}
+
+    def predict(params: Params, inputs: Inputs) -> Any:
+        state = {**buffers, **fixed, **params}
+        if isinstance(inputs, dict):
+            return functional_call(model, state, (), inputs)
+        return functional_call(model, state, inputs)
+
+    return Objective(predict, criterion), params
+
+
+def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]:
+    every = {name: value for name, value in model.named_parameters()}
+    if parameters is None:
+        chosen = {name for name, value in every.items() if value.requires_grad}
+    else:
+        patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+        matches = {pattern: fnmatch.filter(every, pattern) for pattern in patterns}
+        unmatched = [pattern for pattern, found in matches.items() if not found]
+        if unmatched:
+            raise PipelineError(
+                f"parameters: {unmatched[0]!r} matches no parameter of {type(model).__name__}: "
+                f"it has {', '.join(every)}."
+            )
+        chosen = {name for found in matches.values() for name in found}
+    if not chosen:
+        raise PipelineError(
+            f"{type(model).__name__} has no parameter that requires grad: nothing to differentiate by."
+        )
+    return chosen
+
+
+def _cast(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

@@ -1,0 +1,78 @@
+"""Checks of options: plain YAML lets any type through, so every class says in one line what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from numbers import Integral, Real
+
+from pipeline.errors import PipelineError
+
+
+def check_count(name: str, value: object, minimum: int = 1, or_null: str | None = None) -> None:
+    """Refuse what is not a whole number of at least `minimum`.
+
+    or_null: what null stands for, where the option may be null.
+    """
+    if value is None and or_null is not None:
+        return
+    if not _is_whole(value) or int(value) < minimum:  # type: ignore[call-overload]
+        remedy = f", or null ({or_null})" if or_null is not None else ""
+        raise PipelineError(f"{name}={value!r}: give a whole number of at least {minimum}{remedy}.")
+
+
+def check_counts(name: str, value: object, minimum: int = 1) -> tuple[int, ...]:
+    """The list as a tuple; refuse what is not a list of whole numbers of at least `minimum`."""
+    fits = isinstance(value, Sequence) and not isinstance(value, str)
+    if fits:
+        items = list(value)  # type: ignore[call-overload]
+        fits = all(_is_whole(item) and item >= minimum for item in items)
+    if not fits:
+        raise PipelineError(
+            f"{name}={value!r}: give a list of whole numbers of at least {minimum}, such as [32]."
+        )
+    return tuple(int(item) for item in items)
+
+
+def check_number(
+    name: str,
+    value: object,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Refuse what is not a finite number within the bounds: > above, ≥ minimum, < below."""
+    fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    if fits:
+        number = float(value)  # type: ignore[arg-type]
+        fits = (
+            (above is None or number > above)
+            and (minimum is None or number >= minimum)
+            and (below is None or number < below)
+        )
+    if not fits:
+        bounds = {"above": above, "of at least": minimum, "below": below}
+        rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        raise PipelineError(f"{name}={value!r}: give a number {rule}".rstrip() + ".")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is not one of the known names."""
+    if value not in known:
+        raise PipelineError(f"{name}={value!r}: choose one of {', '.join(known)}.")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise PipelineError(f"{name}={value!r}: give true or false.")
+
+
+def check_text(name: str, value: object, example: str) -> None:
+    """Refuse what is not a string, or is an empty one."""
+    if not isinstance(value, str) or not value:
+        raise PipelineError(f"{name}={value!r}: give a text such as {example}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

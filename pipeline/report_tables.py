@@ -1,0 +1,168 @@
+"""The tables of the report as rows of text, from the spectra, the training history and the files of a run."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.report_words import HEADLINE, UNKNOWN, number, percent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.folder import RunFolder
+    from pipeline.shards import Results
+
+Array = NDArray[Any]
+Rows = list[list[str]]
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "dask", "hydra-core", "mlflow", "matplotlib")
+
+
+def read_history(path: Path) -> dict[str, Array]:
+    """The columns of a training history, NaN where a cell is empty; no columns if there is no such file.
+
+    Raises:
+        PipelineError: a cell is not a number.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    try:
+        cells = [[float(cell) if cell else np.nan for cell in row] for row in rows]
+        columns = np.array(cells, float).reshape(len(rows), len(header)).T
+    except ValueError as error:
+        raise PipelineError(
+            f"{path} is no table of numbers ({error}): delete it, the report does without."
+        ) from None
+    return dict(zip(header, columns, strict=True)) if rows else {}
+
+
+def headline(results: Results, history: Mapping[str, Array]) -> list[tuple[str, Rows]]:
+    """Groups of (name, symbol, value, meaning); numbers that are not defined for this run are left out."""
+    groups = []
+    rounded = {key: number(value, 2) for key, value in results.attrs.items()}
+    for title, quantities in HEADLINE.items():
+        known = [q for q in quantities if q.key in results.attrs]
+        rows = [
+            [q.name, q.symbol, number(results.attrs[q.key]), q.meaning.format_map(rounded)] for q in known
+        ]
+        if rows:
+            groups.append((title, rows))
+    training = _training(history)
+    return [*groups, ("Training", training)] if training else groups
+
+
+def _training(history: Mapping[str, Array]) -> Rows:
+    rows = []
+    for who, samples in (("train", "training"), ("test", "test")):
+        for kind, show in (("loss", number), ("accuracy", percent)):
+            values = history.get(f"{who}_{kind}", np.empty(0))
+            if len(values) and np.isfinite(values[-1]):
+                step = int(history["step"][-1])
+                meaning = f"On all {samples} samples, at the last step of training, {step:,}."
+                rows.append([f"{samples} {kind}", "", show(float(values[-1])), meaning])
+    return rows
+
+
+def batches(results: Results) -> Rows:
+    """A row a batch, and the mean matrix as the last row."""
+    columns = ["loss", "gradient_norm", "trace", "frobenius_norm", "lambda_max"]
+    own = ["distance_to_mean", "overlap_with_mean"]
+    arrays, attrs = results.arrays, results.attrs
+    rows = []
+    for b, num_samples in enumerate(arrays["batches/num_samples"]):
+        values = [number(float(arrays[f"batches/{name}"][b])) for name in columns + own]
+        rows.append([str(b), number(int(num_samples)), *values])
+    mean = [number(attrs.get(name)) for name in columns]
+    return [*rows, ["mean", number(attrs["num_samples"]), *mean, *[UNKNOWN] * len(own)]]
+
+
+def layers(results: Results) -> Rows:
+    """A row a parameter: name, shape, weights; trace, largest eigenvalue and norm of its diagonal block."""
+    arrays = results.arrays
+    sizes = np.diff(arrays["parameters/offsets"])
+    rows = []
+    for i, (name, shape) in enumerate(
+        zip(arrays["parameters/names"], arrays["parameters/shapes"], strict=True)
+    ):
+        eigenvalues = arrays.get(f"layers/{name}/eigenvalues", np.empty(0))
+        largest = float(eigenvalues.max()) if len(eigenvalues) else None
+        trace, norm = float(arrays["layers/trace"][i]), float(arrays["layers/block_norms"][i, i])
+        rows.append([str(name), _shape(str(shape)), *map(number, (int(sizes[i]), trace, largest, norm))])
+    return rows
+
+
+def _shape(shape: str) -> str:
+    inner = shape.strip("()[] ").rstrip(",")
+    return " × ".join(part.strip() for part in inner.split(",")) if inner else "scalar"
+
+
+def steps(results: Mapping[int, Results]) -> Rows:
+    """A row a step: loss, gradient norm, largest and smallest eigenvalue, trace, negative eigenvalues."""
+    names = ["loss", "gradient_norm", "lambda_max", "lambda_min", "trace", "num_negative_eigenvalues"]
+    return [
+        [number(step), *(number(each.attrs.get(name)) for name in names)] for step, each in results.items()
+    ]
+
+
+def versions(results: Results) -> Rows:
+    """What the report was written with; a version that the shards recorded is the one that computed them."""
+    rows = [["Python", platform.python_version()]]
+    for package in PACKAGES:
+        try:
+            rows.append([package, metadata.version(package)])
+        except metadata.PackageNotFoundError:
+            continue
+    recorded = [
+        [key.replace("_", " "), str(results.attrs[key])] for key in ("torch_version",) if key in results.attrs
+    ]
+    return [*rows, *recorded, ["platform", f"{platform.system()} {platform.machine()}"]]
+
+
+def files(folder: RunFolder) -> Rows:
+    """What lies in the run folder, by its name there; what is not there is left out."""
+    described = {
+        "shards": "the matrices: one HDF5 file a step and batch, and the mean of each step",
+        "spectra": "all arrays behind these figures: one HDF5 file a step",
+        "checkpoints": "weights as safetensors at each step, and the training history",
+        "figures": "the figures of this page as PNG, 300 dots an inch",
+        ".hydra": "the config as it was resolved, and the overrides of the command line",
+        "summary.json": "the headline numbers, by the names they have in the tracker",
+        "run.log": "what the run logged",
+    }
+    return [[name, meaning] for name, meaning in described.items() if (folder.path / name).exists()]
+
+
+def load_config(folder: RunFolder, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], str, str]:
+    """The config as a mapping and as YAML, and the command that began the run (empty if it is not known)."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    saved, overrides = (folder.path / ".hydra" / name for name in ("config.yaml", "overrides.yaml"))
+    if config is not None:
+        tree: Any = OmegaConf.create(dict(config))
+    else:
+        tree = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create({})
+    with suppress(OmegaConfBaseException):  # what only the run itself could resolve stays as it is written
+        OmegaConf.resolve(tree)
+    command = ""
+    if overrides.is_file():
+        words = [str(word) for word in OmegaConf.load(overrides)]
+        command = shlex.join(["python", "-m", "pipeline.run", *words])
+    plain = OmegaConf.to_container(tree)
+    assert isinstance(plain, dict)
+    return (
+        {str(key): value for key, value in plain.items()},
+        OmegaConf.to_yaml(tree) if plain else "",
+        command,
+    )

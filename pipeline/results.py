@@ -1,0 +1,52 @@
+"""What a run left behind, from Python: `pipeline.open_run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.shards import Results, Shard, open_shard, read_results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run folder, read as it is asked for."""
+
+    folder: RunFolder
+
+    @cached_property
+    def shards(self) -> dict[int, list[Shard]]:
+        """The shards of each step, in batch order."""
+        return {
+            step: [open_shard(path) for path in self.folder.shard_paths(step)]
+            for step in self.folder.shard_steps()
+        }
+
+    @cached_property
+    def spectra(self) -> dict[int, Results]:
+        """The spectra file of each step: `.attrs` and `.arrays["mean/eigenvalues"]` and so on."""
+        return {step: read_results(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers of the last step; empty before the run has aggregated."""
+        path = self.folder.summary
+        summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return summary
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder: `.shards`, `.spectra`, `.summary`.
+
+    Raises:
+        PipelineError: there is no such folder, or no run has written to it.
+    """
+    run = RunFolder(Path(folder))
+    if not any(path.exists() for path in (run.config, run.shards, run.spectra)):
+        raise PipelineError(f"{folder} is not a run folder: it has neither config.yaml nor shards.")
+    return Run(run)

@@ -1,0 +1,182 @@
+"""The composition root: from the command line to a report. The only module that imports Hydra.
+
+    python -m pipeline.run model=mlp strategy=func
+
+Config -> data, model, criterion -> the four stages of `pipeline.stages`, in a folder that no other process
+works in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from inspect import Parameter, signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pipeline.config import Config, Stage, check_settings, run_name, settle
+from pipeline.errors import PipelineError
+from pipeline.explain import explain
+from pipeline.folder import RunFolder
+
+SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+log = logging.getLogger("pipeline")
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def run(config: DictConfig, folder: RunFolder) -> None:
+    """Do what the config asks for, and leave it in the folder."""
+    check_settings(plain(config))
+    wanted = set(config.stages)
+    with folder.lock():
+        subject = build_subject(config) if wanted & {Stage.train, Stage.compute} else None
+        settings = settle(folder, plain(config), computing=subject is not None)
+        from pipeline import stages  # torch and all the rest: not before the config is known to be right
+
+        strategy, spectrum, tracking = (
+            build(config, group) for group in ("strategy", "spectrum", "tracking")
+        )
+        if subject is not None:
+            stages.check_plan(folder, subject, settings, strategy, spectrum)
+        with tracking.start(folder, *_labels(settings), _sweep()) as tracked:
+            diary = stages.Diary(folder, tracked)
+            if subject is not None and Stage.train in wanted:
+                stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
+            if subject is not None and Stage.compute in wanted:
+                stages.compute(diary, subject, settings, build(config, "matrix"), strategy)
+            if Stage.aggregate in wanted:
+                stages.aggregate(diary, spectrum, build(config, "cluster"))
+            if Stage.report in wanted:
+                stages.report(diary, settings)
+            diary.close()
+
+
+def build(config: DictConfig, group: str) -> Any:
+    """The object that a group's options describe.
+
+    A user's own class (`model._target_=his_package.HisNet`) takes the place of the one that the option file
+    names, so it gets those options of the file that it has parameters for, and all that were given on the
+    command line.
+    """
+    options = config[group]
+    target = _locate(group, options._target_)
+    parameters = signature(target).parameters
+    if not options._target_.startswith("pipeline.") and not _takes_any(parameters):
+        given = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
+        strange = [
+            key for key in options if key not in ("_target_", *parameters) and f"{group}.{key}" not in given
+        ]
+        if strange:
+            log.info("%s: %s takes no %s: left out.", group, options._target_, ", ".join(map(str, strange)))
+            with open_dict(config):
+                for key in strange:
+                    del options[key]
+    return hydra.utils.instantiate(options, _convert_="all")
+
+
+def build_subject(config: DictConfig) -> Any:
+    """Model, data and criterion on their device; what the data says of its sizes is put into the config."""
+    import torch
+
+    from pipeline.data import as_samples
+    from pipeline.subject import Subject
+
+    device, dtype = build(config, "device").setup(), getattr(torch, config.dtype.value)
+    samples = as_samples(build(config, "data").load())
+    with open_dict(config):
+        config.data.input_shape = list(samples.input_shape)
+        config.data.num_outputs = samples.num_outputs
+    torch.manual_seed(config.seed)
+    model, criterion = build(config, "model"), build(config, "criterion")
+    return Subject.on(device, dtype, model, criterion, samples, config.data.get("batch_size"))
+
+
+def build_training(config: DictConfig, folder: RunFolder, tracking: Any) -> Any:
+    """The training; weights that are named by an MLflow run are copied into the run folder first."""
+    path = config.training.get("path")
+    if isinstance(path, str) and path.startswith("runs:/"):
+        config.training.path = str(tracking.fetch(path, folder.checkpoints / "fetched"))
+    return build(config, "training")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as nested dicts, with every interpolation resolved."""
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    return settings
+
+
+def _locate(group: str, target: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PipelineError(
+            f"{group}._target_={target} cannot be imported ({error}): "
+            "check its name, and that its folder is on PYTHONPATH."
+        ) from None
+    return found
+
+
+def _takes_any(parameters: Any) -> bool:
+    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _labels(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The run's name, params and tags in the tracker."""
+    hydra_config = HydraConfig.get()
+    choices = {
+        group: str(choice) for group, choice in hydra_config.runtime.choices.items() if "/" not in group
+    }
+    return (
+        run_name(choices, hydra_config.overrides.task, settings),
+        settings,
+        {"command": settings.get("command", "")},
+    )
+
+
+def _sweep() -> Path | None:
+    hydra_config = HydraConfig.get()
+    return Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def job(config: DictConfig) -> None:
+    """What Hydra calls once for a run, and once for each job of a sweep."""
+    try:
+        run(config, RunFolder(Path(HydraConfig.get().runtime.output_dir)))
+    except Exception as error:
+        if line := explain(error):
+            log.error("%s", line)
+        else:
+            log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN or SHOW_TRACEBACKS:
+            raise  # the other jobs of a sweep go on, and Hydra ends with status 1
+        sys.exit(1)
+
+
+def main() -> None:
+    """The command: mistakes are told in one line, with status 1; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    if SHOW_TRACEBACKS:
+        job()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print in a form of its own
+    try:
+        job()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not HydraConfig.initialized():  # the mistake came before a job could tell it
+            print(explain(error) or f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

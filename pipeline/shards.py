@@ -1,0 +1,395 @@
+"""Shards: symmetric matrices on disk, a triangle of tiles in an HDF5 file. The only module that imports h5py.
+
+A shard holds one symmetric (P, P) matrix in `/matrix`, chunked (b, b). Only chunks that touch the lower
+triangle are written; everything above the diagonal reads as NaN in any HDF5 tool. `/checksums` holds a CRC-32
+a chunk, because HDF5's own checksum does not notice a chunk that was replaced by zeros. A file is written
+under a temporary name and takes its final one when it is whole and on disk, so a shard that exists is
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.folder import replacing
+from pipeline.layout import Layout
+
+FORMAT_VERSION = 1
+TILE = 512
+RECOMPUTE = "delete it and run again, which recomputes this file alone"
+Array = NDArray[Any]
+Tile = tuple[int, int]
+
+
+class ShardWriter:
+    """Collects rectangles of a symmetric matrix and writes each tile as soon as its lower part is there.
+
+    Memory: the tiles that are begun and not full; strategies that go row by row keep one row of tiles, b·P
+        numbers. Use it through `write_shard`.
+    """
+
+    def __init__(self, file: h5py.File, layout: Layout, dtype: str, tile: int) -> None:
+        self.num_rows = layout.num_parameters
+        self.tile = min(tile, self.num_rows)
+        shape, chunks = (self.num_rows, self.num_rows), (self.tile, self.tile)
+        self._matrix = file.create_dataset("matrix", shape, dtype, chunks=chunks, fillvalue=np.nan)
+        self._matrix.attrs["triangle"] = "lower"
+        self.num_tile_rows = -(-self.num_rows // self.tile)
+        self._checksums = np.zeros((self.num_tile_rows, self.num_tile_rows), np.uint32)
+        self._begun: dict[Tile, tuple[Array, int]] = {}
+        self._num_written = 0
+
+    def add(self, rows: slice, cols: slice, values: Array) -> None:
+        """Take the entries rows x cols; those above the diagonal are ignored.
+
+        Raises:
+            PipelineError: a tile that is full holds a NaN or an infinity.
+        """
+        b = self.tile
+        for i in range(rows.start // b, -(-rows.stop // b)):
+            for j in range(cols.start // b, min(-(-cols.stop // b), i + 1)):
+                self._fill((i, j), rows, cols, values)
+
+    def put(self, tile: Tile, values: Array) -> None:
+        """Take the whole tile (i, j), j <= i, as (b, b) numbers; the last row and column of tiles are cut at P."""
+        i, j = tile
+        b, n = self.tile, self.num_rows
+        self._fill(tile, slice(i * b, min(i * b + b, n)), slice(j * b, min(j * b + b, n)), values)
+
+    def _fill(self, tile: Tile, rows: slice, cols: slice, values: Array) -> None:
+        i, j = tile
+        b = self.tile
+        top, bottom = max(rows.start, i * b), min(rows.stop, i * b + b, self.num_rows)
+        left, right = max(cols.start, j * b), min(cols.stop, j * b + b, self.num_rows)
+        part = values[top - rows.start : bottom - rows.start, left - cols.start : right - cols.start]
+        buffer, missing = self._begun.pop(tile, None) or (
+            np.full((b, b), np.nan, self._matrix.dtype),
+            self._size(tile),
+        )
+        inside = buffer[top - i * b : bottom - i * b, left - j * b : right - j * b]
+        if i == j:
+            lower = np.arange(top, bottom)[:, None] >= np.arange(left, right)
+            inside[lower] = part[lower]
+            missing -= int(lower.sum())
+        else:
+            inside[...] = part
+            missing -= part.size
+        if missing > 0:
+            self._begun[tile] = buffer, missing
+        else:
+            self._write(tile, buffer)
+
+    def _size(self, tile: Tile) -> int:
+        height, width = (min(self.tile, self.num_rows - k * self.tile) for k in tile)
+        return height * (height + 1) // 2 if tile[0] == tile[1] else height * width
+
+    def _write(self, tile: Tile, buffer: Array) -> None:
+        if np.isfinite(buffer).sum() != self._size(tile):
+            i, j = (k * self.tile for k in tile)
+            raise PipelineError(
+                f"the matrix has NaN or infinite entries (near row {i}, column {j}): "
+                "look at the loss and the weights of this checkpoint, or use dtype=float64."
+            )
+        content = buffer.tobytes()
+        self._matrix.id.write_direct_chunk((tile[0] * self.tile, tile[1] * self.tile), content)
+        self._checksums[tile] = zlib.crc32(content)
+        self._num_written += 1
+
+    def close(self) -> Array:
+        """The checksums; every tile of the triangle must have been filled."""
+        expected = self.num_tile_rows * (self.num_tile_rows + 1) // 2
+        if self._num_written != expected:
+            raise ValueError(
+                f"{expected - self._num_written} of {expected} tiles of the triangle were never filled"
+            )
+        return self._checksums
+
+
+@contextmanager
+def write_shard(
+    path: Path, layout: Layout, dtype: str, attrs: Mapping[str, Any], gradient: Array, tile: int = TILE
+) -> Iterator[ShardWriter]:
+    """Write the shard `path` through the writer that the body gets; nothing is at `path` unless all of it went well.
+
+    Raises:
+        PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
+    """
+    try:
+        with replacing(path) as partial, h5py.File(partial, "w", libver=("earliest", "v110")) as file:
+            writer = ShardWriter(file, layout, dtype, tile)
+            yield writer
+            file["checksums"] = writer.close()
+            file["gradient"] = gradient
+            file["parameters/names"] = np.array(layout.names, dtype=h5py.string_dtype())
+            file["parameters/shapes"] = np.array(
+                [json.dumps(s) for s in layout.shapes], dtype=h5py.string_dtype()
+            )
+            file["parameters/offsets"] = np.array(layout.offsets)
+            file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "dtype": dtype, "complete": True})
+    except OSError as error:
+        raise PipelineError(
+            f"{path} could not be written ({error.strerror or error}): make room or choose another folder; "
+            "what was complete before is kept."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One matrix on disk. Holds no open file, so it can be handed to other processes.
+
+    path: the file. attrs: its root attributes. parameters: order of rows and columns. tile: b. dtype: of the matrix.
+    """
+
+    path: Path
+    attrs: dict[str, Any]
+    parameters: Layout
+    tile: int
+    dtype: np.dtype[Any]
+
+    @property
+    def num_rows(self) -> int:
+        """P."""
+        return self.parameters.num_parameters
+
+    @cached_property
+    def gradient(self) -> Array:
+        """(P,), the gradient of the loss on this shard's batch."""
+        with _reading(self.path) as file:
+            return np.asarray(file["gradient"][:])
+
+    def tiles(self, wanted: Iterable[Tile] | None = None) -> Iterator[tuple[Tile, Array]]:
+        """The tiles (i, j), j <= i, of the lower triangle, each cut to the matrix; all of them if none are named.
+
+        In a tile on the diagonal the entries above the diagonal are NaN.
+
+        Raises:
+            PipelineError: a tile is not what was written.
+        """
+        b, n = self.tile, self.num_rows
+        with _reading(self.path) as file:
+            matrix, checksums = file["matrix"], file["checksums"][:]
+            for i, j in self.tile_indices() if wanted is None else wanted:
+                try:
+                    content = matrix.id.read_direct_chunk((i * b, j * b))[1]
+                except (OSError, RuntimeError, ValueError):
+                    content = b""
+                if zlib.crc32(content) != checksums[i, j] or len(content) != b * b * self.dtype.itemsize:
+                    raise _damaged(self.path, f"tile ({i}, {j}) does not match its checksum")
+                whole = np.frombuffer(content, self.dtype).reshape(b, b)
+                yield (i, j), whole[: min(b, n - i * b), : min(b, n - j * b)]
+
+    def tile_indices(self) -> list[Tile]:
+        """All (i, j), j <= i, row by row."""
+        return [(i, j) for i in range(-(-self.num_rows // self.tile)) for j in range(i + 1)]
+
+    def dense(self) -> Array:
+        """The symmetric matrix, (P, P)."""
+        everything = slice(0, self.num_rows)
+        return self.block(everything, everything)
+
+    def block(self, rows: slice, cols: slice) -> Array:
+        """The entries rows x cols of the matrix; only the tiles that they lie in are read."""
+        b = self.tile
+        out = np.empty((rows.stop - rows.start, cols.stop - cols.start), self.dtype)
+        wanted = {
+            (max(i, j), min(i, j))
+            for i in range(rows.start // b, -(-rows.stop // b))
+            for j in range(cols.start // b, -(-cols.stop // b))
+        }
+        for (i, j), tile in self.tiles(sorted(wanted)):
+            whole = mirrored(tile) if i == j else tile
+            _copy(whole, (i * b, j * b), out, rows, cols)
+            if i != j:
+                _copy(whole.T, (j * b, i * b), out, rows, cols)
+        return out
+
+    def matvec(self, vectors: Array, rows: slice | None = None) -> Array:
+        """The matrix times (P, m) vectors, in one pass over the file, each tile used for both triangles.
+
+        rows: multiply the principal submatrix of these rows and columns alone; vectors are as long as it is.
+        """
+        b, span = self.tile, rows or slice(0, self.num_rows)
+        tiles = range(span.start // b, -(-span.stop // b))
+        shape = (self.num_rows, *vectors.shape[1:])
+        full = np.zeros(shape, vectors.dtype)
+        full[span] = vectors
+        out = np.zeros(shape, np.result_type(self.dtype, vectors.dtype))
+        for (i, j), tile in self.tiles((i, j) for i in tiles for j in tiles if j <= i):
+            r, c = slice(i * b, i * b + tile.shape[0]), slice(j * b, j * b + tile.shape[1])
+            out[r] += (mirrored(tile) if i == j else tile) @ full[c]
+            if i != j:
+                out[c] += tile.T @ full[r]
+        return out[span]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A principal submatrix of a stored matrix, or all of it if `rows` is None; it can be sent to other processes."""
+
+    path: Path
+    rows: slice | None = None
+
+    @cached_property
+    def _shard(self) -> Shard:
+        return open_shard(self.path)
+
+    @property
+    def num_rows(self) -> int:
+        return self._shard.num_rows if self.rows is None else self.rows.stop - self.rows.start
+
+    def dense(self) -> Array:
+        return self._shard.dense() if self.rows is None else self._shard.block(self.rows, self.rows)
+
+    def matvec(self, vectors: Array) -> Array:
+        return self._shard.matvec(vectors, self.rows)
+
+    def held(self) -> Held:
+        """The same matrix in memory."""
+        return Held(self.dense())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
+
+    values: Array
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.values)
+
+    def dense(self) -> Array:
+        return self.values
+
+    def matvec(self, vectors: Array) -> Array:
+        product: Array = self.values @ vectors.astype(self.values.dtype)
+        return product
+
+
+def open_shard(path: str | Path) -> Shard:
+    """Open a shard: `.dense()`, `.matvec(V)`, `.tiles()`, `.gradient`, `.attrs`, `.parameters`.
+
+    Raises:
+        PipelineError: there is no such file, it is no shard, it is cut short, or a newer version wrote it.
+    """
+    path = Path(path)
+    with _reading(path) as file:
+        version = file.attrs.get("format_version")
+        if version is None or "matrix" not in file:
+            raise PipelineError(f"{path} is not a shard: it has no /matrix and format_version.")
+        if version > FORMAT_VERSION:
+            raise PipelineError(
+                f"{path} has format version {version}, this program reads up to {FORMAT_VERSION}: use a newer program."
+            )
+        if not file.attrs.get("complete", False):
+            raise _damaged(path, "it was never completed")
+        attrs = {name: _plain(value) for name, value in file.attrs.items()}
+        names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
+        layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
+        return Shard(path, attrs, layout, file["matrix"].chunks[0], file["matrix"].dtype)
+
+
+def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: slice) -> None:
+    """Copy what a tile at `corner` and `out`, the entries rows x cols, have in common."""
+    (top, left), (height, width) = corner, tile.shape
+    r = slice(max(top, rows.start), min(top + height, rows.stop))
+    c = slice(max(left, cols.start), min(left + width, cols.stop))
+    if r.start < r.stop and c.start < c.stop:
+        part = tile[r.start - top : r.stop - top, c.start - left : c.stop - left]
+        out[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start] = part
+
+
+def file_size(num_rows: int, itemsize: int, tile: int = TILE) -> int:
+    """Bytes of a shard of a (P, P) matrix: its triangle of tiles, and 1 MB for all the rest."""
+    b = min(tile, num_rows)
+    num_tile_rows = -(-num_rows // b)
+    return num_tile_rows * (num_tile_rows + 1) // 2 * b * b * itemsize + 2**20
+
+
+def mirrored(tile: Array) -> Array:
+    """A tile on the diagonal, with its lower part mirrored to the upper."""
+    return np.where(np.tri(len(tile), dtype=bool), tile, tile.T)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Named numbers and arrays from one file."""
+
+    attrs: dict[str, Any]
+    arrays: dict[str, Array]
+
+
+def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
+    try:
+        with replacing(path) as partial, h5py.File(partial, "w", libver=("earliest", "v110")) as file:
+            file.attrs.update(attrs)
+            for name, values in arrays.items():
+                array = np.asarray(values)
+                file[name] = array.astype(h5py.string_dtype()) if array.dtype.kind in "UO" else array
+    except OSError as error:
+        raise PipelineError(f"{path} could not be written ({error.strerror or error}): make room.") from error
+
+
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote."""
+    with _reading(path) as file:
+        arrays: dict[str, Array] = {}
+        file.visititems(
+            lambda name, item: arrays.update({name: _values(item)} if isinstance(item, h5py.Dataset) else {})
+        )
+        return Results({name: _plain(value) for name, value in file.attrs.items()}, arrays)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Read whole arrays by name from anyone's HDF5 file.
+
+    Raises:
+        PipelineError: the file cannot be read, or has no array of that name.
+    """
+    with _reading(path, "give another file") as file:
+        present: list[str] = []
+        file.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            if name not in present:
+                raise PipelineError(f"{path} has no array {name!r}: it has {', '.join(present) or 'none'}.")
+        return {name: _values(file[name]) for name in names}
+
+
+@contextmanager
+def _reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise _damaged(path, "HDF5 cannot open it", remedy) from error
+    with file:
+        try:
+            yield file
+        except (KeyError, OSError, RuntimeError) as error:
+            raise _damaged(path, str(error).strip("'\""), remedy) from error
+
+
+def _damaged(path: Path, why: str, remedy: str = RECOMPUTE) -> PipelineError:
+    return PipelineError(f"{path} is damaged ({why}): {remedy}.")
+
+
+def _values(dataset: h5py.Dataset) -> Array:
+    return np.asarray(dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()])
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,7 @@
+"""What is extracted from a stored symmetric matrix: eigenvalues, top eigenvectors, density, numbers."""
+
+from pipeline.spectrum.exact import Exact
+from pipeline.spectrum.protocol import Decomposition, Spectrum, SymmetricMatrix
+from pipeline.spectrum.topk import TopK
+
+__all__ = ["Decomposition", "Exact", "Spectrum", "SymmetricMatrix", "TopK"]

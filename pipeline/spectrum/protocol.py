@@ -1,0 +1,61 @@
+"""What the choices of this group share: the matrix they are given and the spectrum they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Matvec = Callable[[Array], Array]  # (P, m) -> (P, m): the symmetric matrix times m vectors, one pass over it
+
+
+class SymmetricMatrix(Protocol):
+    """A real symmetric matrix, in memory or on disk."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def dense(self) -> Array:
+        """The whole matrix, (P, P), both triangles."""
+        ...
+
+    def matvec(self, vectors: Array) -> Array:
+        """The matrix times (P, m) vectors: one pass over what is stored, whatever m is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of one symmetric matrix and the eigenvectors of its algebraically largest ones."""
+
+    eigenvalues: Array  # ascending: all P, or those found, the bottom ones before the top ones
+    top_eigenvalues: Array  # (k,) descending
+    top_eigenvectors: Array  # (P, k), column j belongs to top_eigenvalues[j]
+    residuals: Array  # (k,) ‖H v − λ v‖
+    complete: bool  # whether eigenvalues holds all P
+
+
+class Decomposition(Protocol):
+    """A choice of conf/spectrum: what is extracted from a stored matrix."""
+
+    @property
+    def num_top(self) -> int: ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the matrix is to be handed over in memory; else `matvec` reads it from disk at each pass."""
+        ...
+
+    def decompose(self, matrix: SymmetricMatrix) -> Spectrum: ...
+
+    def of_batch(self) -> Decomposition:
+        """What is extracted from each batch's own matrix, of which there are many."""
+        ...
+
+    def memory(self, num_rows: int, itemsize: int) -> int:
+        """Bytes that `decompose` holds at its peak, the copy that `dense()` returns included."""
+        ...

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import PipelineError
+from pipeline.options import check_count, check_number
+from pipeline.spectrum.lanczos import RitzPairs, extremal_eigenpairs, kept_at_restart
+from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
+
+BLOCKS_PER_BASIS = 12  # a longer basis saves hardly a pass on spectra of Hessians
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The num_top largest and num_bottom smallest eigenvalues (with sign), by block Lanczos passes on disk.
+
+    A pair is taken when ‖H v − θ v‖ ≤ tolerance · |λ|max, so an eigenvalue that stands apart by a gap g from
+    the rest is right to tolerance² · |λ|max² / g, and one inside the bulk to tolerance · |λ|max. The basis is
+    float64 whatever the matrix is stored in. Both numbers are capped by P.
+
+    Cost: 8 to 15 passes over the matrix on Hessians with num_top = 10, O(P² block_size) FLOP each.
+    Memory: about 2 · max_columns vectors, twice for a moment at a restart; the matrix itself is never held.
+    """
+
+    num_top: int = 10
+    num_bottom: int = 1
+    tolerance: float = 1e-6
+    max_passes: int = 100
+    block_size: int | None = None  # vectors multiplied in one pass; None: 2 · max(num_top, num_bottom)
+    max_columns: int | None = None  # vectors of the basis at which it restarts; None: 12 blocks
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("spectrum.num_top", self.num_top)
+        check_count("spectrum.num_bottom", self.num_bottom, minimum=0)
+        check_number("spectrum.tolerance", self.tolerance, above=0, below=1)
+        check_count("spectrum.max_passes", self.max_passes)
+        # A Krylov space holds at most block_size copies of a multiple eigenvalue: fewer would miss some.
+        widest = max(self.num_top, self.num_bottom)
+        check_count("spectrum.block_size", self.block_size, minimum=widest, or_null=f"{2 * widest}")
+        # Each restart forgets a part: with room for less than three new blocks, nearly all that was gained.
+        fewest = self.num_top + self.num_bottom + 3 * self.num_columns_per_pass
+        check_count("spectrum.max_columns", self.max_columns, minimum=fewest, or_null="12 blocks")
+        check_count("spectrum.seed", self.seed, minimum=0)
+
+    @property
+    def num_columns_per_pass(self) -> int:
+        return self.block_size or 2 * max(self.num_top, self.num_bottom)
+
+    @property
+    def num_columns_at_most(self) -> int:
+        return self.max_columns or BLOCKS_PER_BASIS * self.num_columns_per_pass
+
+    @property
+    def in_memory(self) -> bool:
+        return False
+
+    def of_batch(self) -> TopK:
+        return self
+
+    def decompose(self, matrix: SymmetricMatrix) -> Spectrum:
+        """The spectrum's two ends.
+
+        Raises:
+            PipelineError: if a residual is above its bound after `max_passes`, or a product is not finite.
+        """
+        num_top = min(self.num_top, matrix.num_rows)
+        num_bottom = min(self.num_bottom, matrix.num_rows - num_top)
+        pairs = extremal_eigenpairs(
+            matrix.matvec,
+            matrix.num_rows,
+            num_top=num_top,
+            num_bottom=num_bottom,
+            tolerance=self.tolerance,
+            max_passes=self.max_passes,
+            block_size=self.num_columns_per_pass,
+            max_columns=self.num_columns_at_most,
+            seed=self.seed,
+        )
+        if not pairs.converged:
+            raise PipelineError(_not_converged(pairs, self))
+        return Spectrum(
+            eigenvalues=pairs.values,
+            top_eigenvalues=pairs.values[num_bottom:][::-1].copy(),
+            top_eigenvectors=pairs.vectors[:, num_bottom:][:, ::-1].copy(),
+            residuals=pairs.residuals[num_bottom:][::-1].copy(),
+            complete=len(pairs.values) == matrix.num_rows,
+        )
+
+    def memory(self, num_rows: int, itemsize: int) -> int:
+        """Bytes at the peak, which is a restart; what `matvec` needs beside its result is not in it."""
+        num_top, num_bottom = min(self.num_top, num_rows), min(self.num_bottom, num_rows)
+        block, columns = min(self.num_columns_per_pass, num_rows), min(self.num_columns_at_most, num_rows)
+        kept = 0
+        if columns < num_rows:
+            kept = sum(kept_at_restart(num_top, num_bottom, block, columns))
+        vectors = 2 * (columns + kept) + 8 * block + 3 * (num_top + num_bottom)
+        return 8 * num_rows * vectors + 4 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
+
+
+def _not_converged(pairs: RitzPairs, options: TopK) -> str:
+    above = pairs.residuals > pairs.bound
+    residuals = ", ".join(f"{r:.1e}" for r in pairs.residuals[above][:5])
+    more = f" and {above.sum() - 5} more" if above.sum() > 5 else ""
+    return (
+        f"spectrum=topk: {above.sum()} of {len(above)} eigenpairs have not converged in {pairs.num_passes} "
+        f"passes (residuals {residuals}{more}, allowed {pairs.bound:.1e}): raise "
+        f"spectrum.max_passes={options.max_passes} or spectrum.tolerance={options.tolerance:g}, "
+        "or choose spectrum=exact."
+    )

@@ -1,0 +1,220 @@
+"""The four stages of a run, and the diary in which each writes down its numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.cluster import Cluster
+from pipeline.config import Stage
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder, write_atomically
+from pipeline.limits import available_memory, check_disk, check_memory, in_words
+from pipeline.matrix import Matrix
+from pipeline.results import open_run
+from pipeline.spectrum import Decomposition
+from pipeline.strategy import Strategy
+from pipeline.subject import Subject
+from pipeline.terminal import table
+from pipeline.tracking import TrackedRun
+from pipeline.training import Training
+
+log = logging.getLogger("pipeline")
+
+HEADLINE = {  # the numbers of the table at the end, and how they are printed
+    "num_parameters": ("weights P", "{:,.0f}"),
+    "num_samples": ("samples N", "{:,.0f}"),
+    "num_batches": ("batches", "{:,.0f}"),
+    "train_loss": ("training loss", "{:.4g}"),
+    "train_accuracy": ("training accuracy", "{:.2%}"),
+    "test_accuracy": ("test accuracy", "{:.2%}"),
+    "lambda_max": ("λ max", "{:.6g}"),
+    "lambda_min": ("λ min", "{:.6g}"),
+    "trace": ("trace", "{:.6g}"),
+    "frobenius_norm": ("Frobenius norm", "{:.6g}"),
+    "num_negative_eigenvalues": ("negative eigenvalues", "{:,.0f}"),
+    "effective_rank": ("effective rank", "{:.1f}"),
+    "gradient_share_in_top_eigenspace": ("gradient in top eigenspace", "{:.1%}"),
+    "mean_distance_between_batch_and_mean": ("distance of a batch from the mean", "{:.3f}"),
+    "mean_overlap_between_batches": ("overlap of two batches' top spaces", "{:.3f}"),
+}
+
+
+class Diary:
+    """What a run has to say: to the terminal, to the tracker, and in summary.json."""
+
+    def __init__(self, folder: RunFolder, tracked: TrackedRun) -> None:
+        self.folder = folder
+        self.tracked = tracked
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time one stage."""
+        start = time.perf_counter()
+        yield
+        self._seconds[f"seconds_{stage.value}"] = time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
+        run = open_run(self.folder.path)
+        numbers: dict[str, float] = {
+            key: run.summary[key] for key in run.summary if key.startswith("seconds_")
+        }
+        numbers |= self._seconds
+        if self.folder.history.exists():
+            with self.folder.history.open(newline="") as file:
+                *_, last = csv.DictReader(file)
+            numbers |= {key: float(value) for key, value in last.items() if key != "step" and value}
+        if run.spectra:
+            numbers |= headline(run.spectra[max(run.spectra)].attrs)
+        return numbers
+
+    def close(self) -> None:
+        """Write summary.json, log its numbers and all files that are there, and print the table."""
+        numbers = self.summary()
+        write_atomically(self.folder.summary, json.dumps(numbers, indent=2) + "\n")
+        self.tracked.log_metrics({key: value for key, value in numbers.items() if key.startswith("seconds_")})
+        for path in (self.folder.config, self.folder.summary, self.folder.report):
+            if path.exists():
+                self.tracked.log_artifact(path)
+        for path in sorted(self.folder.figures.glob("*.png")):
+            self.tracked.log_artifact(path, under="figures")
+        rows = {label: form.format(numbers[key]) for key, (label, form) in HEADLINE.items() if key in numbers}
+        seconds = [
+            f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f}"
+            for stage in Stage
+            if f"seconds_{stage.value}" in numbers
+        ]
+        table("Hessian spectrum", {**rows, "seconds": ", ".join(seconds)})
+        print(
+            f"report: {self.folder.report}"
+            if self.folder.report.exists()
+            else f"run folder: {self.folder.path}"
+        )
+
+
+def headline(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among a spectra file's attributes."""
+    return {
+        key: value
+        for key, value in attrs.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and key not in ("format_version", "num_top")
+    }
+
+
+def check_plan(
+    folder: RunFolder,
+    subject: Subject,
+    settings: Mapping[str, Any],
+    strategy: Strategy,
+    spectrum: Decomposition,
+) -> None:
+    """Say how large the matrices will be, and refuse now what would not fit later.
+
+    Raises:
+        PipelineError: with P, the bytes needed, the bytes there, and what to do.
+    """
+    num_parameters = subject.num_weights(settings["parameters"])
+    itemsize = 4 if settings["dtype"] == "float32" else 8
+    needs = {}
+    if "compute" in settings["stages"]:
+        num_batches = min(
+            settings["num_batches"] or math.inf,
+            math.ceil(subject.train.num_samples / (subject.batch_size or math.inf)) or 1,
+        )
+        check_disk(folder.path, num_parameters, itemsize, int(num_batches) + 1)
+        needs[f"strategy={settings['strategy']['_target_'].rpartition('.')[2].lower()}"] = strategy.memory(
+            num_parameters, itemsize
+        )
+    if "aggregate" in settings["stages"]:
+        needs[f"spectrum={settings['spectrum']['_target_'].rpartition('.')[2].lower()}"] = spectrum.memory(
+            num_parameters, itemsize
+        )
+    check_memory(num_parameters, needs)
+    log.info(
+        "%s: P = %s weights, a matrix of %s; the run needs up to %s of memory for matrices, %s are free.",
+        type(subject.model).__name__,
+        f"{num_parameters:,}",
+        in_words(num_parameters**2 * itemsize),
+        in_words(max(needs.values(), default=0)),
+        in_words(available_memory()),
+    )
+
+
+def train(
+    diary: Diary, subject: Subject, settings: Mapping[str, Any], build_training: Callable[[], Training]
+) -> None:
+    """Weights: a checkpoint at each step asked for and at the last one."""
+    with diary.stage(Stage.train):
+        build_training().run(
+            subject.model,
+            subject.criterion,
+            subject.train,
+            subject.test,
+            diary.folder,
+            checkpoint_steps=settings["checkpoint_steps"],
+            seed=settings["seed"],
+            log=lambda step, metrics: diary.tracked.log_metrics(metrics, step),
+        )
+
+
+def compute(
+    diary: Diary, subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy
+) -> None:
+    """Shards: one for each batch at each checkpoint.
+
+    Raises:
+        PipelineError: the folder has no checkpoint.
+    """
+    from pipeline.checkpoints import load_weights
+    from pipeline.compute import Recipe, compute_step, split
+
+    steps = diary.folder.checkpoint_steps()
+    if not steps:
+        raise PipelineError(
+            f"{diary.folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
+        )
+    batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
+    names = {
+        "strategy": type(strategy).__name__.lower(),
+        "matrix": type(matrix).__name__.lower(),
+        "reduction": str(getattr(subject.criterion, "reduction", "mean")),
+        "config_hash": settings["config_hash"],
+    }
+    recipe = Recipe(matrix, strategy, settings["parameters"], names)
+    with diary.stage(Stage.compute):
+        for step in steps:
+            load_weights(diary.folder.checkpoint(step), subject.model)
+            for attrs in compute_step(diary.folder, step, subject.model, subject.criterion, batches, recipe):
+                prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
+                numbers = {
+                    prefix + key: attrs[key] for key in ("loss", "gradient_norm", "seconds") if key in attrs
+                }
+                diary.tracked.log_metrics(numbers, attrs["batch_index"])
+    diary.tracked.set_tags({"shards": str(diary.folder.shards)})
+
+
+def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster) -> None:
+    """Spectra: one file for each checkpoint."""
+    from pipeline.aggregate import aggregate as aggregate_folder
+
+    with diary.stage(Stage.aggregate):
+        for attrs in aggregate_folder(diary.folder, spectrum, cluster):
+            diary.tracked.log_metrics(headline(attrs), attrs["step"])
+
+
+def report(diary: Diary, settings: Mapping[str, Any]) -> None:
+    """Figures and the page."""
+    from pipeline.report import make_report
+
+    with diary.stage(Stage.report):
+        make_report(diary.folder, settings)

@@ -1,0 +1,39 @@
+"""How the matrix is computed: each strategy is a generator of blocks of the lower triangle.
+
+To add one: a file here with a frozen dataclass that has `blocks` and `memory`, its name in `STRATEGIES`, and
+`conf/strategy/<name>.yaml`. The tests find it there and hold it to every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pipeline.blocks import Block
+from pipeline.objective import Batch, Objective, Params
+from pipeline.strategy.autograd import Autograd
+from pipeline.strategy.func import Func
+from pipeline.strategy.hvp import HVP
+from pipeline.strategy.triangular import Triangular
+
+
+class Strategy(Protocol):
+    """Options of one way to compute the Hessian of `objective.loss` with respect to `params`."""
+
+    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+        """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`."""
+        ...
+
+    def memory(self, num_parameters: int, itemsize: int) -> int:
+        """Bytes of matrix entries held at once, the part of the peak memory that grows with P."""
+        ...
+
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "autograd": Autograd,
+    "triangular": Triangular,
+    "func": Func,
+    "hvp": HVP,
+}
+
+__all__ = ["HVP", "STRATEGIES", "Autograd", "Func", "Strategy", "Triangular"]

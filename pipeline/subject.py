@@ -1,0 +1,52 @@
+"""What is differentiated: a model on its device, the samples, and the criterion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.data import Samples
+from pipeline.objective import Batch, Criterion, objective_of
+from pipeline.training import check_fit
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Model and samples on one device and in one dtype; the model is in eval mode.
+
+    batch_size: samples of one Hessian; None takes all training samples as one batch.
+    """
+
+    model: nn.Module
+    criterion: Criterion
+    train: Batch
+    test: Batch | None
+    batch_size: int | None
+
+    @staticmethod
+    def on(
+        device: torch.device,
+        dtype: torch.dtype,
+        model: nn.Module,
+        criterion: Criterion,
+        samples: Samples,
+        batch_size: int | None,
+    ) -> Subject:
+        """Bring all of it to the device.
+
+        Raises:
+            PipelineError: the model cannot read the samples, or the criterion cannot judge its outputs.
+        """
+        model = model.to(device, dtype).eval()
+        train = samples.train.to(device, dtype)
+        test = samples.test.to(device, dtype) if samples.test is not None else None
+        check_fit(model, criterion, train)
+        return Subject(model, criterion, train, test, batch_size)
+
+    def num_weights(self, parameters: list[str] | None) -> int:
+        """P, the weights that the matrix is taken by."""
+        return sum(
+            value.numel() for value in objective_of(self.model, self.criterion, parameters)[1].values()
+        )

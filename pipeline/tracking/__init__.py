@@ -1,0 +1,45 @@
+"""Where runs are recorded so that they can be compared: `mlflow`, or `none`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.folder import RunFolder
+from pipeline.tracking.mlflow import MLflow
+from pipeline.tracking.none import NoTracking
+
+__all__ = ["MLflow", "NoTracking", "TrackedRun", "Tracking"]
+
+
+class TrackedRun(Protocol):
+    """What can be told about a run while it works; each call is on disk or at the server when it returns."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
+
+    def log_artifact(self, path: Path, under: str | None = None) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+
+class Tracking(Protocol):
+    def start(
+        self,
+        folder: RunFolder,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        sweep: Path | None,
+    ) -> AbstractContextManager[TrackedRun]:
+        """Begin the run that belongs to `folder`, or go on with it where an earlier process left off.
+
+        `params` may be nested: `{"model": {"bias": True}}` is the param `model.bias`. `sweep` is the folder
+        of a multirun, whose jobs are grouped; None for a single run.
+        """
+        ...
+
+    def fetch(self, uri: str, to: Path) -> Path:
+        """Copy `runs:/<run id>/<artifact path>` into the folder `to` and return the path of the copy."""
+        ...

@@ -1,0 +1,226 @@
+"""Where MLflow keeps runs: an embedded SQLite store that is made once and whole, or a server.
+
+mlflow takes more than a second to import, so nothing imports it before it is needed; that a server does not
+answer is said without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import PipelineError
+from pipeline.folder import replacing
+from pipeline.tracking.faults import database, in_use, is_server, one_line, shortened, unreachable
+
+# A server is first asked whether it is there; later calls may be slow, yet must not hang a run for long
+# (mlflow's own defaults are 7 retries of 120 s).
+PATIENCE = 5.0  # seconds: a server's first answer
+LOCK_PATIENCE = 10.0  # seconds: SQLite's lock
+START_PATIENCE = 120.0  # seconds: other processes that open the same store
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# The page of an experiment then opens in the view for training runs, not in the one for language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def resolve(uri: str | None, root: str) -> str:
+    """The store's address, absolute: a server's, or `sqlite:////…`; `<root>/mlflow.db` if `uri` is None.
+
+    Raises:
+        PipelineError: `uri` is neither.
+    """
+    if uri is None:
+        return f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
+    if is_server(uri):
+        return uri.rstrip("/")
+    if uri.startswith("sqlite:///") and uri != "sqlite:///":
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    raise PipelineError(
+        f"tracking.uri={uri} is no store that is known: give a server (http://127.0.0.1:5000), a file "
+        "(sqlite:////absolute/path/mlflow.db), or null for <root>/mlflow.db."
+    )
+
+
+def artifacts(uri: str) -> Path:
+    """The folder of the artifacts that belong to a SQLite store: `mlflow.db` has `mlflow-artifacts`."""
+    path = database(uri)
+    return path.with_name(f"{path.stem}-artifacts")
+
+
+def load() -> Any:
+    """Import mlflow without telemetry and without its chatter, and return the module."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    # Whatever is worth an error line comes as an exception; the log repeats it with a traceback.
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return mlflow
+
+
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """A client for the store at `uri`, and the id of the experiment there; what is missing is made.
+
+    Raises:
+        PipelineError: the server does not answer; the database is locked, damaged, or of another mlflow
+            version; the experiment was deleted.
+    """
+    if is_server(uri):
+        _reach(uri)
+        load()
+        from mlflow import MlflowClient
+
+        with one_line(uri):
+            client = MlflowClient(tracking_uri=uri)
+            return client, _experiment(client, uri, experiment, None)
+    return _connect_sqlite(uri, experiment)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for other processes; the kernel frees it if its holder dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path, timeout=START_PATIENCE):
+            yield
+    except Timeout as error:
+        raise PipelineError(
+            f"{path} has been held by another process for {START_PATIENCE:.0f} s: end that process, or use "
+            "tracking=none."
+        ) from error
+    except PermissionError as error:
+        raise PipelineError(
+            f"{error.filename or path} cannot be written ({error.strerror}): choose another folder with "
+            "tracking.root=FOLDER."
+        ) from error
+
+
+def _connect_sqlite(uri: str, experiment: str) -> tuple[Any, str]:
+    path = database(uri)
+    load()
+    from alembic.util import CommandError
+    from mlflow import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with locked(path.with_name(path.name + ".lock")), one_line(uri):
+        try:
+            if not path.exists() or path.stat().st_size == 0:
+                _create(path, experiment)
+            _check(path)
+            client = MlflowClient(tracking_uri=uri)
+        except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
+            if "database is locked" in str(error):
+                raise PipelineError(in_use(uri)) from error
+            raise PipelineError(
+                f"{path} cannot be used as an MLflow store ({shortened(str(error), 200)}): "
+                "move it away, or choose another folder with tracking.root=FOLDER."
+            ) from error
+        return client, _experiment(client, uri, experiment, artifacts(uri))
+
+
+def _create(path: Path, experiment: str) -> None:
+    """Make the store under another name and move it into place, so that a kill leaves no half of a schema."""
+    store_class = _sqlalchemy_store()
+    partial = path.with_name(path.name + ".partial")
+    for leftover in (partial, partial.with_name(partial.name + "-journal")):
+        leftover.unlink(missing_ok=True)
+    where = artifacts(f"sqlite:///{path}")
+    with replacing(path) as fresh:
+        store = store_class(f"sqlite:///{fresh}", where.as_uri())
+        try:
+            store.create_experiment(experiment, where.as_uri(), _experiment_tags())
+        finally:
+            store.engine.dispose()
+
+
+def _sqlalchemy_store() -> Any:
+    with warnings.catch_warnings():
+        # mlflow uses a loader that SQLAlchemy 2.1 calls deprecated, and says so at the import
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    return SqlAlchemyStore
+
+
+def _check(path: Path) -> None:
+    """Check that the file can be written, and has the schema of this mlflow, which might migrate it unasked.
+
+    Raises:
+        PipelineError: another version's schema.
+        sqlite3.Error: no database, or locked.
+    """
+    _sqlalchemy_store()
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    with closing(sqlite3.connect(path, timeout=LOCK_PATIENCE)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        known = "alembic_version" in tables
+        found = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+        connection.rollback()
+    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    expected = ScriptDirectory(str(migrations)).get_current_head()
+    if found is None or found[0] != expected:
+        schema = found[0] if found else "none"
+        raise PipelineError(
+            f"{path} was written by another version of MLflow (schema {schema}, MLflow {mlflow.__version__} "
+            f"needs {expected}): copy it and run `python -m mlflow db upgrade sqlite:///{path}`, or choose "
+            "another folder with tracking.root=FOLDER."
+        )
+
+
+def _experiment(client: Any, uri: str, name: str, where: Path | None) -> str:
+    """The id of the experiment `name`; its artifacts lie in `where`, or where the server says."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            location = where.as_uri() if where else None
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was quicker
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise PipelineError(
+            f"the experiment '{name}' at {uri} was deleted: restore it with `MLFLOW_TRACKING_URI={uri} "
+            f"python -m mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another "
+            "with tracking.experiment=NAME."
+        )
+    return str(found.experiment_id)
+
+
+def _experiment_tags() -> list[Any]:
+    from mlflow.entities import ExperimentTag
+
+    return [ExperimentTag(key, value) for key, value in EXPERIMENT_TAGS.items()]
+
+
+def _reach(uri: str) -> None:
+    """Ask the server for its health; any answer will do, since a login or proxy before it may refuse."""
+    try:
+        urllib.request.urlopen(f"{uri}/health", timeout=PATIENCE).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, HTTPException, ValueError) as error:
+        raise PipelineError(unreachable(uri, str(getattr(error, "reason", error)))) from error

@@ -1,0 +1,71 @@
+"""What every training does besides its steps: check its arguments, measure, and write checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from torch import nn
+
+from pipeline.checkpoints import save_weights
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.objective import Batch
+from pipeline.options import check_count, check_counts
+from pipeline.training.evaluation import Criterion, check_fit, evaluate
+from pipeline.training.history import Row
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `Training.run`."""
+
+    model: nn.Module
+    criterion: Criterion
+    train: Batch
+    test: Batch | None
+    folder: RunFolder
+    checkpoint_steps: Sequence[int]
+    seed: int
+    log: Callable[[int, dict[str, float]], None]
+
+    def check(self, last_step: int) -> None:
+        """Refuse what would fail later.
+
+        Raises:
+            PipelineError: a checkpoint is asked for that is no step, or model, criterion and data do not fit.
+        """
+        check_count("seed", self.seed, minimum=0)
+        for step in check_counts("checkpoint_steps", self.checkpoint_steps, minimum=0):
+            if step > last_step:
+                raise PipelineError(
+                    f"checkpoint_steps={list(self.checkpoint_steps)}: this training ends at step "
+                    f"{last_step}: leave out step {step}, or train longer (training.num_steps)."
+                )
+        for part in (self.train, self.test):
+            if part is not None:
+                check_fit(self.model, self.criterion, part)
+
+    def measure(self, step: int) -> Row:
+        """Losses and accuracies over all training and test samples.
+
+        Raises:
+            PipelineError: a loss is NaN or infinite.
+        """
+        row: Row = {}
+        for name, part in {"train": self.train, "test": self.test}.items():
+            if part is not None:
+                row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(self.model, self.criterion, part)
+                self.check_loss(step, row[f"{name}_loss"])
+        return row
+
+    def check_loss(self, step: int, loss: float | None) -> None:
+        if loss is not None and not isfinite(loss):
+            raise PipelineError(
+                f"training: at step {step} the loss is {loss}: lower training.learning_rate, or look for "
+                f"extreme values in the data; earlier checkpoints are kept in {self.folder.checkpoints}."
+            )
+
+    def save(self, step: int) -> None:
+        save_weights(self.folder.checkpoint(step), self.model)

@@ -1,0 +1,69 @@
+"""What a killed training needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pipeline.checkpoints import load_torch, put_weights
+from pipeline.errors import PipelineError
+from pipeline.folder import replacing
+from pipeline.training.history import Row
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The file that holds weights, optimizer, random numbers and history of one step.
+
+    owner: the options, seed, number of samples and number of weights in words; a state of another owner is
+        refused.
+    """
+
+    path: Path
+    owner: str
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, rows: list[Row]) -> None:
+        content = {
+            "owner": self.owner,
+            "step": step,
+            "rows": rows,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if _on_gpu(model) else [],
+        }
+        with replacing(self.path) as partial:
+            torch.save(content, partial)
+
+    def read(self) -> dict[str, Any]:
+        """What `save` wrote.
+
+        Raises:
+            PipelineError: the file is damaged, or belongs to another training.
+        """
+        remedy = f"delete {self.path.parent} to train from the start"
+        content = load_torch(self.path, remedy)
+        owner = content.get("owner") if isinstance(content, dict) else None
+        if owner != self.owner:
+            raise PipelineError(
+                f"{self.path} is the state of {owner}, not of {self.owner}: "
+                f"choose another run folder or {remedy}."
+            )
+        return dict(content)
+
+    def restore(self, content: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
+        """Put weights, optimizer and random numbers back."""
+        put_weights(content["model"], model, str(self.path))
+        optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["random"])
+        if _on_gpu(model) and len(content["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(content["random_cuda"])
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return any(weight.is_cuda for weight in model.parameters())

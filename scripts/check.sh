@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The one check: CI, the commit hook and CONTRIBUTING.md all call it.
+#   scripts/check.sh           format, lint, types, tests
+#   scripts/check.sh --quick   the same without the tests
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${BIN:-.venv/bin}
+"$bin/ruff" format --check .
+"$bin/ruff" check .
+"$bin/mypy"
+[ "${1:-}" = --quick ] || exec "$bin/python" -m pytest

@@ -1,0 +1,138 @@
+"""Synthetic spectra files: matrices with a bulk, outliers and both signs, summed up by NumPy alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.shards import Results, write_results
+
+ROWS_OF_A_LAYER = (24, 8, 12, 4)
+HISTORY = """step,train_loss,train_accuracy,test_loss,test_accuracy
+0,2.3,0.1,2.31,0.09
+60,0.4,0.9,0.45,0.88
+120,0.05,0.99,0.11,0.97
+"""
+
+
+def matrices(num_batches, num_rows, negative=True, seed=0):
+    """Symmetric matrices (B, P, P): ten outliers that all batches share, and a bulk of each batch's own."""
+    rng = np.random.default_rng(seed)
+    shared = np.linalg.qr(rng.normal(size=(num_rows, min(10, num_rows))))[0]
+    found = []
+    for _ in range(num_batches):
+        bulk = rng.normal(size=(num_rows, num_rows)) * 0.03
+        bulk = (bulk + bulk.T) / 2 if negative else bulk @ bulk.T
+        heights = np.geomspace(20, 1, shared.shape[1]) * rng.uniform(0.7, 1.4, shared.shape[1])
+        found.append((shared * heights) @ shared.T + bulk)
+    return np.array(found)
+
+
+def density(eigenvalues, grid, width):
+    """Gaussian kernels in the coordinate asinh(eigenvalue / width), of integral one in it."""
+    points, places = np.arcsinh(grid / width), np.arcsinh(eigenvalues / width)
+    kernels = np.exp(-0.5 * ((points[:, None] - places) / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi))
+    return kernels.mean(axis=1)
+
+
+def spectra(
+    num_batches=6, num_layers=4, spectrum="exact", negative=True, zero=False, step=120, names=None, num_top=5
+):
+    """What aggregation would write for such matrices."""
+    sizes = [ROWS_OF_A_LAYER[i % 4] for i in range(num_layers)]
+    offsets = np.cumsum([0, *sizes])
+    each = matrices(num_batches, offsets[-1], negative, seed=step) * (0.0 if zero else 1.0)
+    num_samples = np.full(num_batches, 50)
+    num_samples[-1] = 17
+    weights = num_samples / num_samples.sum()
+    mean = np.tensordot(weights, each, 1)
+    values, vectors = np.linalg.eigh(mean)
+    own = [np.linalg.eigh(matrix) for matrix in each]
+    tops = [pair[1][:, ::-1][:, :num_top] for pair in own]
+    top = vectors[:, ::-1][:, :num_top]
+    norm = float(np.linalg.norm(mean))
+    grid = np.sinh(np.linspace(-12, 12, 300)) * 1e-3
+    blocks = [slice(*offsets[i : i + 2]) for i in range(num_layers)]
+    names = names or [f"layers.{i // 2}.{'bias' if i % 2 else 'weight'}" for i in range(num_layers)]
+    distances = np.array([np.linalg.norm(matrix - mean) for matrix in each]) / (norm or 1.0)
+    overlap = np.array([[np.sum((a.T @ b) ** 2) / num_top for b in tops] for a in tops])
+    exact = spectrum == "exact"
+    attrs = {
+        "format_version": 1,
+        "step": step,
+        "matrix": "hessian",
+        "strategy": "func",
+        "spectrum": spectrum,
+        "reduction": "mean",
+        "dtype": "float64",
+        "config_hash": "0f1e2d3c",
+        "num_parameters": int(offsets[-1]),
+        "num_samples": int(num_samples.sum()),
+        "num_batches": num_batches,
+        "num_top": num_top,
+        "negative_threshold": norm * 1e-4,
+        "loss": 0.0421,
+        "gradient_norm": 0.0312,
+        "trace": float(np.trace(mean)),
+        "lambda_max": float(values[-1]),
+        "lambda_min": float(values[0]),
+        "frobenius_norm": norm,
+        "gradient_share_in_top_eigenspace": 0.71,
+        **({"num_negative_eigenvalues": int((values < -norm * 1e-4).sum())} if exact else {}),
+        **({"mean_overlap_between_batches": 0.66} if num_batches > 1 else {}),
+    }
+    arrays = {
+        "mean/eigenvalues": values if exact else np.concatenate([values[:1], values[-num_top:]]),
+        "mean/top_eigenvalues": values[::-1][:num_top],
+        "mean/top_eigenvectors": top,
+        "mean/residuals": np.zeros(num_top),
+        "mean/gradient": np.ones(offsets[-1]),
+        "batches/eigenvalues": np.array([pair[0][::-1][:num_top] for pair in own]),
+        "batches/num_samples": num_samples,
+        "batches/loss": np.linspace(0.03, 0.05, num_batches),
+        "batches/gradient_norm": np.linspace(0.1, 0.2, num_batches),
+        "batches/trace": np.trace(each, axis1=1, axis2=2),
+        "batches/frobenius_norm": np.linalg.norm(each, axis=(1, 2)),
+        "batches/lambda_max": np.array([pair[0][-1] for pair in own]),
+        "batches/distance_to_mean": distances,
+        "batches/overlap_with_mean": np.array([np.sum((a.T @ top) ** 2) / num_top for a in tops]),
+        "batches/overlap": overlap,
+        "parameters/names": np.array(names, dtype=object),
+        "parameters/offsets": offsets,
+        "parameters/shapes": np.array([f"({size // 2}, 2)" for size in sizes], dtype=object),
+        "layers/block_norms": np.array([[np.linalg.norm(mean[a, b]) for b in blocks] for a in blocks]),
+        "layers/trace": np.array([np.trace(mean[a, a]) for a in blocks]),
+        **{
+            f"layers/{name}/eigenvalues": np.linalg.eigvalsh(mean[a, a])
+            for name, a in zip(names, blocks, strict=True)
+        },
+        "density/grid": grid,
+        "density/values": density(values, grid, 1e-3),
+        "density/batches": np.array([density(pair[0], grid, 1e-3) for pair in own]),
+    }
+    return Results(attrs, arrays)
+
+
+def put(folder, *results, history=HISTORY):
+    """Make a run folder that holds these spectra."""
+    for each in results:
+        write_results(folder.spectrum(each.attrs["step"]), each.attrs, each.arrays)
+    if history:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.history.write_text(history)
+    return folder
+
+
+CASES = {
+    "six batches": {},
+    "one batch": {"num_batches": 1},
+    "many batches": {"num_batches": 120, "num_layers": 2},
+    "one layer": {"num_layers": 1},
+    "forty layers": {"num_layers": 40},
+    "long names": {
+        "names": [f"encoder.layers.{i}.self_attention.output_projection.lora_{i}.weight" for i in range(4)]
+    },
+    "top k": {"spectrum": "topk"},
+    "no negative eigenvalue": {"negative": False},
+    "all zero": {"zero": True},
+    "top one": {"num_top": 1},
+}

@@ -1,0 +1,171 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spectrum.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
+
+import pipeline.spectrum.exact as module
+from pipeline.errors import PipelineError
+from pipeline.spectrum import Exact
+
+
+def assert_whole(found, matrix, num_top, rounding=1e-13, eigenvalues=None):
+    num_rows = len(matrix)
+    k = min(num_top, num_rows)
+    expected = np.linalg.eigvalsh(matrix.astype(np.float64)) if eigenvalues is None else eigenvalues
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found.eigenvalues, expected, atol=rounding * largest)
+    np.testing.assert_array_equal(found.top_eigenvalues, found.eigenvalues[::-1][:k])
+    vectors = found.top_eigenvectors
+    assert vectors.shape == (num_rows, k)
+    tolerance = max(2e-12, 10 * rounding)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=tolerance)
+    residuals = np.linalg.norm(matrix @ vectors - vectors * found.top_eigenvalues, axis=0)
+    assert (residuals <= tolerance * largest).all()
+    np.testing.assert_allclose(found.residuals, residuals, atol=10 * rounding * largest)
+    assert found.complete
+
+
+@pytest.mark.parametrize("small", [0, 10_000], ids=["lanczos", "scipy"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_known_spectra(name, small, monkeypatch):
+    monkeypatch.setattr(module, "SMALL", small)
+    matrix = with_spectrum(SPECTRA[name])
+    assert_whole(Exact().decompose(Stored(matrix)), matrix, 10, eigenvalues=SPECTRA[name])
+
+
+def embedded(small, num_rows, seed=0):
+    alive = np.sort(np.random.default_rng(seed).permutation(num_rows)[: len(small)])
+    matrix = np.zeros((num_rows, num_rows))
+    matrix[np.ix_(alive, alive)] = small
+    return matrix, alive
+
+
+def test_dead_rows_are_dropped_and_put_back():
+    small = with_spectrum(SPECTRA["wigner"])
+    matrix, alive = embedded(small, 600)
+    found = Exact().decompose(Stored(matrix))
+    assert_whole(found, matrix, 10)
+    assert (found.eigenvalues == 0).sum() == 600 - 350
+    assert not np.delete(found.top_eigenvectors, alive, axis=0).any()
+
+
+def test_the_solver_sees_live_rows_only(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(module, "eigenvalues_of", lambda m: sizes.append(m.shape) or np.linalg.eigvalsh(m))
+    matrix, _ = embedded(with_spectrum(np.arange(1.0, 31)), 100)
+    Exact().decompose(Stored(matrix))
+    assert sizes == [(30, 30)]
+
+
+@pytest.mark.parametrize("num_dead", [1, 4, 40])
+def test_dead_rows_among_the_top_ones(num_dead):
+    small = with_spectrum([-9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3])
+    matrix, _ = embedded(small, 12 + num_dead)
+    found = Exact().decompose(Stored(matrix))
+    assert_whole(found, matrix, 10)
+    assert (found.top_eigenvalues == 0).sum() == min(num_dead, 7)
+
+
+def test_lanczos_that_does_not_converge_is_replaced(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "MAX_PASSES", 1)
+    matrix = with_spectrum(SPECTRA["wigner"])
+    assert_whole(Exact().decompose(Stored(matrix)), matrix, 10)
+
+
+def test_lanczos_that_missed_an_eigenvalue_is_replaced(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 0)
+    honest = module.extremal_eigenpairs
+
+    def misses_the_largest(*args, num_top, **options):
+        pairs = honest(*args, num_top=num_top + 1, **options)
+        kept = slice(0, num_top)
+        return replace(
+            pairs, values=pairs.values[kept], vectors=pairs.vectors[:, kept], residuals=pairs.residuals[kept]
+        )
+
+    monkeypatch.setattr(module, "extremal_eigenpairs", misses_the_largest)
+    matrix = with_spectrum(SPECTRA["hessian"])
+    assert_whole(Exact().decompose(Stored(matrix)), matrix, 10)
+
+
+def test_float32_stays_float32():
+    eigenvalues = like_a_hessian(600)
+    matrix = with_spectrum(eigenvalues).astype(np.float32)
+    found = Exact().decompose(Stored(matrix))
+    assert found.eigenvalues.dtype == found.top_eigenvectors.dtype == np.float32
+    assert_whole(found, matrix, 10, rounding=1e-6)
+
+
+def test_a_read_only_matrix_is_left_alone():
+    matrix = with_spectrum(np.arange(20.0))
+    matrix.flags.writeable = False
+    before = matrix.copy()
+
+    class Mapped(Stored):
+        def dense(self):
+            return self.matrix
+
+    assert_whole(Exact().decompose(Mapped(matrix)), before, 10)
+    np.testing.assert_array_equal(matrix, before)
+
+
+def test_no_dense_copy_that_is_the_callers_is_changed():
+    matrix = with_spectrum(np.arange(20.0))
+    before = matrix.copy()
+
+    class Cached(Stored):
+        def dense(self):
+            return self.matrix
+
+    Exact().decompose(Cached(matrix))
+    np.testing.assert_array_equal(matrix, before)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(poison):
+    matrix = np.eye(30)
+    matrix[4, 2] = poison
+    with pytest.raises(PipelineError, match=r"holds NaN or infinity and has no eigenvalues"):
+        Exact().decompose(Stored(matrix))
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, "ten", None, True])
+def test_num_top_is_checked(value):
+    with pytest.raises(PipelineError, match=r"spectrum\.num_top=.*: give a whole number of at least 1"):
+        Exact(num_top=value)
+
+
+PEAK = """
+import numpy as np
+from pipeline.spectrum import Exact
+
+def line(name):
+    with open("/proc/self/status") as status:
+        return next(int(l.split()[1]) * 1024 for l in status if l.startswith(name))
+
+class Stored:
+    def __init__(self, num_rows):
+        self.num_rows = num_rows
+    def dense(self):
+        matrix = np.zeros((self.num_rows, self.num_rows), np.float32)
+        np.fill_diagonal(matrix, np.linspace(-1, 1, self.num_rows) ** 5)
+        matrix += np.float32(0.01)
+        return matrix
+
+Exact().decompose(Stored(500))
+before = line("VmRSS")
+Exact().decompose(Stored(2400))
+print(line("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_is_an_honest_bound():
+    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    peak, bound = int(result.stdout), Exact().memory(2400, 4)
+    assert 0.5 * bound < peak <= bound

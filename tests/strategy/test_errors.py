@@ -1,0 +1,91 @@
+"""What a strategy refuses, in one line that names the remedy; and that the remedy is one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from pipeline.dense import hessian
+from pipeline.errors import PipelineError
+from pipeline.strategy import Func
+from torch import Tensor, nn
+from variants import NAMES, strategy
+
+each_strategy = pytest.mark.parametrize("name", NAMES)
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(7, 3, dtype=torch.float64), torch.randint(4, (7,))
+
+
+def net(*between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), *between, nn.Tanh(), nn.Linear(5, 4)).double()
+
+
+def images_net() -> nn.Module:
+    body = (nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(4, 4))
+    return nn.Sequential(*body).double()
+
+
+TRAINING = {
+    "with statistics": lambda: net(nn.BatchNorm1d(5)),
+    "without statistics": lambda: net(nn.BatchNorm1d(5, track_running_stats=False)),
+    "with statistics, several positions": images_net,
+    "a function of the batch": lambda: Centered(),
+}
+
+
+class Centered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x - x.mean(0)))
+
+
+@pytest.mark.parametrize("build", TRAINING.values(), ids=TRAINING)
+@pytest.mark.parametrize("chunk_size", [3, 32])
+def test_func_refuses_models_that_mix_samples(build: Callable[[], nn.Module], chunk_size: int) -> None:
+    with pytest.raises(PipelineError, match="BatchNorm") as caught:
+        hessian(build(), nn.CrossEntropyLoss(), *samples(), Func(chunk_size))
+    suggested = re.search(r"strategy=(\w+)", str(caught.value).split(":")[-1])
+    assert suggested
+    assert hessian(build(), nn.CrossEntropyLoss(), *samples(), suggested[1]).isfinite().all()
+    assert "\n" not in str(caught.value)
+
+
+@each_strategy
+def test_batchnorm_in_evaluation_is_not_refused(name: str) -> None:
+    assert hessian(net(nn.BatchNorm1d(5)).eval(), nn.CrossEntropyLoss(), *samples(), strategy(name)).isfinite().all()
+
+
+@each_strategy
+def test_loss_that_is_not_one_number(name: str) -> None:
+    with pytest.raises(PipelineError, match=r"returned shape \(7,\), expected a 0-d tensor: give it reduction='mean'"):
+        hessian(net(), nn.CrossEntropyLoss(reduction="none"), *samples(), strategy(name))
+
+
+@each_strategy
+def test_loss_that_is_no_tensor(name: str) -> None:
+    with pytest.raises(PipelineError, match="returned float, expected a 0-d tensor"):
+        hessian(net(), lambda outputs, targets: 0.5, *samples(), strategy(name))
+
+
+@each_strategy
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(name: str, value: float) -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight[2, 1] = value
+    with pytest.raises(PipelineError, match=r"NaN or infinite entries in rows .*dtype=torch\.float64"):
+        hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name))
+
+
+@each_strategy
+def test_pattern_that_matches_nothing(name: str) -> None:
+    with pytest.raises(PipelineError, match=r"'fc9\.\*' matches no parameter of Sequential: it has 0\.weight, 0\.bias"):
+        hessian(net(), nn.CrossEntropyLoss(), *samples(), strategy(name), parameters=["0.*", "fc9.*"])

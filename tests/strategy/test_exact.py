@@ -1,0 +1,76 @@
+"""Every strategy on every case: against finite differences, against double backward, and block by block."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from cases import CASES, Case
+from oracles import FiniteDifferences, double_backward, finite_differences, weights_of
+from pipeline.blocks import Block, assemble
+from pipeline.objective import objective_of
+from torch import Tensor
+from variants import VARIANTS, Variant
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.id)
+
+
+@cache
+def num_weights(case: Case) -> int:
+    return sum(value.numel() for value in weights_of(case.build()))
+
+
+@cache
+def reference(case: Case) -> Tensor:
+    return double_backward(case.build())
+
+
+@cache
+def differences(case: Case) -> FiniteDifferences:
+    return finite_differences(case.build())
+
+
+@cache
+def blocks_of(case: Case, variant: Variant) -> list[Block]:
+    model, criterion, batch, parameters = case.build()
+    objective, params = objective_of(model, criterion, parameters)
+    return list(variant.build().blocks(objective, params, batch))
+
+
+@each_case
+@each_variant
+def test_blocks_cover_the_lower_triangle_exactly_once(case: Case, variant: Variant) -> None:
+    count = torch.zeros(num_weights(case), num_weights(case))
+    for block in blocks_of(case, variant):
+        assert block.values.shape == count[block.rows, block.cols].shape
+        assert block.values.shape == (block.rows.stop - block.rows.start, block.cols.stop - block.cols.start)
+        assert not block.values.requires_grad
+        count[block.rows, block.cols] += 1
+    assert torch.equal(count.tril(), torch.ones_like(count).tril())
+
+
+@each_case
+@each_variant
+def test_agrees_with_finite_differences(case: Case, variant: Variant) -> None:
+    dense = assemble(blocks_of(case, variant), num_weights(case))
+    expected, tolerance = differences(case)
+    assert (dense - expected).abs().max() <= tolerance
+
+
+@each_case
+@each_variant
+def test_agrees_with_double_backward_to_rounding(case: Case, variant: Variant) -> None:
+    dense = assemble(blocks_of(case, variant), num_weights(case))
+    assert dense.dtype == torch.float64
+    assert torch.equal(dense, dense.T)
+    assert (dense - reference(case)).abs().max() <= 1e-10 * reference(case).abs().max()
+
+
+@each_case
+def test_finite_differences_are_sharp(case: Case) -> None:
+    """The tolerance derived above is no excuse: it is a millionth of the matrix, and nothing where that is zero."""
+    expected, tolerance = differences(case)
+    scale = reference(case).abs().max()
+    assert tolerance <= 1e-6 * scale or (scale == 0 and expected.abs().max() <= tolerance < 1e-9)

@@ -1,0 +1,277 @@
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from report_cases import CASES, put, spectra
+
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.report import make_report
+from pipeline.report_tables import read_history
+from pipeline.report_words import number, percent
+
+CONFIG = {
+    "seed": 7,
+    "data": {"_target_": "pipeline.data.Digits", "batch_size": 50, "input_shape": [64]},
+    "model": {"_target_": "pipeline.model.MLP", "input_shape": "${data.input_shape}"},
+}
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The parts of a page that tests ask for, and whether its elements nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sections, self.attributes, self.images, self.rows = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.attributes += [(tag, *pair) for pair in attrs.items()]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.sections.append(attrs["id"])
+        if tag == "img":
+            self.images.append(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def row(self, first):
+        (found,) = [row for row in self.rows if row[0] == first]
+        return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pictures():
+    """Pictures of few dots: what is on them is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.figure_style.DPI", 40)
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def report(folder, *results, config=CONFIG, **options):
+    return Page(make_report(put(folder, *results, **options), config).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The report of two steps, and the folder it is in."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole"))
+    (folder.path / ".hydra").mkdir()
+    (folder.path / ".hydra" / "overrides.yaml").write_text("- model=mlp\n- training.num_steps=[1, 2]\n")
+    (folder.path / ".hydra" / "config.yaml").write_text(json.dumps(CONFIG))
+    page = report(folder, spectra(step=60, num_layers=3), spectra(step=120, num_layers=3), config=None)
+    return page, folder
+
+
+def test_has_every_section_and_every_figure(whole):
+    page, folder = whole
+    assert page.sections == [
+        *[
+            "numbers",
+            "figures",
+            "along",
+            "batch-table",
+            "layer-table",
+            "reproduce",
+            "stored",
+            "config",
+            "versions",
+        ]
+    ]
+    assert len(page.images) == 4 + 1 + 1 + 4
+    pictures = {path.read_bytes() for path in folder.figures.glob("*.png")}
+    for image in page.images:
+        kind, content = image["src"].split(",", 1)
+        content = base64.b64decode(content, validate=True)
+        assert kind == "data:image/png;base64"
+        assert content in pictures
+        assert Image.open(BytesIO(content)).size == (int(image["width"]), int(image["height"]))
+        assert len(image["alt"]) > 40
+
+
+def test_links_lead_inside_the_page_and_nothing_comes_from_elsewhere(whole):
+    page, folder = whole
+    places = {value for _, name, value in page.attributes if name == "id"}
+    for tag, name, value in page.attributes:
+        if name == "href":
+            assert value.removeprefix("#") in places
+        assert name not in {"srcset", "action", "background", "onload"}
+        assert tag not in {"script", "link", "iframe", "base", "object"}
+    text = folder.report.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href|content)\s*=\s*[\"']?\s*(https?:)?//", text)
+    assert not re.search(r"@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_headline_numbers_are_those_of_the_last_step(whole):
+    page, _ = whole
+    attrs = spectra(step=120, num_layers=3).attrs
+    assert page.row("largest eigenvalue")[2] == number(attrs["lambda_max"])
+    assert page.row("smallest eigenvalue")[2] == number(attrs["lambda_min"])
+    assert page.row("negative eigenvalues")[2] == str(attrs["num_negative_eigenvalues"])
+    assert number(attrs["negative_threshold"], 2) in page.row("negative eigenvalues")[3]
+    assert page.row("test accuracy")[2] == "97.0 %"
+    assert page.row("training loss")[2] == "0.05000"
+
+
+def test_tables_hold_batches_layers_and_steps(whole):
+    page, _ = whole
+    results = spectra(step=120, num_layers=3)
+    last_batch = page.row("5")
+    assert last_batch[1] == "17"
+    assert last_batch[6] == number(float(results.arrays["batches/lambda_max"][5]))
+    mean = page.row("mean")
+    assert mean[6] == number(results.attrs["lambda_max"])
+    assert mean[7:] == ["–", "–"]
+    largest = float(results.arrays["layers/layers.0.bias/eigenvalues"][-1])
+    norm = float(results.arrays["layers/block_norms"][1, 1])
+    trace = float(results.arrays["layers/trace"][1])
+    assert page.row("layers.0.bias") == ["layers.0.bias", "4 × 2", "8", *map(number, (trace, largest, norm))]
+    assert page.row("60")[3] == number(spectra(step=60, num_layers=3).attrs["lambda_max"])
+
+
+def test_says_how_to_reproduce_with_the_config_resolved(whole):
+    _, folder = whole
+    text = folder.report.read_text(encoding="utf-8")
+    assert "python -m pipeline.run model=mlp &#39;training.num_steps=[1, 2]&#39;" in text
+    assert "Seed <b>7</b>" in text
+    assert "0f1e2d3c" in text
+    assert "model <b>MLP</b>" in text
+    assert "${data.input_shape}" not in text
+    assert "step-000120/batch-00000.h5" in text
+    assert "different objects" in text
+    assert "mean spectrum" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    "case", ["one batch", "many batches", "one layer", "forty layers", "top k", "all zero"]
+)
+def test_odd_cases(case, folder):
+    page = report(folder, spectra(**CASES[case]), history="")
+    text = folder.report.read_text(encoding="utf-8")
+    assert len(page.images) == 4
+    assert "Nothing was trained in this folder" in text
+    assert "along" not in page.sections
+    assert not re.search(r">\s*(nan|inf|None|Undefined)\s*<", text)
+    assert all(row[0] != "training loss" for row in page.rows)
+
+
+def test_numbers_that_are_not_defined_are_left_out(folder):
+    page = report(folder, spectra(spectrum="topk"))
+    names = [row[0] for row in page.rows]
+    assert "largest eigenvalue" in names
+    assert "negative eigenvalues" not in names
+
+
+def test_names_and_config_are_escaped(folder):
+    names = ["<script>alert(1)</script>", "a&b", '"quoted"', "plain"]
+    page = report(folder, spectra(names=names), config={"note": "<img src=http://example.org/x.png>"})
+    assert page.row(names[0])[1] == "12 × 2"
+    assert not [tag for tag, *_ in page.attributes if tag == "script"]
+    text = folder.report.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;img src=http://example.org/x.png&gt;" in text
+
+
+def test_a_config_that_cannot_be_resolved_stays_as_written(folder):
+    report(folder, spectra(), config={"tracking": {"uri": "${nowhere.to.be.found}"}})
+    assert "${nowhere.to.be.found}" in folder.report.read_text(encoding="utf-8")
+
+
+def test_no_spectra_is_an_error_and_writes_nothing(folder):
+    with pytest.raises(PipelineError, match="has no spectra to report on: run the stage aggregate"):
+        make_report(folder)
+    assert not folder.path.exists()
+
+
+def test_a_broken_history_is_an_error_and_the_old_report_stays(folder):
+    put(folder, spectra(), history="step,train_loss\n0,abc\n")
+    folder.report.write_text("old")
+    with pytest.raises(PipelineError, match=r"history\.csv is no table of numbers .*delete it"):
+        make_report(folder)
+    assert folder.report.read_text() == "old"
+
+
+def test_history_with_ragged_rows_empty_cells_or_no_rows(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,train_loss\n0,1,2\n")
+    with pytest.raises(PipelineError, match="is no table of numbers"):
+        read_history(path)
+    path.write_text("step,train_loss\n0,\n")
+    assert str(read_history(path)["train_loss"]) == "[nan]"
+    for nothing in ("", "step,train_loss\n"):
+        path.write_text(nothing)
+        assert read_history(path) == {}
+
+
+def test_a_second_report_equals_the_first_and_leaves_no_partial_files(folder):
+    first = report(folder, spectra())
+    second = report(folder, spectra())
+    assert [image["src"] for image in first.images] == [image["src"] for image in second.images]
+    assert not list(folder.path.rglob("*.partial"))
+
+
+def test_needs_no_torch_and_importing_it_loads_nothing_heavy(folder):
+    put(folder, spectra(num_layers=1))
+    program = """
+import sys
+from pathlib import Path
+from pipeline.folder import RunFolder
+from pipeline.report import make_report
+early = {"matplotlib", "jinja2", "h5py", "omegaconf"} & set(sys.modules)
+make_report(RunFolder(Path(sys.argv[1])))
+print(early, {"torch", "hydra", "mlflow", "dask", "matplotlib.pyplot"} & set(sys.modules))
+"""
+    command = [sys.executable, "-W", "error", "-c", program, str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[-2] == "set() set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2410, "2,410"),
+        (-3, "−3"),
+        (0.0, "0"),
+        (0.97193593, "0.9719"),
+        (9.99996, "10.00"),
+        (12345.6, "12,346"),
+        (123456.0, "1.235×10⁵"),
+        (-3.2e-7, "−3.200×10⁻⁷"),
+        (float("nan"), "–"),
+        (None, "–"),
+        ("as it is", "as it is"),
+    ],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_percent():
+    assert percent(0.9727) == "97.3 %"
+    assert percent(float("nan")) == "–"

@@ -1,0 +1,115 @@
+"""Names and values, versions and commits, columns, and the tracking that does nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.tracking import NoTracking, origin, texts, view
+
+
+def test_no_tracking_records_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with NoTracking().start(folder, "run", {"seed": 0}, {}, None) as run:
+        run.log_metrics({"loss": 1.0}, 3)
+        run.set_tags({"a": "b"})
+        run.log_artifact(tmp_path / "none.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_tracking_fetches_nothing(tmp_path):
+    with pytest.raises(PipelineError, match=r"runs:/1/w\.pt lies in MLflow.*use tracking=mlflow"):
+        NoTracking().fetch("runs:/1/w.pt", tmp_path)
+
+
+def test_values_are_written_as_they_are_typed():
+    nested = {"a": {"b": {"c": 1e-6}, "empty": {}}, "list": (1, None, True), "text": "mlp"}
+    assert texts.flat_texts(nested) == {
+        "a.b.c": "1e-06",
+        "a.empty": "{}",
+        "list": "[1, null, true]",
+        "text": "mlp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("fc1.weight", "fc1.weight"),
+        ("a/b c:d-e_f", "a/b c:d-e_f"),
+        ("a[0]", "a_0_"),
+        ("/a//b/", "a/b"),
+        ("..", "_"),
+    ],
+)
+def test_keys(key, expected):
+    assert texts.key_text(key) == expected
+
+
+def test_a_cut_value_has_the_length_of_the_limit():
+    assert texts.value_text("x" * 6000) == "x" * 6000
+    assert len(texts.value_text("x" * 6001)) == 6000
+
+
+def test_versions_are_those_of_this_interpreter():
+    import torch
+
+    found = origin.versions()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["torch"] == torch.__version__
+
+
+def test_the_commit_is_that_of_the_project_alone(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert origin.git_commit(tmp_path) is None
+    git("init")
+    assert origin.git_commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a hook
+    assert origin.git_commit(tmp_path) == commit
+    (tmp_path / "untracked").touch()
+    assert origin.git_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert origin.git_commit(tmp_path) == f"{commit} (changed)"
+    (tmp_path / "site-packages").mkdir()
+    assert origin.git_commit(tmp_path / "site-packages") is None
+
+
+def test_columns_are_what_differs_and_what_was_measured():
+    runs = [
+        ({"model": m, "strategy": "func", "seed": s, "a.b": s}, {"trace": 1.0, "x": 1.0})
+        for m, s in ["c0", "m1"]
+    ]
+    parent = ({}, {"num_jobs": 2.0})
+    assert view.columns([*runs, parent]) == [
+        "params.`model`",
+        "params.`seed`",
+        "params.`a.b`",
+        "metrics.`trace`",
+    ]
+
+
+def test_a_single_run_shows_its_choices():
+    assert view.columns([({"strategy": "func", "model": "mlp", "n": "1"}, {})]) == [
+        "params.`model`",
+        "params.`strategy`",
+    ]
+    assert view.columns([]) == []
+
+
+def test_views_are_json_that_fits_a_tag():
+    runs = [({f"p{i}": str(n) for i in range(900)}, dict.fromkeys(view.HEADLINE, 1.0)) for n in range(2)]
+    tags = view.views(runs)
+    assert set(tags) == {"mlflow.sharedViewState.newest", "mlflow.sharedViewState.compare"}
+    for value in tags.values():
+        assert len(json.loads(value)["selectedColumns"]) == view.NUM_PARAMS + len(view.HEADLINE)
+        assert len(value) < 5000

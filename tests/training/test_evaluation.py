@@ -1,0 +1,86 @@
+from itertools import chain
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.criterion import CrossEntropy
+from pipeline.objective import Batch
+from pipeline.training import accuracy, evaluate
+from pipeline.training.minibatches import minibatches
+
+LOGITS = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "expected"),
+    [
+        (LOGITS, torch.tensor([1, 0, 0, 0]), 0.75),
+        (
+            LOGITS[..., None].expand(4, 2, 3),
+            torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1]]),
+            8 / 12,
+        ),
+        (LOGITS[:, :1] - 0.5, torch.tensor([0, 1, 0, 0]), 0.75),
+        (LOGITS - 0.5, torch.tensor([[0, 1], [1, 0], [0, 1], [1, 1]]), 0.875),
+        (LOGITS, LOGITS, None),
+        (LOGITS, {"label": torch.zeros(4).long()}, None),
+        (LOGITS, torch.zeros(4, 3).long(), None),
+    ],
+)
+def test_accuracy_is_the_share_of_right_labels(outputs, targets, expected):
+    assert accuracy(outputs, targets) == expected
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_long_evaluation_is_that_of_all_samples_at_once(reduction):
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(9000, 3, dtype=torch.float64), torch.randint(0, 2, (9000,)))
+    model, criterion = nn.Linear(3, 2, dtype=torch.float64), CrossEntropy(reduction)
+    loss, right = evaluate(model, criterion, batch)
+    outputs = model(batch.inputs)
+    assert loss == pytest.approx(criterion(outputs, batch.targets).item(), rel=1e-12)
+    assert right == pytest.approx((outputs.argmax(1) == batch.targets).double().mean().item(), rel=1e-12)
+
+
+def test_evaluation_leaves_modes_as_they_were_and_takes_tuples_and_dicts():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(2), nn.Dropout().eval()
+
+        def forward(self, a, b):
+            assert not self.training
+            return self.drop(self.norm(a)) + b
+
+    model = Sum()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    targets = torch.zeros(4).long()
+    losses = [
+        evaluate(model, CrossEntropy(), Batch(i, targets))
+        for i in [(LOGITS, LOGITS), {"a": LOGITS, "b": LOGITS}]
+    ]
+    assert losses[0] == losses[1]
+    assert (model.training, model.norm.training, model.drop.training) == (True, True, False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def take(batches, num):
+    return [next(batches).inputs.tolist() for _ in range(num)]
+
+
+def test_minibatches_can_begin_anywhere_and_each_epoch_is_a_permutation():
+    train = Batch(torch.arange(10), torch.arange(10))
+    whole = take(minibatches(train, 4, seed=1, first=0), 9)
+    assert [len(batch) for batch in whole] == [4, 4, 2] * 3
+    epochs = [list(chain(*whole[i : i + 3])) for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    for first in range(9):
+        assert take(minibatches(train, 4, seed=1, first=first), 9 - first) == whole[first:]
+    assert take(minibatches(train, 4, seed=2, first=0), 9) != whole
+    assert (
+        take(minibatches(train, None, seed=1, first=5), 2)
+        == take(minibatches(train, 10, 1, 0), 2)
+        == [[*range(10)]] * 2
+    )
