@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -100,18 +101,19 @@ def _aggregate_step(
     parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
     batches, layers = parts[: len(shards)], parts[len(shards) :]
     whole = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
+    top = whole.spectrum
     attrs = {key: shards[0].attrs[key] for key in SHARED} | {
         "format_version": 1,
         "spectrum": type(spectrum).__name__.lower(),
-        "num_top": len(whole[0].top_eigenvalues),
-        "negative_threshold": sign_threshold(mean.dtype),
-        **_headline(mean, whole[0], batches, moments, shards, weighting),
+        "num_top": len(top.top_eigenvalues),
+        "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
+        **_headline(mean, top, batches, moments, shards, weighting),
     }
     arrays = {
-        "mean/eigenvalues": whole[0].eigenvalues,
-        "mean/top_eigenvalues": whole[0].top_eigenvalues,
-        "mean/top_eigenvectors": whole[0].top_eigenvectors,
-        "mean/residuals": whole[0].residuals,
+        "mean/eigenvalues": top.eigenvalues,
+        "mean/top_eigenvalues": top.top_eigenvalues,
+        "mean/top_eigenvectors": top.top_eigenvectors,
+        "mean/residuals": top.residuals,
         "mean/gradient": mean.gradient,
         "parameters/names": list(mean.parameters.names),
         "parameters/shapes": [str(shape) for shape in mean.parameters.shapes],
@@ -119,10 +121,10 @@ def _aggregate_step(
         "layers/block_norms": np.sqrt(moments.block_squares),
         "layers/trace": moments.layer_traces,
         **{
-            f"layers/{name}/eigenvalues": layer[0].eigenvalues
+            f"layers/{name}/eigenvalues": layer.spectrum.eigenvalues
             for (name, _), layer in zip(spans, layers, strict=True)
         },
-        **_of_batches(shards, whole[0], batches, moments, weighting),
+        **_of_batches(shards, top, batches, moments, weighting),
         **_densities(whole, batches),
     }
     return attrs, arrays
@@ -160,21 +162,31 @@ def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterat
     return progress(chain.from_iterable(waves), description, total=len(tasks))
 
 
-Decomposed = tuple[Spectrum, Array, Array]  # with the nodes and weights of its density
+@dataclass(frozen=True)
+class Decomposed:
+    """The spectrum of one stored matrix, and its density as points and their weights.
+
+    resolution: eigenvalues smaller than this are not told apart by the points; 0 where the points are all eigenvalues.
+    """
+
+    spectrum: Spectrum
+    points: Array
+    weights: Array
+    resolution: float
 
 
 def _decompose(
-    matrix: Part, spectrum: Decomposition, in_memory: bool, num_threads: int | None = 1
+    matrix: Part, decomposition: Decomposition, in_memory: bool, num_threads: int | None = 1
 ) -> Decomposed:
-    """The spectrum of a stored matrix and a quadrature of its density (all eigenvalues, where they are known)."""
     with threadpool_limits(num_threads):
         held = matrix.held() if in_memory else matrix
-        result = spectrum.decompose(held)
-        if result.complete:
-            n = len(result.eigenvalues)
-            return result, result.eigenvalues, np.full(n, 1 / n)
+        spectrum = decomposition.decompose(held)
+        if spectrum.complete:
+            n = len(spectrum.eigenvalues)
+            return Decomposed(spectrum, spectrum.eigenvalues, np.full(n, 1 / n), 0.0)
         nodes, weights = lanczos_quadrature(held.matvec, held.num_rows, **QUADRATURE)
-        return result, nodes.ravel(), weights.ravel() / len(weights)
+        resolution = float(nodes.max() - nodes.min()) / nodes.shape[1]
+        return Decomposed(spectrum, nodes.ravel(), weights.ravel() / len(weights), resolution)
 
 
 def _headline(
@@ -206,7 +218,7 @@ def _headline(
     }
     if len(shards) > 1:
         distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
-        overlaps = _overlaps([batch[0] for batch in batches])[np.triu_indices(len(shards), 1)]
+        overlaps = _overlaps([batch.spectrum for batch in batches])[np.triu_indices(len(shards), 1)]
         numbers["mean_distance_between_batch_and_mean"] = float(np.dot(weighting.shares, distances))
         numbers["mean_overlap_between_batches"] = float(overlaps.mean())
     return {name: number for name, number in numbers.items() if number is not None}
@@ -219,7 +231,7 @@ def _of_batches(
     moments: Moments,
     weighting: Weighting,
 ) -> dict[str, Array]:
-    spectra = [batch[0] for batch in batches]
+    spectra = [batch.spectrum for batch in batches]
     frobenius = np.sqrt(moments.block_squares.sum())
     all_known = all(spectrum.complete for spectrum in spectra)
     columns = {
@@ -249,11 +261,16 @@ def _overlaps(spectra: Sequence[Spectrum]) -> Array:
 
 
 def _densities(whole: Decomposed, batches: Sequence[Decomposed]) -> dict[str, Array]:
-    """Densities of the mean and of each batch on one grid."""
-    nodes = np.concatenate([part[1] for part in (whole, *batches)])
-    grid = fit_grid(float(nodes.min()), float(nodes.max()))
+    """Densities of the mean and of each batch on one grid; NaN where the points do not resolve them."""
+    points = np.concatenate([part.points for part in (whole, *batches)])
+    grid = fit_grid(float(points.min()), float(points.max()))
+
+    def density(part: Decomposed) -> Array:
+        values = density_of(part.points, grid, weights=part.weights)
+        return np.where(np.abs(grid.eigenvalues) >= part.resolution, values, np.nan)
+
     return {
         "density/grid": grid.eigenvalues,
-        "density/values": density_of(whole[1], grid, weights=whole[2]),
-        "density/batches": np.array([density_of(part[1], grid, weights=part[2]) for part in batches]),
+        "density/values": density(whole),
+        "density/batches": np.array([density(part) for part in batches]),
     }

@@ -21,8 +21,7 @@ WRAPPERS = ("state_dict", "model")
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write all weights and buffers, in the model's dtype, each under every name it has.
 
-    A tied weight is therefore written twice, and the file can be read by any program as a complete state
-    dict.
+    A tied weight is therefore written twice, and the file can be read by any program as a complete state dict.
 
     Raises:
         PipelineError: a weight is NaN or infinite.
@@ -36,8 +35,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Put the weights of a file into a model, cast to the model's dtype and device.
 
     Raises:
-        PipelineError: the file cannot be read, holds NaN, or its names and shapes are not exactly the
-            model's.
+        PipelineError: the file cannot be read, holds NaN, or its names and shapes are not exactly the model's.
     """
     state = load_state(path)
     _check_finite(state, model, f"the weights in {path} are", "give another file")
@@ -47,8 +45,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
 def load_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a .safetensors file, or of what `torch.save(model.state_dict(), ...)` wrote.
 
-    In the latter case a dict under the key "state_dict" or "model" is taken instead of the whole. No code
-    that a file may contain is run.
+    In the latter case a dict under the key "state_dict" or "model" is taken instead of the whole. No code that a file
+    may contain is run.
 
     Raises:
         PipelineError: the file is missing, damaged, or holds something else.

@@ -10,6 +10,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -79,7 +80,7 @@ def _serve(uri: str, port: int, experiment: str) -> int:
         except KeyboardInterrupt:
             print("\nthe dashboard has ended.")
             return 0
-        raise PipelineError(f"the dashboard's server ended by itself: {_last_line(log)}")
+        raise PipelineError(f"the dashboard's server ended by itself: {_complaint(log)}")
 
 
 @contextmanager
@@ -150,13 +151,13 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: IO[
     end = time.monotonic() + START_PATIENCE
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise PipelineError(f"the dashboard's server did not start: {_last_line(log)}")
+            raise PipelineError(f"the dashboard's server did not start: {_complaint(log)}")
         with suppress(OSError, http.client.HTTPException):
             _request(port, "/health")
             return
         time.sleep(0.1)
     raise PipelineError(
-        f"the dashboard's server did not answer within {START_PATIENCE:.0f} s: {_last_line(log)}"
+        f"the dashboard's server did not answer within {START_PATIENCE:.0f} s: {_complaint(log)}"
     )
 
 
@@ -205,11 +206,12 @@ def _request(port: int, path: str, question: dict[str, Any] | None = None) -> by
         connection.close()
 
 
-def _last_line(log: IO[Any]) -> str:
-    """What the server said last; the line of an exception is its last line, too."""
+def _complaint(log: IO[bytes]) -> str:
+    """What the server said last; of an exception, its line, not the notes and links that follow."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing."
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (errors or lines or ["it said nothing."])[-1]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 def density(results: Results) -> Figure | None:
-    """Density of the spectrum of the mean over that of each batch, the top eigenvalues marked one by one."""
+    """Density of the spectrum of the mean over that of each batch, the top eigenvalues marked one by one.
+
+    A density is NaN, and its line is broken, where Lanczos does not resolve the eigenvalues.
+    """
     arrays, attrs = results.arrays, results.attrs
     if "density/values" not in arrays:
         return None
@@ -66,9 +69,10 @@ def _density_axes(axes: Any, grid: Array, curves: Array, num_parameters: int) ->
 
     That floor is a tenth of what one eigenvalue of P adds, so that a single outlier stands out.
     """
-    floor = float(curves.max()) / (10 * max(num_parameters, 10))
+    highest = float(np.nanmax(curves))
+    floor = highest / (10 * max(num_parameters, 10))
     axes.set_yscale("log")
-    axes.set_ylim(floor, 3 * float(curves.max()))
+    axes.set_ylim(floor, 3 * highest)
     seen = grid[(curves > floor).any(axis=0)]
     low, high = float(seen[0]), float(seen[-1])
     signed_log(axes, "x", low, high, _linear_within(grid), num_ticks=11)

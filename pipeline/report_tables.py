@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
-import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +134,7 @@ def files(folder: RunFolder) -> Rows:
         "spectra": "all arrays behind these figures: one HDF5 file a step",
         "checkpoints": "weights as safetensors at each step, and the training history",
         "figures": "the figures of this page as PNG, 300 dots an inch",
-        ".hydra": "the config as it was resolved, and the overrides of the command line",
+        "config.yaml": "the config with every choice resolved, its hash, and the command",
         "summary.json": "the headline numbers, by the names they have in the tracker",
         "run.log": "what the run logged",
     }
@@ -145,24 +143,9 @@ def files(folder: RunFolder) -> Rows:
 
 def load_config(folder: RunFolder, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], str, str]:
     """The config as a mapping and as YAML, and the command that began the run (empty if it is not known)."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    import yaml
 
-    saved, overrides = (folder.path / ".hydra" / name for name in ("config.yaml", "overrides.yaml"))
-    if config is not None:
-        tree: Any = OmegaConf.create(dict(config))
-    else:
-        tree = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create({})
-    with suppress(OmegaConfBaseException):  # what only the run itself could resolve stays as it is written
-        OmegaConf.resolve(tree)
-    command = ""
-    if overrides.is_file():
-        words = [str(word) for word in OmegaConf.load(overrides)]
-        command = shlex.join(["python", "-m", "pipeline.run", *words])
-    plain = OmegaConf.to_container(tree)
-    assert isinstance(plain, dict)
-    return (
-        {str(key): value for key, value in plain.items()},
-        OmegaConf.to_yaml(tree) if plain else "",
-        command,
-    )
+    saved = yaml.safe_load(folder.config.read_text()) if folder.config.is_file() else {}
+    chosen = dict(saved if config is None else config)
+    command = str(chosen.pop("command", ""))
+    return chosen, yaml.safe_dump(chosen, sort_keys=False) if chosen else "", command

@@ -1,12 +1,15 @@
+import io
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,35 +69,45 @@ def alive(pids):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_the_store_and_leaves_no_process_behind(root, stop):
-    with socket.socket() as taken:
+def test_it_serves_the_store_and_leaves_no_process_behind(root):
+    """Two at once, since a server takes seconds to start: one ends by Ctrl-C, the other by SIGTERM."""
+    with socket.socket() as taken, ExitStack() as stack:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-u", "-m", "pipeline.dashboard", "--root", str(root), "--port", str(port)]
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
-        try:
-            match = read_until(
-                process, r"port (\d+) is taken: using (\d+).*dashboard: +(http\S+)\n.*no login"
-            )
-            front = f"http://127.0.0.1:{match[2]}"
-            assert match[1] == str(port)
-            assert match[3].startswith(f"{front}/#/experiments/1/runs?")
-            with urllib.request.urlopen(front, timeout=10) as page:
-                assert b"<title>MLflow" in page.read()
-            started = descendants(process.pid)
-            assert started
-            if stop == signal.SIGINT:
-                check_that_a_run_can_be_tracked_there(front, root)
-            process.send_signal(stop)
+        interrupted = stack.enter_context(running_dashboard(root, port))
+        terminated = stack.enter_context(running_dashboard(root, port + 40))
+        match = read_until(
+            interrupted, r"port (\d+) is taken: using (\d+).*dashboard: +(http\S+)\n.*no login"
+        )
+        read_until(terminated, "no login")
+        front = f"http://127.0.0.1:{match[2]}"
+        assert match[1] == str(port)
+        assert match[3].startswith(f"{front}/#/experiments/1/runs?")
+        with urllib.request.urlopen(front, timeout=10) as page:
+            assert b"<title>MLflow" in page.read()
+        check_that_a_run_can_be_tracked_there(front, root)
+        started = {process: descendants(process.pid) for process in (interrupted, terminated)}
+        assert all(started.values())
+        interrupted.send_signal(signal.SIGINT)
+        terminated.send_signal(signal.SIGTERM)
+        for process, pids in started.items():
             assert process.wait(20) == 0
-            assert alive(started) == set()
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+            assert alive(pids) == set()
+
+
+@contextmanager
+def running_dashboard(root, port):
+    command = [sys.executable, "-u", "-m", "pipeline.dashboard", "--root", str(root), "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # a failed test: the dashboard takes its server with it
+            process.terminate()
+        process.wait(30)
+        process.stdout.close()
 
 
 def check_that_a_run_can_be_tracked_there(uri, root):
@@ -114,7 +127,7 @@ def check_that_a_run_can_be_tracked_there(uri, root):
 
 
 def test_the_table_has_columns_for_what_differs(root):
-    """Left in the store by the servers of the test above."""
+    """Left in the store by the servers of the first test."""
     with MLflow(root=str(root)).start(RunFolder(root / "look"), "look", {}, {}, None) as run:
         tags = run.client.get_experiment("1").tags
     assert '"params.`seed`", "metrics.`trace`"' in tags["mlflow.sharedViewState.compare"]
@@ -136,7 +149,17 @@ def test_a_number_that_is_no_port(root, port, capsys):
     assert f"--port {port} is no port" in capsys.readouterr().err
 
 
-def test_a_store_that_the_server_refuses(tmp_path, capsys):
-    (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
-    assert dashboard.main(["--root", str(tmp_path)]) == 1
-    assert "not a database" in capsys.readouterr().err
+def test_what_the_server_complains_of_is_told_in_its_last_error():
+    log = io.BytesIO(
+        b"INFO: starting\nTraceback (most recent call last):\n  File x\n"
+        b"sqlalchemy.exc.DatabaseError: (sqlite3.DatabaseError) file is not a database\n(Background on this at: link)\n"
+    )
+    assert dashboard._complaint(log).endswith("(sqlite3.DatabaseError) file is not a database")
+    assert dashboard._complaint(io.BytesIO(b"one\ntwo\n\n")) == "two"
+    assert dashboard._complaint(io.BytesIO()) == "it said nothing."
+
+
+def test_a_server_that_ends_at_once_is_an_error(root, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert dashboard.main(["--root", str(root)]) == 1
+    assert "the dashboard's server did not start: it said nothing." in capsys.readouterr().err

@@ -80,9 +80,9 @@ def report(folder, *results, config=CONFIG, **options):
 def whole(tmp_path_factory):
     """The report of two steps, and the folder it is in."""
     folder = RunFolder(tmp_path_factory.mktemp("whole"))
-    (folder.path / ".hydra").mkdir()
-    (folder.path / ".hydra" / "overrides.yaml").write_text("- model=mlp\n- training.num_steps=[1, 2]\n")
-    (folder.path / ".hydra" / "config.yaml").write_text(json.dumps(CONFIG))
+    folder.path.mkdir(exist_ok=True)
+    command = "python -m pipeline.run model=mlp 'training.num_steps=[1, 2]'"
+    folder.config.write_text(json.dumps({**CONFIG, "command": command}))
     page = report(folder, spectra(step=60, num_layers=3), spectra(step=120, num_layers=3), config=None)
     return page, folder
 

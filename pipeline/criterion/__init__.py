@@ -14,8 +14,8 @@ __all__ = ["BinaryCrossEntropy", "Criterion", "CrossEntropy", "SquaredError"]
 class Criterion(Protocol):
     """A loss of a batch, 0-d.
 
-    reduction: "mean" or "sum" over its samples. It says how losses, gradients and Hessians of batches
-        combine: weighted by their numbers of samples, or added.
+    reduction: "mean" or "sum" over its samples. It says how losses, gradients and Hessians of batches combine:
+        weighted by their numbers of samples, or added.
     """
 
     @property

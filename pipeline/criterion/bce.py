@@ -13,8 +13,8 @@ from pipeline.options import check_choice
 class BinaryCrossEntropy:
     """-y log σ(f) - (1 - y) log(1 - σ(f)) for a logit f and a target y in [0, 1].
 
-    Targets have the shape of the outputs, integers 0 and 1 or values between; with one output a sample,
-    labels (N,) will do. As in torch, `mean` divides by all N·K outputs, not by N; `sum` divides by nothing.
+    Targets have the shape of the outputs, integers 0 and 1 or values between; with one output a sample, labels (N,)
+    will do. As in torch, `mean` divides by all N·K outputs, not by N; `sum` divides by nothing.
     """
 
     reduction: str = "mean"

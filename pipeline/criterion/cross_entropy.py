@@ -15,8 +15,8 @@ REMEDY = "give integer labels, or choose criterion=squared_error for values"
 class CrossEntropy:
     """-log softmax(f)_y for logits f and label y, averaged or summed over samples.
 
-    Logits (N, C) go with labels (N,), logits (N, C, T) with labels (N, T), where every position counts as a
-    sample; targets of the outputs' own shape are the probabilities of the classes.
+    Logits (N, C) go with labels (N,), logits (N, C, T) with labels (N, T), where every position counts as a sample;
+    targets of the outputs' own shape are the probabilities of the classes.
 
     label_smoothing: ε in [0, 1): the target is (1 - ε) one-hot(y) + ε/C.
     """

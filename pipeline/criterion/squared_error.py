@@ -13,8 +13,8 @@ from pipeline.options import check_choice
 class SquaredError:
     """½ ‖f - y‖² of a sample, averaged or summed over samples: its Hessian by f is the identity.
 
-    Unlike torch's MSELoss it has the factor ½, and sums over the outputs of a sample. Targets have the shape
-    of the outputs; integers of shape (N,) are labels and become one-hot vectors.
+    Unlike torch's MSELoss it has the factor ½, and sums over the outputs of a sample. Targets have the shape of the
+    outputs; integers of shape (N,) are labels and become one-hot vectors.
     """
 
     reduction: str = "mean"

@@ -24,10 +24,10 @@ class Arrays(SplitDataset):
     """The user's own samples, from two arrays of one .npz or .h5 file.
 
     path: of the file; a relative one starts at the working directory.
-    inputs: name of the array of samples, (N, ...); (N,) becomes (N, 1). Integers and booleans become float32,
-        floats keep their precision.
-    targets: name of the array of targets. Integers and booleans are labels, (N,), (N, 1) or (N, T); floats
-        are values, (N,) or (N, k).
+    inputs: name of the array of samples, (N, ...); (N,) becomes (N, 1). Integers and booleans become float32, floats
+        keep their precision.
+    targets: name of the array of targets. Integers and booleans are labels, (N,), (N, 1) or (N, T); floats are
+        values, (N,) or (N, k).
     """
 
     path: str

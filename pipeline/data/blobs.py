@@ -14,9 +14,8 @@ from pipeline.options import check_count, check_number
 class Blobs(SplitDataset):
     """Gaussian clusters: sample n is class n mod C's center plus standard normal noise, float32; C labels.
 
-    separation: distance of two centers, in standard deviations of the noise. Exact where C ≤ dimension (the
-        centers are then orthogonal); with more clusters than dimensions directions are random, and it holds
-        on average.
+    separation: distance of two centers, in standard deviations of the noise. Exact where C ≤ dimension (the centers
+        are then orthogonal); with more clusters than dimensions directions are random, and it holds on average.
     num_samples: training samples; as many test samples are drawn on top as `test_fraction` asks for.
     split_seed: also of the centers and the noise.
     """

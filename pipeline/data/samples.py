@@ -20,8 +20,8 @@ class Samples:
     """Training samples, test samples where there are any, and the two sizes that a model is built from.
 
     input_shape: of one sample, without the sample dimension.
-    num_outputs: classes where targets are labels (integers), else numbers a target has. With one output,
-        labels are 0 or 1.
+    num_outputs: classes where targets are labels (integers), else numbers a target has. With one output, labels are 0
+        or 1.
     """
 
     train: Batch
@@ -33,12 +33,12 @@ class Samples:
 def as_samples(loaded: Any) -> Samples:
     """Check what a dataset loaded, a user's own included, and count what it leaves out.
 
-    loaded: has `train`, and perhaps `test`, each a pair (inputs, targets) of tensors, or of tuples or dicts
-        of tensors; perhaps `input_shape` and `num_outputs`, else read off the (first) inputs and the targets.
+    loaded: has `train`, and perhaps `test`, each a pair (inputs, targets) of tensors, or of tuples or dicts of
+        tensors; perhaps `input_shape` and `num_outputs`, else read off the (first) inputs and the targets.
 
     Raises:
-        PipelineError: something is not a tensor, is empty, differs in length, is NaN or infinite, or is a
-            label outside 0..num_outputs-1.
+        PipelineError: something is not a tensor, is empty, differs in length, is NaN or infinite, or is a label
+            outside 0..num_outputs-1.
     """
     if getattr(loaded, "train", None) is None:
         raise PipelineError(

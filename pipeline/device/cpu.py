@@ -11,8 +11,8 @@ from pipeline.options import check_count
 class Cpu:
     """The processor.
 
-    num_threads: threads of one torch operation; null leaves torch's own choice (one for each core). Results
-    repeat bit for bit as long as this number stays the same.
+    num_threads: threads of one torch operation; null leaves torch's own choice (one for each core). Results repeat
+        bit for bit as long as this number stays the same.
     """
 
     num_threads: int | None = None

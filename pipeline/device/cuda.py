@@ -13,8 +13,8 @@ class Cuda:
     """An NVIDIA GPU.
 
     index: which one, counted from 0 among those that are visible.
-    tf32: round the factors of float32 products to 10 bits of mantissa. Faster, but a Hessian then carries an
-        error of about 1e-3, relative; so it is off unless asked for.
+    tf32: round the factors of float32 products to 10 bits of mantissa. Faster, but a Hessian then carries an error of
+        about 1e-3, relative; so it is off unless asked for.
     """
 
     index: int = 0

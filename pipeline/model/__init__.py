@@ -1,8 +1,7 @@
 """The networks. A model is any nn.Module that maps inputs (N, ...) to outputs (N, num_outputs).
 
-Its samples must not mix, and what its layers do must have second derivatives: no BatchNorm in training mode,
-    no fused attention. The four here are differentiable twice in every mode of torch, forward over reverse
-    included.
+Its samples must not mix, and what its layers do must have second derivatives: no BatchNorm in training mode, no fused
+attention. The four here are differentiable twice in every mode of torch, forward over reverse included.
 """
 
 from pipeline.model.cnn import CNN

@@ -34,9 +34,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Sequential):
     """A residual network: a convolution, residual blocks, the mean over the image, one affine layer.
 
-    He et al. 2016, doi:10.1109/CVPR.2016.90, with GroupNorm (Wu & He 2018, doi:10.1007/978-3-030-01261-8_1)
-    in place of BatchNorm, so that samples do not mix and the loss of a batch is the mean of the losses of its
-    samples.
+    He et al. 2016, doi:10.1109/CVPR.2016.90, with GroupNorm (Wu & He 2018, doi:10.1007/978-3-030-01261-8_1) in place
+    of BatchNorm, so that samples do not mix and the loss of a batch is the mean of the losses of its samples.
 
     num_channels: output channels of each block; every block but the first halves the image.
     P = 2,932 for gray images of any size, 10 outputs and the defaults.

@@ -54,8 +54,8 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) that reads the mean of its tokens.
 
-    An image is cut into patches of patch_size × patch_size pixels; each becomes a token of `width` numbers,
-    to which a learned position is added.
+    An image is cut into patches of patch_size × patch_size pixels; each becomes a token of `width` numbers, to which
+    a learned position is added.
     P = 2,762 for gray images of 8 × 8 pixels, 10 outputs and the defaults; the attention of one sample takes
     num_heads · t² numbers, with t = (height / patch_size) · (width / patch_size) tokens.
     """

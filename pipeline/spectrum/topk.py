@@ -34,7 +34,7 @@ class TopK:
         check_count("spectrum.num_top", self.num_top)
         check_count("spectrum.num_bottom", self.num_bottom, minimum=0)
         check_number("spectrum.tolerance", self.tolerance, above=0, below=1)
-        check_count("spectrum.max_passes", self.max_passes)
+        check_count("spectrum.max_passes", self.max_passes, minimum=2)  # one may hold less than is wanted
         # A Krylov space holds at most block_size copies of a multiple eigenvalue: fewer would miss some.
         widest = max(self.num_top, self.num_bottom)
         check_count("spectrum.block_size", self.block_size, minimum=widest, or_null=f"{2 * widest}")

@@ -78,7 +78,8 @@ class MLflow:
                 client, experiment_id, uri, folder.path, name, {PARENT: parent} if parent else {}
             )
             run = MLflowRun(client, run_id, uri)
-            _describe(run, folder, flat_texts(params), tags)
+            places = {"folder": str(folder.path.absolute()), "shards": str(folder.shards.absolute())}
+            run.describe(flat_texts(params), {**places, **_origin_tags(), **tags})
         try:
             yield run
         except BaseException as error:
@@ -161,20 +162,22 @@ class MLflowRun:
             self.client.log_artifact(self.run_id, str(path), under)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
+        self._log(tags=_tags(tags))
 
-        self._log(tags=[RunTag(key_text(key), value_text(value, TAG_LENGTH)) for key, value in tags.items()])
-
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Log what MLflow does not have yet; a value that differs from the one it has becomes a tag."""
+    def describe(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Log the params that MLflow does not have yet, and the tags; a param that differs becomes a tag."""
         from mlflow.entities import Param
 
         with faults.one_line(self.uri):
-            known = self.client.get_run(self.run_id).data.params
-        self._log(params=[Param(key, value) for key, value in params.items() if key not in known])
-        self.set_tags(
-            {f"changed.{key}": value for key, value in params.items() if known.get(key, value) != value}
-        )
+            known = self.client.get_run(self.run_id).data
+        changed = {
+            f"changed.{key}": text for key, text in params.items() if known.params.get(key, text) != text
+        }
+        new = [Param(key, text) for key, text in params.items() if key not in known.params]
+        self._log(params=new, tags=_tags({**changed, **tags}))
+        if ERROR in known.tags:  # of the start before this one
+            with faults.one_line(self.uri):
+                self.client.delete_tag(self.run_id, ERROR)
 
     def close(self, status: str) -> None:
         with faults.one_line(self.uri):
@@ -189,12 +192,10 @@ class MLflowRun:
                 self.client.log_batch(self.run_id, params=params[group], tags=tags[group])
 
 
-def _describe(run: MLflowRun, folder: RunFolder, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    places = {"folder": str(folder.path.absolute()), "shards": str(folder.shards.absolute())}
-    run.log_params(params)
-    run.set_tags(places | _origin_tags() | dict(tags))
-    if ERROR in run.client.get_run(run.run_id).data.tags:
-        run.client.delete_tag(run.run_id, ERROR)  # of the start before this one
+def _tags(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key_text(key), value_text(value, TAG_LENGTH)) for key, value in tags.items()]
 
 
 def _origin_tags() -> dict[str, str]:

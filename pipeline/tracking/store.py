@@ -107,7 +107,7 @@ def locked(path: Path) -> Iterator[None]:
             f"{path} has been held by another process for {START_PATIENCE:.0f} s: end that process, or use "
             "tracking=none."
         ) from error
-    except PermissionError as error:
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise PipelineError(
             f"{error.filename or path} cannot be written ({error.strerror}): choose another folder with "
             "tracking.root=FOLDER."
@@ -144,12 +144,27 @@ def _create(path: Path, experiment: str) -> None:
     for leftover in (partial, partial.with_name(partial.name + "-journal")):
         leftover.unlink(missing_ok=True)
     where = artifacts(f"sqlite:///{path}")
-    with replacing(path) as fresh:
+    with replacing(path) as fresh, _unsynchronized():
         store = store_class(f"sqlite:///{fresh}", where.as_uri())
         try:
             store.create_experiment(experiment, where.as_uri(), _experiment_tags())
         finally:
             store.engine.dispose()
+
+
+@contextmanager
+def _unsynchronized() -> Iterator[None]:
+    """Let SQLite not wait for the disk: the schema takes a hundred writes, and the file is flushed as a whole."""
+    from sqlalchemy import Engine, event
+
+    def pragma(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", pragma)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", pragma)
 
 
 def _sqlalchemy_store() -> Any:

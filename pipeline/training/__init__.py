@@ -35,7 +35,7 @@ class Training(Protocol):
         """Write `folder.checkpoint(step)` and `folder.history`, leave the last weights in the model, in eval
         mode.
 
-        Model and data are on one device and in one dtype. `log` gets each row of the history once, also when
-        a training that was killed goes on. Returns the last step.
+        Model and data are on one device and in one dtype. `log` gets each row of the history once, also when a
+        training that was killed goes on. Returns the last step.
         """
         ...

@@ -20,10 +20,9 @@ class Descent:
     """What all ways to descend the loss share; a subclass names its optimizer.
 
     num_steps: updates of the weights.
-    batch_size: samples of one update, drawn without replacement until all were used; null takes all each
-        time.
-    weight_decay: λ; λ/2 ‖w‖² is added to the loss that is descended, not to the losses that are reported, nor
-        to the Hessian.
+    batch_size: samples of one update, drawn without replacement until all were used; null takes all each time.
+    weight_decay: λ; λ/2 ‖w‖² is added to the loss that is descended, not to the losses that are reported, nor to the
+        Hessian.
     evaluate_every: steps between two rows of the training curve.
     save_every: steps between two training states; after a kill at most so many steps are taken again.
     """
@@ -60,8 +59,8 @@ class Descent:
         """See `Training.run`.
 
         Raises:
-            PipelineError: nothing to train, arguments that do not fit, a loss that is not finite, or a run
-                folder that belongs to another training.
+            PipelineError: nothing to train, arguments that do not fit, a loss that is not finite, or a run folder
+                that belongs to another training.
         """
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         if not weights:

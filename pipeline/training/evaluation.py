@@ -26,8 +26,7 @@ def predict(model: nn.Module, inputs: Inputs) -> Any:
 def accuracy(outputs: Any, targets: Any) -> float | None:
     """The share of labels that are right, or None where targets are not labels.
 
-    The class is the highest of the outputs (N, C, ...); with one output a sample, class 1 is a positive
-    output.
+    The class is the highest of the outputs (N, C, ...); with one output a sample, class 1 is a positive output.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
         return None
@@ -43,8 +42,8 @@ def accuracy(outputs: Any, targets: Any) -> float | None:
 def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
     """Loss and accuracy over all samples, in eval mode, 4,096 samples at a time.
 
-    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by their
-    samples, or added.
+    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by their samples, or
+    added.
     """
     summed = getattr(criterion, "reduction", "mean") == "sum"
     loss, right, known = 0.0, 0.0, True

@@ -17,8 +17,7 @@ Row = dict[str, float | None]
 class History:
     """Rows of losses and accuracies; what is not defined stays empty.
 
-    A row is put into the file after `log` got it. So what the file holds when a killed training goes on has
-    been
+    A row is put into the file after `log` got it. So what the file holds when a killed training goes on has been
     logged: it is neither logged again nor taken out of the file, where the same rows would come back.
     """
 
@@ -54,7 +53,7 @@ def _steps(path: Path) -> set[int]:
     try:
         with path.open(newline="") as file:
             return {int(row["step"]) for row in csv.DictReader(file)}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise PipelineError(
             f"{path} is not a training curve of this program: delete it and run again."
         ) from error

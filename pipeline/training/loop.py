@@ -29,12 +29,10 @@ class Schedule:
 def descend(job: Job, optimizer: Optimizer, schedule: Schedule, owner: str) -> int:
     """Take the steps that the run folder does not have yet, up to `schedule.num_steps`, which is returned.
 
-    Step s takes the weights from s - 1 to s. What it does is a function of the weights, the optimizer,
-    torch's random numbers and s; all of these are in the training state, written after everything else that
-    belongs to its step. So a training that was killed repeats the steps since its last state, and on a CPU
-    gets the same bits again.
-    Cost: a forward and a backward pass a step; a state takes about three times the memory of the weights
-        under Adam.
+    Step s takes the weights from s - 1 to s. What it does is a function of the weights, the optimizer, torch's random
+    numbers and s; all of these are in the training state, written after everything else that belongs to its step. So
+    a training that was killed repeats the steps since its last state, and on a CPU gets the same bits again.
+    Cost: a forward and a backward pass a step; a state takes about three times the memory of the weights under Adam.
     """
     history = History(job.folder.history, job.log)
     state = TrainingState(job.folder.checkpoints / "state.pt", owner)

@@ -16,8 +16,7 @@ from pipeline.objective import Batch
 def minibatches(train: Batch, batch_size: int | None, seed: int, first: int) -> Iterator[Batch]:
     """Minibatches number first, first + 1, ... of an endless row of epochs.
 
-    Each epoch is a new permutation of all samples, cut every `batch_size`; what is left over is a smaller
-    minibatch.
+    Each epoch is a new permutation of all samples, cut every `batch_size`; what is left over is a smaller minibatch.
     Null, or more than there are samples, gives all samples in their own order.
     """
     num_samples = train.num_samples

@@ -14,9 +14,8 @@ from pipeline.training.untrained import Untrained
 class Pretrained(Untrained):
     """Weights from a file: step 0, and no other.
 
-    path: a .safetensors file, or a state dict that `torch.save` wrote, alone or under "state_dict" or
-        "model"; names and shapes must be exactly the model's. A relative path starts at the working
-        directory.
+    path: a .safetensors file, or a state dict that `torch.save` wrote, alone or under "state_dict" or "model"; names
+        and shapes must be exactly the model's. A relative path starts at the working directory.
     """
 
     path: str

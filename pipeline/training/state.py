@@ -20,8 +20,7 @@ from pipeline.training.history import Row
 class TrainingState:
     """The file that holds weights, optimizer, random numbers and history of one step.
 
-    owner: the options, seed, number of samples and number of weights in words; a state of another owner is
-        refused.
+    owner: the options, seed, number of samples and number of weights in words; a state of another owner is refused.
     """
 
     path: Path

@@ -100,6 +100,9 @@ def test_quadrature_of_few_distinct_eigenvalues_stops_early(name):
         seen = row[share > 1e-12]
         distance = np.abs(seen[:, None] - np.unique(eigenvalues)).min(axis=1)
         assert distance.max() < 1e-7
+        assert np.count_nonzero(np.abs(row) > 1e-9) <= len(
+            np.unique(eigenvalues)
+        )  # no step goes on in rounding
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-12)
 
 

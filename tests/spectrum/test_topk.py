@@ -141,7 +141,7 @@ def test_what_is_not_finite_is_refused(poison):
         ({"num_bottom": -1}, r"spectrum\.num_bottom=-1"),
         ({"tolerance": 0}, r"spectrum\.tolerance=0: give a number above 0 and below 1"),
         ({"tolerance": "1e-6"}, r"spectrum\.tolerance='1e-6'"),
-        ({"max_passes": 0}, r"spectrum\.max_passes=0"),
+        ({"max_passes": 1}, r"spectrum\.max_passes=1: give a whole number of at least 2"),
         ({"block_size": 9}, r"spectrum\.block_size=9: give a whole number of at least 10, or null \(20\)"),
         ({"block_size": 4, "num_top": 2, "num_bottom": 5}, r"spectrum\.block_size=4.* at least 5"),
         ({"max_columns": 50}, r"spectrum\.max_columns=50: give a whole number of at least 71"),

@@ -76,11 +76,10 @@ def test_loss_that_is_no_tensor(name: str) -> None:
 
 
 @each_strategy
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite(name: str, value: float) -> None:
+def test_weights_that_are_not_finite(name: str) -> None:
     model = net()
     with torch.no_grad():
-        model[0].weight[2, 1] = value
+        model[0].weight[2, 1] = torch.nan
     with pytest.raises(PipelineError, match=r"NaN or infinite entries in rows .*dtype=torch\.float64"):
         hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name))
 

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pipeline.blocks import MIRROR, Block, assemble
+from pipeline.errors import PipelineError
+from torch import Tensor
+
+
+def symmetric(num_rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(num_rows, num_rows, generator=generator, dtype=torch.float64)
+    return matrix + matrix.T
+
+
+def cut(matrix: Tensor, *bounds: int) -> list[Block]:
+    """The lower triangle of a grid with these bounds, last block first; those on the diagonal reach above it."""
+    spans = [slice(*pair) for pair in zip((0, *bounds), (*bounds, len(matrix)), strict=True)]
+    blocks = [Block(r, c, matrix[r, c].clone()) for i, r in enumerate(spans) for c in spans[: i + 1]]
+    for block in blocks:
+        if block.rows == block.cols:
+            block.values.masked_fill_(torch.ones_like(block.values).triu(1).bool(), 1e9)
+    return blocks[::-1]
+
+
+def test_a_block_above_the_diagonal_is_transposed() -> None:
+    matrix = symmetric(7)
+    found = Block(slice(0, 2), slice(4, 7), matrix[0:2, 4:7]).lower()
+    assert (found.rows, found.cols) == (slice(4, 7), slice(0, 2))
+    assert torch.equal(found.values, matrix[4:7, 0:2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(slice(4, 7), slice(0, 2)), (slice(0, 3), slice(0, 3)), (slice(1, 3), slice(0, 7))]
+)
+def test_a_block_that_touches_the_triangle_stays(rows: slice, cols: slice) -> None:
+    block = Block(rows, cols, symmetric(7)[rows, cols])
+    assert block.lower() is block
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, MIRROR - 1, MIRROR, MIRROR + 1, 2 * MIRROR + 3])
+def test_assembly_mirrors_the_lower_triangle(num_rows: int) -> None:
+    matrix = symmetric(num_rows)
+    bounds = sorted({num_rows // 3, num_rows // 2} - {0})
+    assert torch.equal(assemble(cut(matrix, *bounds), num_rows), matrix)
+
+
+def test_rows_that_reach_above_the_diagonal() -> None:
+    matrix = symmetric(7)
+    wrong_above = matrix.tril() + torch.full_like(matrix, 1e9).triu(1)
+    rows = (Block(slice(i, i + 1), slice(0, 7), wrong_above[i : i + 1]) for i in range(7))
+    assert torch.equal(assemble(rows, 7), matrix)
+
+
+def test_dtype_is_that_of_the_blocks() -> None:
+    assert assemble(cut(symmetric(7).float(), 3), 7).dtype == torch.float32
+
+
+@pytest.mark.parametrize("missing", range(6))
+def test_a_missing_block_is_noticed(missing: int) -> None:
+    blocks = cut(symmetric(7), 2, 5)
+    del blocks[missing]
+    with pytest.raises(PipelineError, match="NaN or infinite"):
+        assemble(blocks, 7)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("entry", [(0, 0), (6, 2), (MIRROR + 2, MIRROR + 1), (MIRROR + 2, 0)])
+def test_an_entry_that_is_not_finite(value: float, entry: tuple[int, int]) -> None:
+    matrix = symmetric(MIRROR + 3)
+    matrix[entry] = value
+    with pytest.raises(PipelineError, match=r"NaN or infinite entries in rows \d+ to \d+: .*dtype=torch\.float64"):
+        assemble([Block(slice(0, MIRROR + 3), slice(0, MIRROR + 3), matrix)], MIRROR + 3)
+
+
+def test_what_lies_above_the_diagonal_need_not_be_finite() -> None:
+    matrix = symmetric(7)
+    above = matrix.clone()
+    above[2, 5] = torch.nan
+    assert torch.equal(assemble([Block(slice(0, 7), slice(0, 7), above)], 7), matrix)
+
+
+def test_no_block_at_all() -> None:
+    with pytest.raises(ValueError, match="no block"):
+        assemble([], 7)
