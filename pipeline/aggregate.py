@@ -98,7 +98,9 @@ def _aggregate_step(
     spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
     tasks = [delayed(_decompose)(matrix, spectrum.of_batch(), spectrum.in_memory) for matrix in matrices]
     tasks += [delayed(_decompose)(Part(mean.path, span), spectrum, spectrum.in_memory) for _, span in spans]
-    parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
+    # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
+    with threadpool_limits(1):
+        parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
     batches, layers = parts[: len(shards)], parts[len(shards) :]
     whole = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
     top = whole.spectrum

@@ -72,6 +72,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_count("seed", settings["seed"], minimum=0)
     check_count("num_batches", settings["num_batches"], or_null="all of them")
     check_counts("checkpoint_steps", settings["checkpoint_steps"], minimum=0)
+    if not settings["stages"]:
+        raise PipelineError(f"stages=[]: choose any of {', '.join(stage.value for stage in Stage)}.")
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:

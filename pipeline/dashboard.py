@@ -30,6 +30,15 @@ HOST = "127.0.0.1"
 START_PATIENCE = 90.0  # seconds until the server must answer
 NUM_RUNS = 500  # of these, the latest, the columns of the tables are chosen
 KINDS = ("params", "metrics")
+UNSAFE_PORTS = {
+    5060,
+    5061,
+    6000,
+    6566,
+    *range(6665, 6670),
+    6697,
+    10080,
+}  # browsers keep them for other protocols
 END_PATIENCE = 5.0  # seconds from SIGTERM to SIGKILL
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -71,16 +80,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(uri: str, port: int, experiment: str) -> int:
     """Run the server until Ctrl-C, SIGTERM, a closed terminal, or its own end."""
-    with tempfile.TemporaryFile() as log, _stop_signals(), _server(uri, port, log) as process:
-        try:
+    try:
+        with _stop_signals(), tempfile.TemporaryFile() as log, _server(uri, port, log) as process:
             _wait_until_it_answers(process, port, log)
             print(_pages(port, experiment))
             print(f"It has no login and listens on this machine alone ({HOST}). Ctrl-C ends it.", flush=True)
             process.wait()
-        except KeyboardInterrupt:
-            print("\nthe dashboard has ended.")
-            return 0
-        raise PipelineError(f"the dashboard's server ended by itself: {_complaint(log)}")
+            raise PipelineError(f"the dashboard's server ended by itself: {_complaint(log)}")
+    except KeyboardInterrupt:
+        print("\nthe dashboard has ended.")
+        return 0
 
 
 @contextmanager
@@ -119,12 +128,16 @@ def _server(uri: str, port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[by
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack the way Ctrl-C does."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does; a second one must not cut the unwinding short."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
@@ -136,7 +149,12 @@ def _free_port(wanted: int) -> int:
     """`wanted`, or the next port that is free, with a message."""
     if not 0 < wanted < 65536:
         raise PipelineError(f"--port {wanted} is no port: give a number from 1 to 65535.")
-    for port in [*range(wanted, min(wanted + 20, 65536)), 0]:
+    if wanted in UNSAFE_PORTS:
+        raise PipelineError(
+            f"--port {wanted} is one that browsers refuse to open: give another, such as 5000."
+        )
+    following = [port for port in range(wanted, min(wanted + 20, 65536)) if port not in UNSAFE_PORTS]
+    for port in [*following, 0]:
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))

@@ -18,11 +18,24 @@ def explain(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, PipelineError):
             return str(cause)
+        if _out_of_memory(cause):
+            asked = re.search(r"allocate ([\d.]+ ?\w+)", str(cause))
+            return (
+                f"out of memory{f' ({asked[1]} were asked for)' if asked else ''}: choose fewer weights, "
+                "a smaller strategy.chunk_size or data.batch_size, strategy=hvp or spectrum=topk."
+            )
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
         return _about_options(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir=FOLDER."
     return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch has a class of its own for GPUs alone
+    return isinstance(error, MemoryError) or bool(
+        re.search("can't allocate memory|out of memory", str(error)) and isinstance(error, RuntimeError)
+    )
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -43,6 +56,12 @@ def _about_options(error: BaseException) -> str:
         group, _, option = choice[1].rpartition("/")
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         return f"{group}={option}: there is no such option{_near(option, options)} Choose one of {', '.join(options)}."
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} has no value: give one with {missing[1]}=VALUE."
+    if override := getattr(error, "override", None):
+        return f"{override}: not an option as Hydra reads it ({text.splitlines()[0]}): quote or close what is open."
+    if str(error).startswith("Error merging override") and error.__cause__ is not None:
+        return f"{str(error).removeprefix('Error merging override ').strip()}: {str(error.__cause__).splitlines()[0]}."
     short = re.split(r"\s+(?:full_key|object_type|Config search path|set env var|See https?):?", text)[0]
     key = re.search(r"full_key: (\S+)", text)
     return f"{key[1] + ': ' if key and key[1] not in short else ''}{' '.join(short.split())}"
@@ -53,8 +72,13 @@ def _unknown_key(key: str) -> str:
     group, _, name = key.rpartition(".")
     folder = CONF / group if group else CONF
     known: set[str] = {path.name for path in CONF.iterdir() if path.is_dir()} if not group else set()
-    for path in folder.glob("*.yaml"):
-        known |= {str(found) for found in OmegaConf.load(path) if not str(found).startswith("_")}
+    owners = []
+    for path in sorted(folder.glob("*.yaml")):
+        names = {str(found) for found in OmegaConf.load(path) if not str(found).startswith("_")}
+        owners += [path.stem] if name in names else []
+        known |= names
+    if owners:
+        return f"{key}: the {group} that was chosen has no such option, {group}={' or '.join(owners)} has it."
     return f"{key}: there is no such option{_near(name, sorted(known))}"
 
 

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config import Config, Stage, check_settings, run_name, settle
+from pipeline.config import Config, Stage, check_settings, flat, run_name, settle
 from pipeline.errors import PipelineError
 from pipeline.explain import explain
 from pipeline.folder import RunFolder
@@ -91,13 +91,14 @@ def build_subject(config: DictConfig) -> Any:
     from pipeline.subject import Subject
 
     device, dtype = build(config, "device").setup(), getattr(torch, config.dtype.value)
-    samples = as_samples(build(config, "data").load())
+    data = build(config, "data")
+    samples = as_samples(data.load())
     with open_dict(config):
         config.data.input_shape = list(samples.input_shape)
         config.data.num_outputs = samples.num_outputs
     torch.manual_seed(config.seed)
     model, criterion = build(config, "model"), build(config, "criterion")
-    return Subject.on(device, dtype, model, criterion, samples, config.data.get("batch_size"))
+    return Subject.on(device, dtype, model, criterion, samples, getattr(data, "batch_size", None))
 
 
 def build_training(config: DictConfig, folder: RunFolder, tracking: Any) -> Any:
@@ -137,7 +138,7 @@ def _labels(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, st
     }
     return (
         run_name(choices, hydra_config.overrides.task, settings),
-        settings,
+        {**flat(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
         {"command": settings.get("command", "")},
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,11 +126,13 @@ def check_plan(
     itemsize = 4 if settings["dtype"] == "float32" else 8
     needs = {}
     if "compute" in settings["stages"]:
-        num_batches = min(
-            settings["num_batches"] or math.inf,
-            math.ceil(subject.train.num_samples / (subject.batch_size or math.inf)) or 1,
-        )
-        check_disk(folder.path, num_parameters, itemsize, int(num_batches) + 1)
+        from pipeline.compute import split
+
+        batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
+        steps = {*settings["checkpoint_steps"], settings["training"].get("num_steps", 0)}
+        num_there = len(list(folder.shards.glob("step-*/*.h5")))
+        num_missing = max(0, len(steps) * (len(batches) + 1) - num_there)  # each step has a mean too
+        check_disk(folder.path, num_parameters, itemsize, num_missing)
         needs[f"strategy={settings['strategy']['_target_'].rpartition('.')[2].lower()}"] = strategy.memory(
             num_parameters, itemsize
         )

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.data import Samples
 from pipeline.objective import Batch, Criterion, objective_of
+from pipeline.options import check_count
 from pipeline.training import check_fit
 
 
@@ -37,8 +38,10 @@ class Subject:
         """Bring all of it to the device.
 
         Raises:
-            PipelineError: the model cannot read the samples, or the criterion cannot judge its outputs.
+            PipelineError: the model cannot read the samples, the criterion cannot judge its outputs, or batch_size
+                is no number.
         """
+        check_count("data.batch_size", batch_size, or_null="all samples in one batch")
         model = model.to(device, dtype).eval()
         train = samples.train.to(device, dtype)
         test = samples.test.to(device, dtype) if samples.test is not None else None

@@ -76,7 +76,12 @@ def thread_net() -> nn.Sequential:
 
 def strided_convolutions() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 2, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 3),
     )
 
 
@@ -106,7 +111,9 @@ class Attention(nn.Module):
         _perturb(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(tokens)).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)  # each (N, heads, T, 2)
+        q, k, v = (
+            self.qkv(self.norm(tokens)).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        )  # each (N, heads, T, 2)
         mixed = torch.softmax(q @ k.transpose(-1, -2) / 2**0.5, -1) @ v
         x = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         return self.head(x.mean(1))
@@ -236,7 +243,9 @@ def line_through() -> tuple[Tensor, Tensor]:
     return x, fitted_line()(x).detach()
 
 
-def with_values(num_inputs: int, num_outputs: int, num_samples: int = N) -> Callable[[], tuple[Tensor, Tensor]]:
+def with_values(
+    num_inputs: int, num_outputs: int, num_samples: int = N
+) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: (vectors(num_inputs, num_samples), vectors(num_outputs, num_samples))
 
 
@@ -263,7 +272,12 @@ def inputs_and_weights() -> tuple[Tensor, tuple[Tensor, Tensor]]:
 
 
 CASES = [
-    Case("mlp-relu", lambda: mlp(3, 5, 4, 3, activation=nn.ReLU), nn.CrossEntropyLoss, labelled(lambda: vectors(3), 3)),
+    Case(
+        "mlp-relu",
+        lambda: mlp(3, 5, 4, 3, activation=nn.ReLU),
+        nn.CrossEntropyLoss,
+        labelled(lambda: vectors(3), 3),
+    ),
     Case("mlp-tanh-sum", lambda: mlp(3, 5, 2), lambda: SquaredError("sum"), with_values(3, 2)),
     Case("mlp-gelu", lambda: mlp(3, 4, 3, activation=nn.GELU), CrossEntropy, labelled(lambda: vectors(3), 3)),
     Case("thread", thread_net, nn.MSELoss, with_values(1, 1)),
@@ -291,8 +305,12 @@ CASES = [
     Case("selected", lambda: mlp(3, 5, 4, 2), nn.MSELoss, with_values(3, 2), ["4.*", "0.weight"]),
     Case("selected-frozen", frozen, nn.MSELoss, with_values(3, 2), "0.*"),
     Case("selected-unused", WithUnused, nn.MSELoss, with_values(3, 2), "unused.*"),
-    Case("linear-in-some", lambda: mlp(3, 4, 2), lambda: lambda outputs, _: outputs.mean(), with_values(3, 2)),
-    Case("linear-in-all", lambda: nn.Linear(3, 2), lambda: lambda outputs, _: outputs.sum(), with_values(3, 2)),
+    Case(
+        "linear-in-some", lambda: mlp(3, 4, 2), lambda: lambda outputs, _: outputs.mean(), with_values(3, 2)
+    ),
+    Case(
+        "linear-in-all", lambda: nn.Linear(3, 2), lambda: lambda outputs, _: outputs.sum(), with_values(3, 2)
+    ),
     Case("no-dimension", Scaled, SquaredError, with_values(3, 2)),
     Case(
         "dict-inputs",
@@ -305,9 +323,19 @@ CASES = [
     Case("tuple-outputs", lambda: Heads(False), lambda: two_losses, inputs_and_weights),
     Case("sequences", Tagger, CrossEntropy, labelled(images(2, 3), 3, 3)),
     Case("embedding", Words, nn.CrossEntropyLoss, labelled(lambda: torch.randint(6, (N, 3)), 4)),
-    Case("cross-entropy-sum", lambda: mlp(3, 4, 3), lambda: CrossEntropy("sum"), labelled(lambda: vectors(3), 3)),
+    Case(
+        "cross-entropy-sum",
+        lambda: mlp(3, 4, 3),
+        lambda: CrossEntropy("sum"),
+        labelled(lambda: vectors(3), 3),
+    ),
     Case("class-weights", lambda: mlp(3, 4, 3), class_weights(0.2, 3, 1), labelled(lambda: vectors(3), 3)),
-    Case("class-weights-close", lambda: mlp(3, 4, 3), class_weights(1, 1.0002, 0.9999), labelled(lambda: vectors(3), 3)),
+    Case(
+        "class-weights-close",
+        lambda: mlp(3, 4, 3),
+        class_weights(1, 1.0002, 0.9999),
+        labelled(lambda: vectors(3), 3),
+    ),
     Case("ignored-labels", lambda: mlp(3, 4, 3), nn.CrossEntropyLoss, ignoring),
     Case("coupled-samples", lambda: mlp(3, 4, 2), lambda: spread, with_values(3, 2)),
     Case("bce-labels", lambda: mlp(3, 4, 1), BinaryCrossEntropy, labelled(lambda: vectors(3), 2)),
@@ -319,7 +347,17 @@ CASES = [
     ),
     Case("no-residual", fitted_line, SquaredError, line_through),
     Case("no-residual-sum", fitted_line, lambda: SquaredError("sum"), line_through),
-    Case("no-targets", lambda: mlp(3, 4, 2), lambda: lambda outputs, _: outputs.cos().mean(), lambda: (vectors(3), None)),
-    Case("one-parameter", lambda: nn.Linear(1, 1, bias=False), BinaryCrossEntropy, labelled(lambda: vectors(1), 2)),
+    Case(
+        "no-targets",
+        lambda: mlp(3, 4, 2),
+        lambda: lambda outputs, _: outputs.cos().mean(),
+        lambda: (vectors(3), None),
+    ),
+    Case(
+        "one-parameter",
+        lambda: nn.Linear(1, 1, bias=False),
+        BinaryCrossEntropy,
+        labelled(lambda: vectors(1), 2),
+    ),
     Case("one-sample", lambda: mlp(3, 4, 3), nn.CrossEntropyLoss, labelled(lambda: vectors(3, 1), 3)),
 ]

@@ -23,7 +23,11 @@ def weights_of(problem: Problem) -> list[Tensor]:
     chosen = [
         value
         for name, value in problem.model.named_parameters()
-        if (value.requires_grad if patterns is None else any(fnmatchcase(name, pattern) for pattern in patterns))
+        if (
+            value.requires_grad
+            if patterns is None
+            else any(fnmatchcase(name, pattern) for pattern in patterns)
+        )
     ]
     return [value.requires_grad_() for value in chosen]
 

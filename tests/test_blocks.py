@@ -69,7 +69,9 @@ def test_a_missing_block_is_noticed(missing: int) -> None:
 def test_an_entry_that_is_not_finite(value: float, entry: tuple[int, int]) -> None:
     matrix = symmetric(MIRROR + 3)
     matrix[entry] = value
-    with pytest.raises(PipelineError, match=r"NaN or infinite entries in rows \d+ to \d+: .*dtype=torch\.float64"):
+    with pytest.raises(
+        PipelineError, match=r"NaN or infinite entries in rows \d+ to \d+: .*dtype=torch\.float64"
+    ):
         assemble([Block(slice(0, MIRROR + 3), slice(0, MIRROR + 3), matrix)], MIRROR + 3)
 
 

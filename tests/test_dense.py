@@ -37,7 +37,9 @@ def nested_reference(model: nn.Module, x: Tensor, y: Tensor) -> Any:
 
 
 @each_strategy
-def test_blocks_are_the_nested_dict_of_torch_func(name: str, thread: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_blocks_are_the_nested_dict_of_torch_func(
+    name: str, thread: tuple[nn.Module, Tensor, Tensor]
+) -> None:
     model, x, y = thread
     blocks = hessian(model, loss, x, y, strategy(name), as_blocks=True)
     expected = nested_reference(model, x, y)
@@ -91,16 +93,22 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     return {
         "objects": {name: id(value) for name, value in tensors.items()},
         "values": {name: (value.tolist(), value.dtype, value._version) for name, value in tensors.items()},
-        "gradients": {n: None if p.grad is None else (id(p.grad), p.grad.tolist()) for n, p in model.named_parameters()},
+        "gradients": {
+            n: None if p.grad is None else (id(p.grad), p.grad.tolist()) for n, p in model.named_parameters()
+        },
         "requires_grad": {name: value.requires_grad for name, value in tensors.items()},
         "modes": {name: module.training for name, module in model.named_modules()},
-        "hooks": {name: [*module._forward_hooks, *module._forward_pre_hooks] for name, module in model.named_modules()},
+        "hooks": {
+            name: [*module._forward_hooks, *module._forward_pre_hooks]
+            for name, module in model.named_modules()
+        },
         "keys": {name: sorted(vars(module)) for name, module in model.named_modules()},
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "training"), [(name, mode) for name in NAMES for mode in (False, True) if not mode or name == "triangular"]
+    ("name", "training"),
+    [(name, mode) for name in NAMES for mode in (False, True) if not mode or name == "triangular"],
 )
 def test_model_is_left_as_it_was_found(name: str, training: bool) -> None:
     torch.manual_seed(0)
@@ -127,7 +135,9 @@ def test_model_is_left_as_it_was_found_by_an_error(name: str) -> None:
 
 
 @each_strategy
-def test_hooks_run_and_change_what_is_differentiated(name: str, thread: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_hooks_run_and_change_what_is_differentiated(
+    name: str, thread: tuple[nn.Module, Tensor, Tensor]
+) -> None:
     model, x, y = thread
     plain = hessian(model, loss, x, 0 * y, strategy(name))
     model.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
@@ -180,7 +190,9 @@ def test_unknown_matrix(thread: tuple[nn.Module, Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("pattern", ["fc3.*", "weight", ""])
 def test_pattern_that_matches_nothing(pattern: str, thread: tuple[nn.Module, Tensor, Tensor]) -> None:
-    with pytest.raises(PipelineError, match=f"'{pattern}' matches no parameter of Sequential".replace("*", r"\*")):
+    with pytest.raises(
+        PipelineError, match=f"'{pattern}' matches no parameter of Sequential".replace("*", r"\*")
+    ):
         hessian(thread[0], loss, *thread[1:], parameters=pattern)
 
 

@@ -20,7 +20,9 @@ def test_samples_are_counted_in_tensors_tuples_and_dicts() -> None:
 
 
 def test_batch_moves_only_floats_to_a_dtype() -> None:
-    batch = Batch({"x": torch.zeros(7, 3), "tokens": torch.zeros(7, dtype=torch.int32)}, (torch.ones(7).bool(), None))
+    batch = Batch(
+        {"x": torch.zeros(7, 3), "tokens": torch.zeros(7, dtype=torch.int32)}, (torch.ones(7).bool(), None)
+    )
     moved = batch.to(torch.device("cpu"), torch.float64)
     assert moved.inputs["x"].dtype == torch.float64
     assert moved.inputs["tokens"].dtype == torch.int32
@@ -102,7 +104,9 @@ def test_tied_weight_is_one_parameter() -> None:
 
 
 def test_pattern_that_matches_nothing(net: nn.Sequential) -> None:
-    with pytest.raises(PipelineError, match=r"parameters: 'fc\*' matches no parameter of Sequential: it has 0\.weight"):
+    with pytest.raises(
+        PipelineError, match=r"parameters: 'fc\*' matches no parameter of Sequential: it has 0\.weight"
+    ):
         objective_of(net, nn.MSELoss(), ["0.*", "fc*"])
 
 
@@ -114,9 +118,16 @@ def test_nothing_to_differentiate_by(net: nn.Sequential, parameters: list[str] |
 
 @pytest.mark.parametrize(
     ("loss", "got"),
-    [(torch.zeros(7), r"shape \(7,\)"), (torch.zeros(1), r"shape \(1,\)"), (0.5, "float"), (None, "NoneType")],
+    [
+        (torch.zeros(7), r"shape \(7,\)"),
+        (torch.zeros(1), r"shape \(1,\)"),
+        (0.5, "float"),
+        (None, "NoneType"),
+    ],
 )
 def test_loss_that_is_not_one_number(loss: object, got: str) -> None:
     objective = Objective(lambda params, inputs: inputs, lambda outputs, targets: loss)
-    with pytest.raises(PipelineError, match=f"the criterion returned {got}, expected a 0-d tensor: give it reduction="):
+    with pytest.raises(
+        PipelineError, match=f"the criterion returned {got}, expected a 0-d tensor: give it reduction="
+    ):
         objective.loss({}, Batch(torch.zeros(7, 1), Tensor()))

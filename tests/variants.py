@@ -33,7 +33,11 @@ class Variant(NamedTuple):
         return self.name if self.chunk_size is None else f"{self.name}-{self.chunk_size}"
 
     def build(self) -> Strategy:
-        return strategy(self.name) if self.chunk_size is None else strategy(self.name, chunk_size=self.chunk_size)
+        return (
+            strategy(self.name)
+            if self.chunk_size is None
+            else strategy(self.name, chunk_size=self.chunk_size)
+        )
 
 
 VARIANTS = [Variant(name) for name in NAMES] + [

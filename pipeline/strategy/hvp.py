@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,24 +36,31 @@ class HVP:
             )
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
-        layout = Layout.of(params)
-        spans = layout.slices()
         for name, columns in columns_of(params).items():
-            product = partial(_product, objective, params, batch, name, columns)
-            for rows in rows_of(layout, name, self.chunk_size):
-                first = rows.start - spans[name].start
-                products = vmap(product)(unit_vectors(params[name], first, first + rows.stop - rows.start))
-                for column, values in products.items():
-                    yield Block(rows, spans[column], values.flatten(1)).lower()
+            yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * self.chunk_size * num_parameters * itemsize
 
 
+def rows_by_product(
+    objective: Objective, params: Params, batch: Batch, name: str, columns: Sequence[str], chunk_size: int
+) -> Iterator[Block]:
+    """The blocks (name, column) of the Hessian, for each of the columns, by one product for each row."""
+    layout = Layout.of(params)
+    spans = layout.slices()
+    product = partial(_product, objective, params, batch, name, tuple(columns))
+    for rows in rows_of(layout, name, chunk_size):
+        first = rows.start - spans[name].start
+        products = vmap(product)(unit_vectors(params[name], first, first + rows.stop - rows.start))
+        for column, values in products.items():
+            yield Block(rows, spans[column], values.flatten(1)).lower()
+
+
 def _product(
     objective: Objective, params: Params, batch: Batch, name: str, columns: tuple[str, ...], tangent: Tensor
 ) -> Params:
-    """d/dε of the gradient by `columns` when `name` moves along `tangent`; `name` is one of the columns."""
+    """d/dε of the gradient by `columns` when `name` moves along `tangent`."""
 
     def gradient(value: Tensor) -> Params:
         here = {**params, name: value}

@@ -37,7 +37,9 @@ def rank(matrix: Array) -> int:
 
 def close(found: Tensor | Array, expected: Tensor | Array, scale: float | None = None) -> bool:
     found, expected = np.asarray(found), np.asarray(expected)
-    return bool(np.abs(found - expected).max() <= 1e-12 * (np.abs(expected).max() if scale is None else scale))
+    return bool(
+        np.abs(found - expected).max() <= 1e-12 * (np.abs(expected).max() if scale is None else scale)
+    )
 
 
 @each_strategy
@@ -50,7 +52,9 @@ def test_softmax_regression(name: str, reduction: str) -> None:
     labels = torch.randint(num_classes, (num_samples,))
     found = hessian(net, CrossEntropy(reduction), x, labels, strategy(name)).numpy()
     p = torch.softmax(net(x), 1).detach().numpy()
-    terms = [np.kron(np.diag(pn) - np.outer(pn, pn), np.outer(xn, xn)) for pn, xn in zip(p, x.numpy(), strict=True)]
+    terms = [
+        np.kron(np.diag(pn) - np.outer(pn, pn), np.outer(xn, xn)) for pn, xn in zip(p, x.numpy(), strict=True)
+    ]
     assert close(found, sum(terms) / (num_samples if reduction == "mean" else 1))
     assert rank(found) == (num_classes - 1) * r
 
@@ -109,7 +113,9 @@ class DeepLinear(NamedTuple):
 
 
 def deep_linear(*sizes: int, num_samples: int) -> DeepLinear:
-    layers = [nn.Linear(p, q, bias=False, dtype=torch.float64) for p, q in zip(sizes, sizes[1:], strict=False)]
+    layers = [
+        nn.Linear(p, q, bias=False, dtype=torch.float64) for p, q in zip(sizes, sizes[1:], strict=False)
+    ]
     return DeepLinear(nn.Sequential(*layers), randn(num_samples, sizes[0]), randn(num_samples, sizes[-1]))
 
 

@@ -60,12 +60,18 @@ def test_func_refuses_models_that_mix_samples(build: Callable[[], nn.Module], ch
 
 @each_strategy
 def test_batchnorm_in_evaluation_is_not_refused(name: str) -> None:
-    assert hessian(net(nn.BatchNorm1d(5)).eval(), nn.CrossEntropyLoss(), *samples(), strategy(name)).isfinite().all()
+    assert (
+        hessian(net(nn.BatchNorm1d(5)).eval(), nn.CrossEntropyLoss(), *samples(), strategy(name))
+        .isfinite()
+        .all()
+    )
 
 
 @each_strategy
 def test_loss_that_is_not_one_number(name: str) -> None:
-    with pytest.raises(PipelineError, match=r"returned shape \(7,\), expected a 0-d tensor: give it reduction='mean'"):
+    with pytest.raises(
+        PipelineError, match=r"returned shape \(7,\), expected a 0-d tensor: give it reduction='mean'"
+    ):
         hessian(net(), nn.CrossEntropyLoss(reduction="none"), *samples(), strategy(name))
 
 
@@ -86,5 +92,7 @@ def test_weights_that_are_not_finite(name: str) -> None:
 
 @each_strategy
 def test_pattern_that_matches_nothing(name: str) -> None:
-    with pytest.raises(PipelineError, match=r"'fc9\.\*' matches no parameter of Sequential: it has 0\.weight, 0\.bias"):
+    with pytest.raises(
+        PipelineError, match=r"'fc9\.\*' matches no parameter of Sequential: it has 0\.weight, 0\.bias"
+    ):
         hessian(net(), nn.CrossEntropyLoss(), *samples(), strategy(name), parameters=["0.*", "fc9.*"])
