@@ -1,7 +1,7 @@
 """Hessians of neural networks with respect to their weights, on disk and in memory, and their spectra.
 
-`hessian(model, criterion, inputs, targets)` gives the matrix as a tensor; `open_shard(path)` and `open_run(folder)` read
-what a run left behind. The pipeline itself is `python -m pipeline.run`.
+`hessian(model, criterion, inputs, targets)` gives the matrix as a tensor; `open_shard(path)` and `open_run(folder)`
+read what a run left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
 from __future__ import annotations

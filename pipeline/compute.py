@@ -61,7 +61,11 @@ def split(samples: Batch, batch_size: int | None, num_batches: int | None, seed:
 
 
 def _take(samples: Batch, indices: Tensor) -> Batch:
-    return Batch(*pytree.tree_map(lambda value: value[indices.to(value.device)], tuple(samples)))
+    return Batch(*pytree.tree_map(lambda value: _rows(value, indices), tuple(samples)))
+
+
+def _rows(value: Any, indices: Tensor) -> Any:
+    return value[indices.to(value.device)] if isinstance(value, Tensor) else value
 
 
 def compute_step(

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     def chunk(self, start: int, stop: int) -> Batch:
         """Samples start..stop-1."""
-        return Batch(*pytree.tree_map(lambda value: value[start:stop], tuple(self)))
+        return Batch(*pytree.tree_map(lambda value: _part(value, start, stop), tuple(self)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,10 @@ def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str
             f"{type(model).__name__} has no parameter that requires grad: nothing to differentiate by."
         )
     return chosen
+
+
+def _part(value: Any, start: int, stop: int) -> Any:
+    return value[start:stop] if isinstance(value, Tensor) else value
 
 
 def _cast(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:

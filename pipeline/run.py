@@ -158,7 +158,10 @@ def job(config: DictConfig) -> None:
             log.error("%s", line)
         else:
             log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN or SHOW_TRACEBACKS:
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweeping:
+            error.add_note(f"job {HydraConfig.get().job.num} failed")
+        if sweeping or SHOW_TRACEBACKS:
             raise  # the other jobs of a sweep go on, and Hydra ends with status 1
         sys.exit(1)
 
@@ -174,8 +177,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not HydraConfig.initialized():  # the mistake came before a job could tell it
-            print(explain(error) or f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        if not HydraConfig.initialized():  # the mistake came before a job could tell it, or many jobs ago
+            line = explain(error) or f"unexpected {type(error).__name__}: {error}"
+            print(": ".join([*getattr(error, "__notes__", ()), line]), file=sys.stderr)
         sys.exit(1)
 
 

@@ -9,7 +9,9 @@ complete.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,23 +128,17 @@ def write_shard(
     Raises:
         PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
     """
-    try:
-        with replacing(path) as partial, h5py.File(partial, "w", libver=("earliest", "v110")) as file:
-            writer = ShardWriter(file, layout, dtype, tile)
-            yield writer
-            file["checksums"] = writer.close()
-            file["gradient"] = gradient
-            file["parameters/names"] = np.array(layout.names, dtype=h5py.string_dtype())
-            file["parameters/shapes"] = np.array(
-                [json.dumps(s) for s in layout.shapes], dtype=h5py.string_dtype()
-            )
-            file["parameters/offsets"] = np.array(layout.offsets)
-            file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "dtype": dtype, "complete": True})
-    except OSError as error:
-        raise PipelineError(
-            f"{path} could not be written ({error.strerror or error}): make room or choose another folder; "
-            "what was complete before is kept."
-        ) from error
+    with _writing(path, file_size(layout.num_parameters, np.dtype(dtype).itemsize, tile)) as file:
+        writer = ShardWriter(file, layout, dtype, tile)
+        yield writer
+        file["checksums"] = writer.close()
+        file["gradient"] = gradient
+        file["parameters/names"] = np.array(layout.names, dtype=h5py.string_dtype())
+        file["parameters/shapes"] = np.array(
+            [json.dumps(s) for s in layout.shapes], dtype=h5py.string_dtype()
+        )
+        file["parameters/offsets"] = np.array(layout.offsets)
+        file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "dtype": dtype, "complete": True})
 
 
 @dataclass(frozen=True)
@@ -312,10 +308,10 @@ def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: s
 
 
 def file_size(num_rows: int, itemsize: int, tile: int = TILE) -> int:
-    """Bytes of a shard of a (P, P) matrix: its triangle of tiles, and 1 MB for all the rest."""
+    """Bytes of a shard of a (P, P) matrix, at most: its triangle of tiles, the gradient, and 1 MB for all the rest."""
     b = min(tile, num_rows)
     num_tile_rows = -(-num_rows // b)
-    return num_tile_rows * (num_tile_rows + 1) // 2 * b * b * itemsize + 2**20
+    return (num_tile_rows * (num_tile_rows + 1) // 2 * b * b + num_rows) * itemsize + 2**20
 
 
 def mirrored(tile: Array) -> Array:
@@ -333,14 +329,11 @@ class Results:
 
 def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
-    try:
-        with replacing(path) as partial, h5py.File(partial, "w", libver=("earliest", "v110")) as file:
-            file.attrs.update(attrs)
-            for name, values in arrays.items():
-                array = np.asarray(values)
-                file[name] = array.astype(h5py.string_dtype()) if array.dtype.kind in "UO" else array
-    except OSError as error:
-        raise PipelineError(f"{path} could not be written ({error.strerror or error}): make room.") from error
+    encoded = {name: np.asarray(values) for name, values in arrays.items()}
+    with _writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as file:
+        file.attrs.update(attrs)
+        for name, array in encoded.items():
+            file[name] = array.astype(h5py.string_dtype()) if array.dtype.kind in "UO" else array
 
 
 def read_results(path: Path) -> Results:
@@ -366,6 +359,40 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
             if name not in present:
                 raise PipelineError(f"{path} has no array {name!r}: it has {', '.join(present) or 'none'}.")
         return {name: _values(file[name]) for name in names}
+
+
+@contextmanager
+def _writing(path: Path, num_bytes: int) -> Iterator[h5py.File]:
+    """A new file, which takes its name when it is whole and on disk.
+
+    Room for it is reserved first, so that a full disk is an error of one system call, before anything is computed. HDF5
+    itself cannot close a file that it cannot write, and takes the process down with it.
+    """
+    try:
+        with replacing(path) as partial:
+            _reserve(partial, num_bytes)
+            with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
+                _reserve(partial, num_bytes)  # opening has cut the file to nothing
+                yield file
+                file.flush()
+                size = file.id.get_filesize()
+            os.truncate(partial, size)
+    except OSError as error:
+        raise PipelineError(
+            f"{path} could not be written ({error.strerror or error}): make room or choose another folder; "
+            "what was complete before is kept."
+        ) from error
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.posix_fallocate(handle, 0, num_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not: a file system that cannot reserve
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -5,8 +5,8 @@
 What is measured is `pipeline.hessian`, from the module to the dense and symmetric matrix.
 
 Seconds: the median of `--repeats` runs in one process, strategies taken in turn, after one run that is not counted.
-Peak memory: a fresh process for each strategy loads torch, the net and the data, and computes the Hessian of the
-    other, small problem, so that what is imported or set up once is there. Then it has the system forget its peak
+Peak memory: a fresh process for each strategy loads torch, the net and the data, and computes the Hessian of a
+    net of 17 weights, so that what is imported or set up once is there. Then it has the system forget its peak
     (Linux: 5 into /proc/self/clear_refs), and the figure is the new peak of its resident memory (VmHWM) above what
     was resident before (VmRSS). The result itself, P² numbers, is part of it.
 Difference: the largest one to the matrix by `autograd` in float64, as a part of that matrix's largest entry.
@@ -71,6 +71,10 @@ def digits() -> Problem:
     return Problem("digits, 64-32-10 tanh, cross-entropy", net(64, 32, 10), CrossEntropy(), batch)
 
 
+def warm_up() -> Problem:
+    return Problem("2-3-2 tanh", net(2, 3, 2), CrossEntropy(), Batch(torch.eye(2), torch.arange(2)))
+
+
 PROBLEMS = {"thread": thread, "digits": digits}
 
 
@@ -89,7 +93,7 @@ def peak_memory(which: str, strategy: str, dtype: str, threads: int) -> int:
     """Bytes above what was resident before; to be called in a process of its own."""
     torch.set_num_threads(threads)
     problem = PROBLEMS[which]()
-    thread().hessian(strategy, DTYPES[dtype])
+    warm_up().hessian(strategy, DTYPES[dtype])
     gc.collect()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -120,14 +124,17 @@ def table(which: str, dtype: str, threads: int, repeats: int) -> Iterator[str]:
     times = seconds(problem, DTYPES[dtype], repeats)
     peaks = {name: in_a_fresh_process(which, name, dtype, threads) for name in STRATEGIES}
     matrix = problem.num_parameters**2 * DTYPES[dtype].itemsize / MIB
-    yield f"{problem.title}: P = {problem.num_parameters:,}, N = {problem.batch.num_samples} (the matrix: {matrix:.2f} MiB)"
+    sizes = f"P = {problem.num_parameters:,}, N = {problem.batch.num_samples}"
+    yield f"{problem.title}: {sizes} (the matrix: {matrix:.2f} MiB)"
     yield f"  {'strategy':<12}{'seconds':>10}{'peak MiB':>11}{'difference':>13}"
     for name in STRATEGIES:
         agreement = difference(problem.hessian(name, DTYPES[dtype]), reference)
         yield f"  {name:<12}{times[name]:>10.4f}{peaks[name] / MIB:>11.1f}{agreement:>13.1e}"
     for one, other in (("triangular", "autograd"), ("hvp", "func")):
-        time_ratio, memory_ratio = times[one] / times[other], peaks[one] / max(peaks[other], 1)
-        yield f"  {one} / {other}: {time_ratio:.2f} of the time, {memory_ratio:.2f} of the memory"
+        line = f"  {one} takes {times[one] / times[other]:.2f} of the time of {other}"
+        if min(peaks[one], peaks[other]) > MIB:
+            line += f", {peaks[one] / peaks[other]:.2f} of its memory"
+        yield line
 
 
 def main() -> None:

@@ -6,13 +6,15 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
-from pipeline.objective import Batch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
+from pipeline.objective import Batch
 
 N = 7  # odd and prime: no chunk divides it
 
@@ -64,7 +66,7 @@ def labelled(inputs: Callable[[], Any], num_classes: int, *shape: int) -> Callab
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.Tanh, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
     return nn.Sequential(*layers[:-1])
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from pipeline.blocks import MIRROR, Block, assemble
 from pipeline.errors import PipelineError
-from torch import Tensor
 
 
 def symmetric(num_rows: int) -> Tensor:

@@ -6,17 +6,18 @@ import doctest
 from collections import OrderedDict
 from typing import Any
 
-import pipeline.dense
 import pytest
 import torch
 from cases import thread_net
+from torch import Tensor, nn
+from torch.func import functional_call
+from variants import NAMES, strategy
+
+import pipeline.dense
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.matrix import MATRICES
 from pipeline.strategy import HVP
-from torch import Tensor, nn
-from torch.func import functional_call
-from variants import NAMES, strategy
 
 each_strategy = pytest.mark.parametrize("name", NAMES)
 
@@ -179,7 +180,7 @@ def test_strategy_and_matrix_are_names_or_objects(thread: tuple[nn.Module, Tenso
 
 
 def test_unknown_strategy(thread: tuple[nn.Module, Tensor, Tensor]) -> None:
-    with pytest.raises(PipelineError, match="strategy 'fun' is unknown: choose one of .*func"):
+    with pytest.raises(PipelineError, match=r"strategy 'fun' is unknown: choose one of .*func"):
         hessian(thread[0], loss, *thread[1:], strategy="fun")
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, replacing, write_atomically
 
@@ -151,10 +152,15 @@ def test_what_was_there_stays_when_the_body_raises(
 ) -> None:
     target = tmp_path / "summary.json"
     target.write_text("old")
-    with pytest.raises(error), replacing(target) as partial:
-        if begun:
-            partial.write_text("half")
-        raise error
+
+    def fail() -> None:
+        with replacing(target) as partial:
+            if begun:
+                partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pipeline.layout import Layout
 from torch import nn
+
+from pipeline.layout import Layout
 
 
 def test_order_sizes_and_offsets() -> None:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pipeline.errors import PipelineError
 from pipeline.objective import Batch, Objective, flatten, objective_of
-from torch import Tensor, nn
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.shards import (
@@ -86,7 +88,7 @@ def rectangles(num_rows: int, rng: np.random.Generator) -> list[tuple[slice, sli
         [0, *sorted(rng.choice(np.arange(1, num_rows), size=rng.integers(0, 6), replace=False)), num_rows]
         for _ in range(2)
     )
-    spans = [[slice(*pair) for pair in zip(cuts, cuts[1:], strict=False)] for cuts in (row_cuts, column_cuts)]
+    spans = [[slice(*pair) for pair in pairwise(cuts)] for cuts in (row_cuts, column_cuts)]
     cells = [(rows, cols) for rows in spans[0] for cols in spans[1] if cols.start < rows.stop]
     rng.shuffle(cells)
     return [(slice(int(r.start), int(r.stop)), slice(int(c.start), int(c.stop))) for r, c in cells]
@@ -281,7 +283,7 @@ def test_an_incomplete_shard(path: Path) -> None:
     write(path, symmetric(7))
     with h5py.File(path, "r+") as file:
         file.attrs["complete"] = False
-    with pytest.raises(PipelineError, match="damaged .*never completed"):
+    with pytest.raises(PipelineError, match=r"damaged .*never completed"):
         open_shard(path)
 
 
@@ -306,12 +308,14 @@ def test_a_missing_tile_is_not_written_off(path: Path, missing: int) -> None:
     spans = [slice(0, 8), slice(8, 16), slice(16, 19)]
     tiles = [(rows, cols) for i, rows in enumerate(spans) for cols in spans[: i + 1]]
     del tiles[missing]
-    with (
-        pytest.raises(ValueError, match="1 of 6 tiles of the triangle were never filled"),
-        writing(path, matrix) as writer,
-    ):
-        for rows, cols in tiles:
-            writer.add(rows, cols, matrix[rows, cols])
+
+    def write_the_others() -> None:
+        with writing(path, matrix) as writer:
+            for rows, cols in tiles:
+                writer.add(rows, cols, matrix[rows, cols])
+
+    with pytest.raises(ValueError, match="1 of 6 tiles of the triangle were never filled"):
+        write_the_others()
     assert not list(path.parent.iterdir())
 
 
@@ -349,11 +353,15 @@ def run_without_room(room: int, body: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("room", [0, 1_000, 20_000, 50_000, 75_000])
 def test_no_room_leaves_nothing_behind_and_keeps_what_was_there(path: Path, room: int) -> None:
-    """The file takes 76,000 bytes; the system refuses at the first write, in between, or on closing: at once, lest hours be wasted."""
+    """The file takes 76,000 bytes; the system refuses at the first write, in between, or on closing.
+
+    A tile that does not fit ends the work there and then, lest hours of it be lost.
+    """
     old, new = symmetric(9), symmetric(120, seed=1)
     write(path, old)
     end = "print('computed on')" if room < 60_000 else "pass"
-    body = f"""with write_shard(Path({str(path)!r}), Layout(("w",), ((120,),)), "float64", {{}}, np.ones(120), 8) as writer:
+    target = f"Path({str(path)!r}), Layout(('w',), ((120,),)), 'float64', {{}}, np.ones(120), 8"
+    body = f"""with write_shard({target}) as writer:
                 writer.add(slice(0, 120), slice(0, 120), np.eye(120))
                 {end}"""
     ended = run_without_room(room, body)
@@ -361,7 +369,7 @@ def test_no_room_leaves_nothing_behind_and_keeps_what_was_there(path: Path, room
     assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room .* is kept\.\n", ended.stdout)
     assert [entry.name for entry in path.parent.iterdir()] == ["batch-00000.h5"]
     assert np.array_equal(open_shard(path).dense(), old)
-    assert 75_000 < write(path, new).stat().st_size < 80_000
+    assert 75_000 < write(path, new).stat().st_size < 85_000
     assert np.array_equal(open_shard(path).dense(), new)
 
 
@@ -384,9 +392,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_an_interrupted_write_leaves_no_file(path: Path, interruption: type[BaseException]) -> None:
     matrix = symmetric(19)
-    with pytest.raises(interruption), writing(path, matrix) as writer:
-        writer.add(slice(0, 8), slice(0, 8), matrix[:8, :8])
-        raise interruption
+
+    def write_a_tile() -> None:
+        with writing(path, matrix) as writer:
+            writer.add(slice(0, 8), slice(0, 8), matrix[:8, :8])
+            raise interruption
+
+    with pytest.raises(interruption):
+        write_a_tile()
     assert not list(path.parent.iterdir())
 
 
@@ -442,7 +455,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         5_000, f'write_results(Path({str(target)!r}), {{"step": 121}}, {{"x": np.ones(3000)}})'
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room\.\n", ended.stdout)
+    assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room .* is kept\.\n", ended.stdout)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000120.h5"]
     assert read_results(target).attrs == {"step": 120}
 

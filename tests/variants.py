@@ -1,4 +1,4 @@
-"""Every strategy that `conf/strategy/` offers, with the chunk sizes at which it is tested: a new YAML is found here."""
+"""Every strategy that `conf/strategy/` offers, with sizes of chunks at which it is tested; a new YAML is found here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
 from pipeline.strategy import Strategy
 
 FOLDER = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-CHUNK_SIZES = (1, 3, 10_000)  # one, a ragged number, more than there are
+SIZES = (1, 3, 10_000)  # of chunks: one, a ragged number, more than there are
 
 
 def options(name: str) -> dict[str, Any]:
@@ -23,23 +24,23 @@ def strategy(name: str, **changes: Any) -> Strategy:
 
 
 class Variant(NamedTuple):
-    """A strategy with its own chunk size, or with another one."""
+    """A strategy with its own options, or with one of them changed."""
 
     name: str
-    chunk_size: int | None = None
+    option: str | None = None
+    value: int = 0
 
     @property
     def id(self) -> str:
-        return self.name if self.chunk_size is None else f"{self.name}-{self.chunk_size}"
+        return self.name if self.option is None else f"{self.name}-{self.option}={self.value}"
 
     def build(self) -> Strategy:
         return (
-            strategy(self.name)
-            if self.chunk_size is None
-            else strategy(self.name, chunk_size=self.chunk_size)
+            strategy(self.name) if self.option is None else strategy(self.name, **{self.option: self.value})
         )
 
 
+SIZE_OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
 VARIANTS = [Variant(name) for name in NAMES] + [
-    Variant(name, size) for name in NAMES if "chunk_size" in options(name) for size in CHUNK_SIZES
+    Variant(name, option, size) for name, option in SIZE_OPTIONS for size in SIZES
 ]

@@ -14,6 +14,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
+from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
 
 
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "triangular": Triangular,
     "func": Func,
     "hvp": HVP,
+    "khatri_rao": KhatriRao,
 }
 
-__all__ = ["HVP", "STRATEGIES", "Autograd", "Func", "Strategy", "Triangular"]
+__all__ = ["HVP", "STRATEGIES", "Autograd", "Func", "KhatriRao", "Strategy", "Triangular"]

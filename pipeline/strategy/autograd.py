@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pipeline.blocks import Block
 from pipeline.objective import Batch, Objective, Params, flatten
@@ -23,13 +24,24 @@ class Autograd:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         weights = tuple(leaves.values())
         loss = objective.loss(leaves, batch)
-        parts = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        parts = derivatives(loss, weights, create_graph=True)
         gradient = flatten(dict(zip(leaves, parts, strict=True)))
         for i in range(len(gradient)):
-            row = torch.autograd.grad(gradient[i], weights, retain_graph=True, materialize_grads=True)
+            row = derivatives(gradient[i], weights)
             yield Block(
                 slice(i, i + 1), slice(0, len(gradient)), flatten(dict(zip(leaves, row, strict=True)))[None]
             )
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * num_parameters * itemsize
+
+
+def derivatives(
+    value: Tensor, by: Sequence[Tensor], direction: Tensor | None = None, create_graph: bool = False
+) -> Sequence[Tensor]:
+    """The derivative of a value (or of its component along `direction`), zeros where it does not depend on a tensor."""
+    if not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in by]
+    return torch.autograd.grad(
+        value, by, direction, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )

@@ -1,8 +1,8 @@
-"""Where weights enter linearly: every z = W ã + b that a model computes, with a zero added to z to differentiate by.
+"""Where weights enter linearly: every z = W ã + b that a model computes, and a zero to add to z.
 
-A use is one call of `linear` or of a convolution with a weight (or bias) that is to be differentiated by. With N samples,
-T positions that share the weight (1 for a plain affine layer; pixels, tokens), d units and p inputs a unit:
-z is (N, T, d), ã is (N, T, p), W is (d, p). The calls are caught as functions, so it does not matter which module made them.
+A use is one call of `linear` or of a convolution with a weight (or bias) that is to be differentiated by. With N
+samples, T positions that share the weight (1 for a plain affine layer; pixels, tokens), d units and p inputs a unit:
+z is (N, T, d), ã is (N, T, p), W is (d, p). Calls are caught as functions, whichever module makes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from pipeline.objective import Batch, Objective, Params
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-COMPOSITE = (F.multi_head_attention_forward,)  # they call `linear` inside, out of sight unless the mode is re-entered
+COMPOSITE = (
+    F.multi_head_attention_forward,
+)  # they call `linear` inside, out of sight unless the mode is re-entered
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Use:
 
     @property
     def num_units(self) -> int:
-        """d."""
+        """The number d."""
         return self.shape[-1] if self.convolution is None else self.shape[1]
 
     @property
     def num_positions(self) -> int:
-        """T."""
+        """The number T."""
         return prod(self.shape[1:]) // self.num_units
 
     def units(self, values: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Use:
         if self.convolution is None:
             return values.reshape(*values.shape[:2], -1, self.num_inputs)
         patches = _patches(values.flatten(0, 1), **self.convolution)
-        return patches.unflatten(0, values.shape[:2])
+        return patches.reshape(*values.shape[:2], *patches.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _patches(
         for o, d, s, n in zip(offset, dilation, stride, lengths, strict=True):
             yield slice(o * d, o * d + (n - 1) * s + 1, s)
 
-    shifted = [padded[(..., *seen(offset))] for offset in product(*map(range, kernel))]
+    everything = (slice(None), slice(None))
+    shifted = [padded[(*everything, *seen(offset))] for offset in product(*map(range, kernel))]
     stacked = torch.stack(shifted, dim=-1).flatten(2, -2)  # (M, C, T, K)
     return stacked.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""A net at one point and on one batch, seen through the uses of its weights, and how it responds to moves of their outputs."""
+"""A net at one point and on one batch: the uses of its weights, and how it responds when their outputs move."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.capture import Use, run_captured
+from pipeline.strategy.tangent import push
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,7 @@ class Net:
         zeros = {m: tangents.new_zeros(use.shape) for m, use in enumerate(self.uses) if m >= row}
 
         def response(tangent: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-            result: tuple[dict[int, Tensor], dict[int, Tensor]] = jvp(
-                lambda move: self._reverse(zeros, {row: move}), (zeros[row],), (tangent,)
-            )[1]
-            return result
+            return push(lambda move: self._reverse(zeros, {row: move}), zeros[row], tangent)
 
         deltas, inputs = vmap(response)(self.uses[row].shaped(tangents))
         later = range(row + 1, len(self.uses))
@@ -114,7 +112,8 @@ class Net:
         return {
             name
             for name, total in sums.items()
-            if (total - gradient[name]).norm() <= eps**0.5 * (total.norm() + gradient[name].norm()) + eps * scale
+            if (total - gradient[name]).norm()
+            <= eps**0.5 * (total.norm() + gradient[name].norm()) + eps * scale
         }
 
     def _names_with_samples_first(self) -> set[str]:
@@ -137,7 +136,7 @@ class Net:
         for m, zero in zeros.items():
             tangents[m] = torch.randn(zero.shape, generator=generator).to(zero)
             tangents[m][half:] = 0
-        moved = jvp(lambda moves: self._reverse(zeros, moves), (zeros,), (tangents,))[1]
+        moved = push(lambda moves: self._reverse(zeros, moves), zeros, tangents)
         tolerance = torch.finfo(self.deltas[0].dtype).eps ** 0.75
         for part in moved:
             for change in part.values():

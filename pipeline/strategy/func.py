@@ -16,6 +16,7 @@ from pipeline.blocks import Block
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Inputs, Objective, Params, flatten
+from pipeline.options import check_count
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class Func:
     chunk_size: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.chunk_size, int) or self.chunk_size < 1:
-            raise PipelineError(
-                f"strategy.chunk_size is {self.chunk_size!r}: give a number of samples, 1 or more."
-            )
+        check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
         by_sample = Objective(partial(_predict_each, objective), objective.criterion)
@@ -73,31 +71,56 @@ def _predict_each(objective: Objective, params: Params, inputs: Inputs) -> Any:
 def _check_samples_are_independent(
     together: Objective, apart: Objective, params: Params, batch: Batch
 ) -> None:
+    refusal = "strategy=func takes samples one at a time: use model.eval(), or strategy=autograd."
     with torch.no_grad():
-        expected, found = (
-            pytree.tree_leaves(each.predict(params, batch.inputs)) for each in (together, apart)
-        )
+        expected = pytree.tree_leaves(together.predict(params, batch.inputs))
+        try:
+            found = pytree.tree_leaves(apart.predict(params, batch.inputs))
+        except (RuntimeError, ValueError, IndexError) as error:
+            line = str(error).partition("\n")[0]
+            raise PipelineError(
+                f"the model cannot take a sample alone, as BatchNorm in training mode cannot ({line}), and {refusal}"
+            ) from error
     for one, other in zip(expected, found, strict=True):
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()), equal_nan=True):
+        if not torch.allclose(
+            one, other, rtol=1e-3, atol=1e-4 * float(one.abs().nan_to_num().max()), equal_nan=True
+        ):
             raise PipelineError(
                 "the model's output for a sample depends on the other samples (BatchNorm in training mode?), "
-                "and strategy=func takes samples one at a time: use model.eval(), or strategy=hvp."
+                f"and {refusal}"
             )
 
 
 def _weighted_chunks(
     objective: Objective, params: Params, batch: Batch, size: int
 ) -> list[tuple[float, Batch]]:
+    """Chunks of the batch, and the weights with which their losses make up the batch's.
+
+    They are read off gradients, and not at `params`, where a gradient of zero would let both candidates pass.
+    """
     n = batch.num_samples
     chunks = [batch.chunk(start, min(start + size, n)) for start in range(0, n, size)]
-    whole = _gradient(objective, params, batch)
-    parts = [_gradient(objective, params, chunk) for chunk in chunks]
+    if len(chunks) == 1:
+        return [(1.0, batch)]
+    elsewhere = _moved(params)
+    whole = _gradient(objective, elsewhere, batch)
+    parts = [_gradient(objective, elsewhere, chunk) for chunk in chunks]
+    tolerance = 100 * torch.finfo(whole.dtype).eps
     for weights in ([chunk.num_samples / n for chunk in chunks], [1.0] * len(chunks)):
         weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
         scale = torch.stack([part.norm() for part in weighted]).sum()
-        if torch.stack(weighted).sum(0).sub(whole).norm() <= 1e-4 * scale:
+        if torch.stack(weighted).sum(0).sub(whole).norm() <= tolerance * scale:
             return list(zip(weights, chunks, strict=True))
     return [(1.0, batch)]
+
+
+def _moved(params: Params) -> Params:
+    """Weights a tenth of their size away, in a direction that is always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value + 0.1 * (1 + value.abs()) * torch.randn(value.shape, generator=generator).to(value)
+        for name, value in params.items()
+    }
 
 
 def _gradient(objective: Objective, params: Params, batch: Batch) -> Tensor:

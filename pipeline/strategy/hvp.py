@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from pipeline.blocks import Block
-from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
+from pipeline.options import check_count
+from pipeline.strategy.tangent import push
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
 
 
@@ -30,10 +31,7 @@ class HVP:
     chunk_size: int = 128
 
     def __post_init__(self) -> None:
-        if not isinstance(self.chunk_size, int) or self.chunk_size < 1:
-            raise PipelineError(
-                f"strategy.chunk_size is {self.chunk_size!r}: give a number of tangents, 1 or more."
-            )
+        check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
         for name, columns in columns_of(params).items():
@@ -54,7 +52,7 @@ def rows_by_product(
         first = rows.start - spans[name].start
         products = vmap(product)(unit_vectors(params[name], first, first + rows.stop - rows.start))
         for column, values in products.items():
-            yield Block(rows, spans[column], values.flatten(1)).lower()
+            yield Block(rows, spans[column], values.reshape(len(values), -1)).lower()
 
 
 def _product(
@@ -68,5 +66,4 @@ def _product(
         result: Params = grad(lambda moved: objective.loss({**here, **moved}, batch))(chosen)
         return result
 
-    products: Params = jvp(gradient, (params[name],), (tangent,))[1]
-    return products
+    return push(gradient, params[name], tangent)

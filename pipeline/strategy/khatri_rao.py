@@ -56,7 +56,7 @@ class KhatriRao:
                 yield from rows_by_product(objective, params, batch, name, columns, self.tangents_per_product)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
-        return 4 * self.megabytes * 2**20
+        return 4 * self.megabytes * 2**20 + 2 * self.tangents_per_product * num_parameters * itemsize
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Sums:
 
     def blocks_of(self, piece: Piece) -> Iterator[Block]:
         if not self.many & {piece.row, piece.column}:
-            yield Block(self._in_all(piece.row, piece.rows), self._in_all(piece.column, piece.columns), piece.values).lower()
+            yield Block(
+                self._in_all(piece.row, piece.rows), self._in_all(piece.column, piece.columns), piece.values
+            ).lower()
             return
         self._add(piece.row, piece.rows, piece.column, piece.columns, piece.values)
         if piece.row == piece.column and not piece.square:
@@ -165,8 +167,8 @@ def _unit_pieces(
     net: Net, pair: tuple[int, int], units: slice, a_pNT: Tensor, delta_dot: Tensor, a_dot: Tensor | None
 ) -> Iterator[Piece]:
     """The rows of some units of use l against use m: delta_dot (g·T, N, S, k), a_dot (g·T, N, S, q)."""
-    (l, m), g = pair, units.stop - units.start
-    row, column = net.uses[l], net.uses[m]
+    (first, m), g = pair, units.stop - units.start
+    row, column, same = net.uses[first], net.uses[m], first == m
     p, q = row.num_inputs, column.num_inputs
     TN = a_pNT.shape[1]
     if column.bias is not None:
@@ -174,18 +176,19 @@ def _unit_pieces(
         every = slice(0, column.num_units)
         if row.weight is not None:
             values = torch.matmul(a_pNT, sums).reshape(g * p, -1)
-            yield Piece(row.weight, _rows(units, p), column.bias, every, values, l == m)
+            yield Piece(row.weight, _rows(units, p), column.bias, every, values, same)
         if row.bias is not None:
-            yield Piece(row.bias, units, column.bias, every, sums.sum(1), l == m)
+            yield Piece(row.bias, units, column.bias, every, sums.sum(1), same)
     if column.weight is not None:
-        k = units.stop if l == m else column.num_units  # units after these lie above the diagonal
+        k = units.stop if same else column.num_units  # units after these lie above the diagonal
         factor = _factor(delta_dot[..., :k], net.inputs[m], net.deltas[m], a_dot).reshape(g, TN, k * q)
         every = slice(0, k * q)
         if row.weight is not None:
             values = torch.matmul(a_pNT, factor).reshape(g * p, k * q)
-            yield Piece(row.weight, _rows(units, p), column.weight, every, values, l == m)
-        if row.bias is not None and (l != m or row.weight is None):  # else (weight, bias) above holds the same
-            yield Piece(row.bias, units, column.weight, every, factor.sum(1), l == m)
+            yield Piece(row.weight, _rows(units, p), column.weight, every, values, same)
+        mirrored = same and row.weight is not None  # (weight, bias) above holds the same numbers
+        if row.bias is not None and not mirrored:
+            yield Piece(row.bias, units, column.weight, every, factor.sum(1), same)
 
 
 def _rows(units: slice, num_inputs: int) -> slice:
@@ -228,13 +231,15 @@ def _weight_pieces(
     net: Net, pair: tuple[int, int], name: str, rows: slice, delta_dot: Tensor, a_dot: Tensor | None
 ) -> Iterator[Piece]:
     """Some rows of a parameter of use l against use m: delta_dot (c, N, S, k), a_dot (c, N, S, q)."""
-    l, m = pair
-    use, column = net.uses[l], net.uses[m]
+    first, m = pair
+    use, column, same = net.uses[first], net.uses[m], first == m
     if column.bias is not None:
-        yield Piece(name, rows, column.bias, slice(0, column.num_units), delta_dot.sum((1, 2)), l == m)
-    if column.weight is not None and (l != m or name == use.weight or use.weight is None):
-        values = torch.matmul(delta_dot.flatten(1, 2).transpose(1, 2), net.inputs[m].flatten(0, 1))  # (c, k, q)
+        yield Piece(name, rows, column.bias, slice(0, column.num_units), delta_dot.sum((1, 2)), same)
+    if column.weight is not None and (not same or name == use.weight or use.weight is None):
+        values = torch.matmul(
+            delta_dot.flatten(1, 2).transpose(1, 2), net.inputs[m].flatten(0, 1)
+        )  # (c, k, q)
         if a_dot is not None:
             values += torch.matmul(net.deltas[m].flatten(0, 1).T, a_dot.flatten(1, 2))
         size = column.num_units * column.num_inputs
-        yield Piece(name, rows, column.weight, slice(0, size), values.flatten(1), l == m)
+        yield Piece(name, rows, column.weight, slice(0, size), values.flatten(1), same)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
+from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
 
 ROWS_PER_BLOCK = 64
@@ -39,24 +39,16 @@ class Triangular:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         loss = objective.loss(leaves, batch)
         weights = tuple(leaves.values())
-        gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        gradients = derivatives(loss, weights, create_graph=True)
         gradient_of = dict(zip(leaves, gradients, strict=True))
         for name, columns in columns_of(params).items():
             for rows in rows_of(layout, name, ROWS_PER_BLOCK):
                 first = rows.start - spans[name].start
                 units = unit_vectors(params[name], first, first + rows.stop - rows.start)
-                parts = [
-                    _row(gradient_of[name], unit, [leaves[column] for column in columns]) for unit in units
-                ]
+                needed = [leaves[column] for column in columns]
+                parts = [derivatives(gradient_of[name], needed, unit) for unit in units]
                 for column, values in zip(columns, zip(*parts, strict=True), strict=True):
-                    yield Block(rows, spans[column], torch.stack(values)).lower()
+                    yield Block(rows, spans[column], torch.stack(values).reshape(len(units), -1)).lower()
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * ROWS_PER_BLOCK * num_parameters * itemsize
-
-
-def _row(gradient: Tensor, unit: Tensor, columns: list[Tensor]) -> list[Tensor]:
-    if not gradient.requires_grad:  # the loss is linear in this parameter, or does not use it
-        return [torch.zeros_like(column).flatten() for column in columns]
-    row = torch.autograd.grad(gradient, columns, unit, retain_graph=True, materialize_grads=True)
-    return [part.flatten() for part in row]

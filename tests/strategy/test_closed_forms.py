@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from variants import NAMES, strategy
+
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.dense import hessian
 from pipeline.layout import Layout
-from torch import Tensor, nn
-from variants import NAMES, strategy
 
 Array = NDArray[np.float64]
 
@@ -113,9 +115,7 @@ class DeepLinear(NamedTuple):
 
 
 def deep_linear(*sizes: int, num_samples: int) -> DeepLinear:
-    layers = [
-        nn.Linear(p, q, bias=False, dtype=torch.float64) for p, q in zip(sizes, sizes[1:], strict=False)
-    ]
+    layers = [nn.Linear(p, q, bias=False, dtype=torch.float64) for p, q in pairwise(sizes)]
     return DeepLinear(nn.Sequential(*layers), randn(num_samples, sizes[0]), randn(num_samples, sizes[-1]))
 
 
@@ -127,8 +127,8 @@ def product(matrices: list[Array], size: int) -> Array:
 def parts_of_deep_linear(problem: DeepLinear) -> tuple[Array, Array]:
     """The GGN and the functional part of the Hessian of half the mean squared distance, from the formulas.
 
-    With A_l the layers after l, B_l those before, C those between m < l, and e the residual, block (l, m) has the entries
-    GGN: (A_lᵀA_m)[i,k] · mean (B_l x)[j] (B_m x)[q], functional: mean (A_lᵀe)[i] · C[j,k] · (B_m x)[q].
+    With A_l the layers after l, B_l those before, C those between m < l, and e the residual, block (l, m) has
+    the entries GGN: (A_lᵀA_m)[i,k] · mean (B_l x)[j] (B_m x)[q], functional: mean (A_lᵀe)[i] · C[j,k] · (B_m x)[q].
     """
     w, x = problem.weights(), problem.x.numpy()
     e = x @ product(w, x.shape[1]).T - problem.y.numpy()
@@ -168,7 +168,7 @@ def test_hessian_is_the_ggn_where_the_residual_is_zero(name: str) -> None:
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for p, q in zip(sizes, sizes[1:], strict=False):
+    for p, q in pairwise(sizes):
         layers += [nn.Linear(p, q, dtype=torch.float64), activation()]
     return nn.Sequential(*layers[:-1])
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+from variants import NAMES, strategy
+
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.strategy import Func
-from torch import Tensor, nn
-from variants import NAMES, strategy
 
 each_strategy = pytest.mark.parametrize("name", NAMES)
 

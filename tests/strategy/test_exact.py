@@ -8,10 +8,11 @@ import pytest
 import torch
 from cases import CASES, Case
 from oracles import FiniteDifferences, double_backward, finite_differences, weights_of
-from pipeline.blocks import Block, assemble
-from pipeline.objective import objective_of
 from torch import Tensor
 from variants import VARIANTS, Variant
+
+from pipeline.blocks import Block, assemble
+from pipeline.objective import objective_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.id)

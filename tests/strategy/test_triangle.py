@@ -7,6 +7,7 @@ from itertools import combinations_with_replacement
 import pytest
 import torch
 from cases import CASES, Case
+
 from pipeline.layout import Layout
 from pipeline.objective import objective_of
 from pipeline.strategy.func import _weighted_chunks

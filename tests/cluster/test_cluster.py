@@ -1,0 +1,91 @@
+"""Where aggregation runs changes nothing of what it finds, and leaves nothing behind."""
+
+import os
+
+import dask
+import numpy as np
+import psutil
+import pytest
+from dask.delayed import delayed
+from shard_cases import ATTRS, known, write
+
+from pipeline.aggregate import aggregate
+from pipeline.cluster import Local, Threads
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.shards import read_results
+from pipeline.spectrum import Exact
+
+CLUSTERS = pytest.mark.parametrize("cluster", [Threads, Local])
+
+
+def workers():
+    """Processes under this one, but for multiprocessing's own helper, which lives as long as this one."""
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline())}
+
+
+def test_threads_and_processes_find_the_same(tmp_path):
+    found = []
+    for number, cluster in enumerate((Threads(1), Threads(3), Local(2))):
+        folder = write(RunFolder(tmp_path / str(number)), known(), tile=8)
+        [attrs] = aggregate(folder, Exact(num_top=4), cluster)
+        found.append((attrs, read_results(folder.spectrum(ATTRS["step"])).arrays))
+    for attrs, arrays in found[1:]:
+        assert attrs == found[0][0]
+        assert arrays.keys() == found[0][1].keys()
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(values, found[0][1][name], err_msg=name)
+
+
+def test_processes_listen_on_this_machine_alone_and_leave_nothing_behind(tmp_path):
+    before, scratch = workers(), tmp_path / ".dask"
+    with Local(2).open(scratch) as num_workers:
+        assert num_workers == 2
+        assert scratch.is_dir()
+        started = workers() - before
+        pids = set(dask.compute(*[delayed(lambda _: os.getpid())(i) for i in range(16)]))
+        assert os.getpid() not in pids
+        assert pids <= started
+        processes = [psutil.Process(), *map(psutil.Process, started)]
+        listening = [
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert len(listening) >= 3  # the scheduler and two workers
+    assert set(listening) == {"127.0.0.1"}
+    assert workers() == before
+    assert not scratch.exists()
+
+
+def test_processes_go_when_the_work_fails(tmp_path):
+    before, scratch = workers(), tmp_path / ".dask"
+    with pytest.raises(ZeroDivisionError), Local(1).open(scratch):
+        dask.compute(delayed(lambda: 1 / 0)())
+    assert workers() == before
+    assert not scratch.exists()
+
+
+def test_threads_are_those_of_this_process(tmp_path):
+    with Threads(3).open(tmp_path / ".dask") as num_workers:
+        assert num_workers == 3
+        assert dask.compute(delayed(os.getpid)()) == (os.getpid(),)
+    assert list(tmp_path.iterdir()) == []
+
+
+@CLUSTERS
+def test_null_takes_the_cores_that_this_process_may_use(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5})
+    with cluster().open(tmp_path / ".dask") as num_workers:
+        assert num_workers == 2
+
+
+@CLUSTERS
+@pytest.mark.parametrize("num_workers", [0, -1, 1.5, "two", True])
+def test_a_number_of_workers_that_is_none_is_refused(cluster, num_workers):
+    with pytest.raises(
+        PipelineError, match=r"^cluster\.num_workers=.*: give a whole number of at least 1, or null"
+    ):
+        cluster(num_workers)

@@ -1,0 +1,133 @@
+"""Every option of every group composes, instantiates, and is what its file says."""
+
+import inspect
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+import pipeline.run  # registers the schema
+from pipeline.config import Config, check_settings
+
+PROJECT = Path(pipeline.run.__file__).parents[1]
+CONF = PROJECT / "conf"
+OPTIONS = [
+    path.relative_to(CONF).with_suffix("")
+    for path in sorted(CONF.glob("*/*.yaml"))
+    if path.parent.name != "experiment"
+]
+GROUPS = sorted({path.parent.name for path in OPTIONS})
+EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
+EVERY = pytest.mark.parametrize("option", OPTIONS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def conf():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The overrides of options that read or write a file."""
+    np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 3)), y=np.arange(20) % 4)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "mine.safetensors")
+    return {
+        "data/arrays": [f"data.path={tmp_path / 'mine.npz'}"],
+        "training/pretrained": [f"training.path={tmp_path / 'mine.safetensors'}"],
+        "tracking/mlflow": [f"tracking.root={tmp_path}"],
+        "model": ["data.input_shape=[1,8,8]", "data.num_outputs=10"],
+    }
+
+
+def composed(*overrides):
+    config = compose("config", list(overrides))
+    check_settings(pipeline.run.plain(config))
+    return config
+
+
+def text_of(option):
+    return (CONF / option).with_suffix(".yaml").read_text()
+
+
+def test_conf_mirrors_the_folders_of_the_package():
+    folders = {path.name for path in (PROJECT / "pipeline").iterdir() if (path / "__init__.py").exists()}
+    assert set(GROUPS) == folders
+    assert set(GROUPS) <= set(inspect.signature(Config).parameters)
+
+
+@EVERY
+def test_an_option_composes_and_instantiates(option, files):
+    group = option.parent.name
+    config = composed(f"{group}={option.name}", *files.get(str(option), []), *files.get(group, []))
+    built = pipeline.run.build(config, group)
+    assert type(built).__module__.startswith(f"pipeline.{group}.")
+    if group == "data":
+        samples = built.load()
+        assert samples.train.num_samples > 0
+        assert samples.num_outputs == (4 if option.name == "arrays" else 10)
+    elif group == "model":
+        assert built(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    elif group == "device":
+        if option.name == "cuda" and not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+        assert built.setup().type in ("cpu", "cuda")
+
+
+@EVERY
+def test_an_option_names_a_class_of_its_group_and_all_that_it_takes(option):
+    text = text_of(option)
+    options = yaml.safe_load(text)
+    module, _, name = options.pop("_target_").rpartition(".")
+    assert module == f"pipeline.{option.parent.name}"
+    target = getattr(hydra.utils.get_object(module), name)
+    parameters = inspect.signature(target).parameters
+    assert options.keys() == parameters.keys()
+    for key, value in options.items():
+        default = parameters[key].default
+        if default is not inspect.Parameter.empty and value is not None and key != "input_shape":
+            assert value == (list(default) if isinstance(default, tuple) else default), key
+
+
+@EVERY
+def test_the_first_line_says_what_the_option_is(option):
+    first = text_of(option).splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 10
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_composes_to_something_else_than_the_default(experiment):
+    default, changed = (
+        OmegaConf.to_container(composed(*over)) for over in ((), (f"experiment={experiment}",))
+    )
+    assert changed != default
+    assert changed.keys() == default.keys()  # nothing fell beside the keys of the schema
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_opens_with_the_command_that_runs_it(experiment):
+    """After the line that Hydra's parser must find first."""
+    package, command, *_ = text_of(Path("experiment") / experiment).splitlines()
+    assert package == "# @package _global_"
+    assert command == f"# python -m pipeline.run experiment={experiment}"
+
+
+def test_an_experiment_overrides_and_the_command_line_overrides_it():
+    assert composed("experiment=quick").num_batches == 2
+    assert composed("experiment=quick", "num_batches=3").num_batches == 3
+    assert composed("experiment=quick").data._target_ == "pipeline.data.Blobs"
+    assert composed("experiment=quick", "data=digits").data._target_ == "pipeline.data.Digits"
+
+
+def test_the_defaults_are_those_of_the_schema():
+    config, schema = composed(), OmegaConf.structured(Config)
+    assert config.stages == schema.stages
+    for key in ("seed", "dtype", "num_batches", "checkpoint_steps", "parameters"):
+        assert config[key] == schema[key]

@@ -1,0 +1,128 @@
+import sys
+
+import pytest
+import yaml
+
+from pipeline.config import HASHED, check_settings, config_hash, differences, flat, run_name, settle
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+
+SETTINGS = {
+    "seed": 0,
+    "dtype": "float32",
+    "stages": ["train", "compute"],
+    "num_batches": None,
+    "checkpoint_steps": [],
+    "parameters": None,
+    "model": {"_target_": "pipeline.model.MLP", "hidden_sizes": [32]},
+    "data": {"_target_": "pipeline.data.Blobs", "batch_size": 256},
+    "criterion": {"reduction": "mean"},
+    "training": {"num_steps": 1000},
+    "matrix": {"_target_": "pipeline.matrix.Hessian"},
+    "strategy": {"_target_": "pipeline.strategy.HVP"},
+    "device": {"_target_": "pipeline.device.Cpu"},
+    "spectrum": {"num_top": 10},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+def changed(**changes):
+    return {**SETTINGS, **changes}
+
+
+def test_good_settings_pass():
+    check_settings(SETTINGS)
+    check_settings(changed(num_batches=3, checkpoint_steps=[0, 50]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, r"^seed=-1: give a whole number of at least 0\.$"),
+        (
+            {"num_batches": 0},
+            r"^num_batches=0: give a whole number of at least 1, or null \(all of them\)\.$",
+        ),
+        ({"checkpoint_steps": [-5]}, r"^checkpoint_steps=\[-5\]: give a list of whole numbers of at least 0"),
+        ({"stages": []}, r"^stages=\[\]: choose any of train, compute, aggregate, report\.$"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(PipelineError, match=message):
+        check_settings(changed(**changes))
+
+
+@pytest.mark.parametrize("key", HASHED)
+def test_the_hash_changes_with_what_a_shard_depends_on(key):
+    assert config_hash(changed(**{key: "something else"})) != config_hash(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "key", ["stages", "num_batches", "checkpoint_steps", "device", "spectrum", "tracking"]
+)
+def test_the_hash_stays_with_what_a_shard_does_not_depend_on(key):
+    assert config_hash(changed(**{key: "something else"})) == config_hash(SETTINGS)
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys():
+    assert config_hash(dict(reversed(SETTINGS.items()))) == config_hash(SETTINGS)
+    assert len(config_hash(SETTINGS)) == 16
+
+
+def test_settings_that_compute_are_written_with_the_first_command(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "seed=0", "parameters=['a b']"])
+    settled = settle(folder, dict(SETTINGS), computing=True)
+    assert settled["command"] == "python -m pipeline.run seed=0 'parameters=['\"'\"'a b'\"'\"']'"
+    assert settled["config_hash"] == config_hash(SETTINGS)
+    assert yaml.safe_load(folder.config.read_text()) == settled
+    monkeypatch.setattr(sys, "argv", ["run.py", "device=cpu"])
+    again = settle(folder, changed(num_batches=2), computing=True)
+    assert again["command"] == settled["command"]
+    assert again["num_batches"] == 2
+
+
+def test_settings_of_another_config_are_refused_and_the_file_stays(folder):
+    settle(folder, dict(SETTINGS), computing=True)
+    before = folder.config.read_bytes()
+    model = {"_target_": "pipeline.model.MLP", "hidden_sizes": [64], "bias": False}
+    with pytest.raises(PipelineError) as caught:
+        settle(folder, changed(seed=1, model=model), computing=True)
+    assert str(caught.value) == (
+        f"{folder.path} holds another config (model.bias is False, was absent; model.hidden_sizes is [64], was [32]; "
+        "seed is 1, was 0): one folder holds one config; choose another with hydra.run.dir=FOLDER."
+    )
+    assert folder.config.read_bytes() == before
+
+
+def test_settings_that_do_not_compute_give_way_to_the_folders_own(folder):
+    assert settle(folder, changed(seed=9), computing=False) == {}
+    assert not folder.config.exists()
+    saved = settle(folder, dict(SETTINGS), computing=True)
+    assert settle(folder, changed(seed=9), computing=False) == saved
+
+
+def test_differences_are_those_of_hashed_settings_alone():
+    assert differences(changed(seed=4, num_batches=3), SETTINGS) == ["seed is 4, was 0"]
+    assert differences(SETTINGS, SETTINGS) == []
+
+
+def test_a_run_is_named_by_its_choices_and_what_was_asked_for():
+    choices = {"model": "mlp", "data": "digits", "matrix": "hessian", "strategy": "hvp", "tracking": "mlflow"}
+    overrides = [
+        "strategy=hvp",
+        "seed=3",
+        "+model.width=4",
+        "tracking.root=x",
+        "hydra.run.dir=y",
+        "num_batches=2",
+    ]
+    assert run_name(choices, overrides, {"seed": 3}) == "mlp digits hessian hvp seed=3 width=4 num_batches=2"
+
+
+def test_nested_settings_become_dotted_ones():
+    nested = {"model": {"bias": True, "inner": {"sizes": [1, 2]}}, "seed": 0, "empty": {}}
+    assert flat(nested) == {"model.bias": True, "model.inner.sizes": [1, 2], "seed": 0, "empty": {}}

@@ -1,0 +1,116 @@
+"""Errors as Hydra, OmegaConf and torch raise them, and the one line that is made of each."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import pipeline.run
+from pipeline.errors import PipelineError
+from pipeline.explain import explain
+
+CONF = Path(pipeline.run.__file__).parents[1] / "conf"
+
+
+def told(*overrides):
+    """What is said of a command line that does not compose."""
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(Exception) as caught,  # noqa: PT011 - of whatever class Hydra raises
+    ):
+        compose("config", list(overrides))
+    line = explain(caught.value)
+    assert line is not None
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sed=1", "sed: there is no such option, did you mean seed?"),
+        ("modell=mlp", "modell: there is no such option, did you mean model?"),
+        ("qqqqqq=1", "qqqqqq: there is no such option."),
+        ("model.hiden_sizes=[3]", "model.hiden_sizes: there is no such option, did you mean hidden_sizes?"),
+        (
+            "model.num_channels=[3]",
+            "model.num_channels: the model that was chosen has no such option, model=cnn or resnet has it.",
+        ),
+        ("model=mlpp", "model=mlpp: there is no such option, did you mean mlp? Choose one of cnn, mlp, resnet, "
+         "transformer."),
+        ("seed=abc", "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
+        ("dtype=float16", "dtype=float16: Invalid value 'float16', expected one of [float32, float64]."),
+        ("stages=[trian]", "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, "
+         "report]."),
+        ("seed=[1", "seed=[1: not an option as Hydra reads it (no viable alternative at input '[1'): quote or close "
+         "what is open."),
+        ("experiment=quik", "experiment=quik: there is no such option, did you mean quick? Choose one of "),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_does_not_compose(override, line):
+    assert told(override).startswith(line)
+
+
+def test_a_value_that_is_missing():
+    config = OmegaConf.create({"data": {"_target_": "pipeline.data.Arrays", "path": "???"}})
+    with pytest.raises(Exception, match="Missing mandatory value") as caught:
+        hydra.utils.instantiate(config.data)
+    assert explain(caught.value) == "data.path has no value: give one with data.path=VALUE."
+
+
+def test_a_refusal_by_a_class_that_hydra_wrapped():
+    config = OmegaConf.create({"_target_": "pipeline.model.MLP", "input_shape": [2], "num_outputs": 0})
+    with pytest.raises(Exception, match="num_outputs") as caught:
+        hydra.utils.instantiate(config, _convert_="all")
+    line = explain(caught.value)
+    assert line is not None
+    assert line.startswith("model.num_outputs=0")
+
+
+def test_an_error_inside_a_class_that_hydra_wrapped():
+    config = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2})
+    with pytest.raises(Exception, match="out_features") as caught:
+        hydra.utils.instantiate(config)
+    line = explain(caught.value)
+    assert line is not None
+    assert line.startswith("Error in call to target 'torch.nn.modules.linear.Linear'")
+    assert "missing 1 required positional argument: 'out_features'" in line
+    assert "\n" not in line
+
+
+def test_memory_that_is_not_there():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    line = explain(caught.value)
+    assert line is not None
+    assert line.startswith("out of memory (4000000000000000 bytes were asked for): choose fewer weights")
+    assert explain(MemoryError()) == line.replace(" (4000000000000000 bytes were asked for)", "")
+    on_gpu = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"
+    )
+    assert explain(on_gpu) == line.replace("4000000000000000 bytes", "2.50 GiB")
+
+
+def test_a_file_that_cannot_be_used(tmp_path):
+    with pytest.raises(NotADirectoryError) as caught:
+        (Path(__file__) / "below").mkdir()
+    assert explain(caught.value) == (
+        f"{Path(__file__) / 'below'}: Not a directory: choose another folder with hydra.run.dir=FOLDER."
+    )
+
+
+def test_the_pipelines_own_errors_are_told_as_they_are_from_whatever_depth():
+    outer = RuntimeError("outer")
+    outer.__cause__ = ValueError("between")
+    outer.__cause__.__cause__ = PipelineError("no such thing: take another.")
+    assert explain(outer) == "no such thing: take another."
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), RuntimeError("shapes differ"), KeyError("x"), OSError("?")]
+)
+def test_a_bug_is_not_explained_away(error):
+    assert explain(error) is None

@@ -1,0 +1,80 @@
+"""Oracle: the same numbers from whole matrices in NumPy."""
+
+import numpy as np
+import pytest
+from shard_cases import ATTRS, LAYOUT, NUM_SAMPLES, known, write
+
+from pipeline.folder import RunFolder
+from pipeline.moments import Moments, Weighting, pool_tiles
+from pipeline.shards import open_shard
+
+CASES = pytest.mark.parametrize(
+    ("tile", "reduction"), [(8, "mean"), (8, "sum"), (37, "mean"), (512, "sum"), (1, "mean"), (36, "sum")]
+)
+
+
+def pooled(tmp_path, problem, tile):
+    """The mean as one matrix, with NaN where no tile was given, and the sums; three tiles at a time."""
+    folder = write(RunFolder(tmp_path), problem, tile)
+    paths = folder.shard_paths(ATTRS["step"])
+    shard = open_shard(paths[0])
+    b, tiles = shard.tile, shard.tile_indices()
+    mean, sums = np.full((37, 37), np.nan), Moments.zero(len(paths), LAYOUT)
+    for start in range(0, len(tiles), 3):
+        weighting = Weighting.of(NUM_SAMPLES, problem.reduction)
+        means, part = pool_tiles(paths, weighting, tiles[start : start + 3])
+        sums.add(part)
+        for (i, j), values in means:
+            mean[i * b : i * b + len(values), j * b : j * b + values.shape[1]] = values
+    lower = np.tri(37, dtype=bool)
+    assert np.isfinite(mean[lower]).all()
+    return np.where(lower, mean, mean.T), sums
+
+
+@CASES
+def test_the_mean_is_weighted_by_samples_and_a_sum_is_a_sum(tmp_path, tile, reduction):
+    problem = known(reduction)
+    mean, _ = pooled(tmp_path, problem, tile)
+    np.testing.assert_allclose(mean, problem.mean, rtol=0, atol=1e-13 * np.abs(problem.mean).max())
+
+
+@CASES
+def test_sums_over_tiles_are_those_of_whole_matrices(tmp_path, tile, reduction):
+    problem = known(reduction, dead=(2, 22, 36))
+    _, sums = pooled(tmp_path, problem, tile)
+    close = {"rtol": 1e-12}
+    np.testing.assert_allclose(sums.squares, (problem.matrices**2).sum((1, 2)), **close)
+    np.testing.assert_allclose(
+        sums.deviations, ((problem.estimates - problem.mean) ** 2).sum((1, 2)), **close
+    )
+    np.testing.assert_allclose(sums.traces, np.trace(problem.matrices, axis1=1, axis2=2), **close)
+    np.testing.assert_array_equal(np.flatnonzero(~sums.live), [2, 22, 36])
+    ends = [0, 21, 24, 24, 25, 37]
+    for i in range(5):
+        for j in range(5):
+            block = problem.mean[ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
+            np.testing.assert_allclose(sums.block_squares[i, j], (block**2).sum(), **close)
+    traces = [np.diagonal(problem.mean)[ends[i] : ends[i + 1]].sum() for i in range(5)]
+    np.testing.assert_allclose(sums.layer_traces, traces, **close)
+
+
+def test_a_mean_in_float32_is_the_rounded_mean_in_float64(tmp_path):
+    problem = known(dtype="float32")
+    mean, sums = pooled(tmp_path, problem, 16)
+    exact = problem.pooled(problem.matrices.astype(np.float64))
+    np.testing.assert_array_equal(mean, exact.astype(np.float32))
+    np.testing.assert_allclose(sums.block_squares.sum(), (exact**2).sum(), rtol=1e-12)
+
+
+def test_a_row_that_is_dead_in_one_batch_alone_is_alive_in_the_mean(tmp_path):
+    problem = known()
+    problem.matrices[1, 5] = problem.matrices[1, :, 5] = 0
+    _, sums = pooled(tmp_path, problem, 8)
+    assert sums.live.all()
+
+
+def test_weights_of_a_ragged_last_batch():
+    assert Weighting.of([6, 6, 3], "mean") == Weighting((0.4, 0.4, 0.2), (1.0, 1.0, 1.0))
+    assert Weighting.of([6, 6, 3], "sum") == Weighting((0.4, 0.4, 0.2), (2.5, 2.5, 5.0))
+    assert Weighting.of([6, 6, 3], "mean").mean([1.0, 2.0, 4.0]) == pytest.approx(2.0)
+    assert Weighting.of([6, 6, 3], "sum").mean([1.0, 2.0, 4.0]) == pytest.approx(7.0)
