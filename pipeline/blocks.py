@@ -33,27 +33,55 @@ class Block:
 def assemble(blocks: Iterable[Block], num_rows: int) -> Tensor:
     """The dense symmetric matrix, (P, P), from blocks of its lower triangle. Memory: P² numbers and one block.
 
+    Each entry is written to both triangles while its block is still in the cache.
+
     Raises:
         PipelineError: an entry is NaN or infinite.
     """
     dense: Tensor | None = None
+    num_missing = num_rows * (num_rows + 1) // 2
     for block in blocks:
         if dense is None:
-            dense = block.values.new_full((num_rows, num_rows), torch.nan)
-        dense[block.rows, block.cols] = block.values
-    if dense is None:
-        raise ValueError("a strategy yielded no block")
-    for start in range(0, num_rows, MIRROR):
-        stop = min(start + MIRROR, num_rows)
-        square = dense[start:stop, start:stop]
-        square.copy_(square.tril() + square.tril(-1).T)
-        dense[start:stop, stop:] = dense[stop:, start:stop].T
-        if not torch.isfinite(dense[start:stop]).all():
-            raise PipelineError(
-                f"the matrix has NaN or infinite entries in rows {start} to {stop - 1}: "
-                "look at the loss and the weights, or use dtype=torch.float64."
-            )
+            dense = block.values.new_empty((num_rows, num_rows))
+        for start in range(block.rows.start, block.rows.stop, STRIP):
+            rows = slice(start, min(start + STRIP, block.rows.stop))
+            values = block.values[rows.start - block.rows.start : rows.stop - block.rows.start]
+            num_missing -= _write(dense, rows, block.cols, values)
+    if dense is None or num_missing != 0:
+        raise ValueError(f"{num_missing} entries of the lower triangle were never given, or some twice")
     return dense
 
 
-MIRROR = 512  # rows mirrored at a time: two such squares stay in the cache
+def _write(dense: Tensor, rows: slice, cols: slice, values: Tensor) -> int:
+    """Write what lies in the lower triangle, and its mirror image; gives the number of entries of the former."""
+    below = slice(cols.start, min(cols.stop, rows.start))  # columns that lie under the diagonal in all rows
+    num_written = 0
+    if below.start < below.stop:
+        part = values[:, : below.stop - cols.start]
+        _check_finite(part, rows)
+        dense[rows, below] = part
+        dense[below, rows] = part.T.contiguous()
+        num_written += part.numel()
+    across = slice(max(cols.start, rows.start), min(cols.stop, rows.stop))  # columns that the diagonal passes
+    if across.start < across.stop:
+        part = values[:, across.start - cols.start : across.stop - cols.start]
+        lower = torch.arange(rows.start, rows.stop)[:, None] >= torch.arange(across.start, across.stop)
+        lower = lower.to(part.device)
+        _check_finite(part[lower], rows)
+        dense[rows, across] = torch.where(lower, part, dense[rows, across])
+        dense[across, rows] = torch.where(lower.T, part.T, dense[across, rows])
+        num_written += int(lower.sum())
+    return num_written
+
+
+def _check_finite(values: Tensor, rows: slice) -> None:
+    if (
+        not torch.isfinite(values.sum()) and not torch.isfinite(values).all()
+    ):  # a finite sum tells it in one pass
+        raise PipelineError(
+            f"the matrix has NaN or infinite entries in rows {rows.start} to {rows.stop - 1}: "
+            "look at the loss and the weights, or use dtype=torch.float64."
+        )
+
+
+STRIP = 256  # rows written at a time: strip and mirror image stay in the cache

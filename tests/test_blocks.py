@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.blocks import MIRROR, Block, assemble
+from pipeline.blocks import STRIP, Block, assemble
 from pipeline.errors import PipelineError
 
 
@@ -39,7 +39,7 @@ def test_a_block_that_touches_the_triangle_stays(rows: slice, cols: slice) -> No
     assert block.lower() is block
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 7, MIRROR - 1, MIRROR, MIRROR + 1, 2 * MIRROR + 3])
+@pytest.mark.parametrize("num_rows", [1, 2, 7, STRIP - 1, STRIP, STRIP + 1, 2 * STRIP + 3])
 def test_assembly_mirrors_the_lower_triangle(num_rows: int) -> None:
     matrix = symmetric(num_rows)
     bounds = sorted({num_rows // 3, num_rows // 2} - {0})
@@ -61,19 +61,26 @@ def test_dtype_is_that_of_the_blocks() -> None:
 def test_a_missing_block_is_noticed(missing: int) -> None:
     blocks = cut(symmetric(7), 2, 5)
     del blocks[missing]
-    with pytest.raises(PipelineError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="entries of the lower triangle"):
         assemble(blocks, 7)
 
 
+@pytest.mark.parametrize("repeated", range(6))
+def test_a_repeated_block_is_noticed(repeated: int) -> None:
+    blocks = cut(symmetric(7), 2, 5)
+    with pytest.raises(ValueError, match="some twice"):
+        assemble([*blocks, blocks[repeated]], 7)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("entry", [(0, 0), (6, 2), (MIRROR + 2, MIRROR + 1), (MIRROR + 2, 0)])
+@pytest.mark.parametrize("entry", [(0, 0), (6, 2), (STRIP + 2, STRIP + 1), (STRIP + 2, 0)])
 def test_an_entry_that_is_not_finite(value: float, entry: tuple[int, int]) -> None:
-    matrix = symmetric(MIRROR + 3)
+    matrix = symmetric(STRIP + 3)
     matrix[entry] = value
     with pytest.raises(
         PipelineError, match=r"NaN or infinite entries in rows \d+ to \d+: .*dtype=torch\.float64"
     ):
-        assemble([Block(slice(0, MIRROR + 3), slice(0, MIRROR + 3), matrix)], MIRROR + 3)
+        assemble([Block(slice(0, STRIP + 3), slice(0, STRIP + 3), matrix)], STRIP + 3)
 
 
 def test_what_lies_above_the_diagonal_need_not_be_finite() -> None:
@@ -84,5 +91,5 @@ def test_what_lies_above_the_diagonal_need_not_be_finite() -> None:
 
 
 def test_no_block_at_all() -> None:
-    with pytest.raises(ValueError, match="no block"):
+    with pytest.raises(ValueError, match="28 entries"):
         assemble([], 7)
