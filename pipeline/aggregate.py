@@ -22,8 +22,11 @@ from threadpoolctl import threadpool_limits
 from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
+from pipeline.hdf5 import Array, read_results, write_results
+from pipeline.limits import check_memory
 from pipeline.moments import Moments, Weighting, pool_tiles
-from pipeline.shards import Array, Part, Shard, open_shard, read_results, write_results, write_shard
+from pipeline.parts import Part
+from pipeline.shards import Shard, open_shard, write_shard
 from pipeline.spectrum import Decomposition, Spectrum
 from pipeline.spectrum.density import density_of, fit_grid, lanczos_quadrature
 from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
@@ -37,22 +40,25 @@ SHARED = ("matrix", "strategy", "reduction", "dtype", "config_hash", "weights_ha
 
 
 def aggregate(
-    folder: RunFolder, spectrum: Decomposition, cluster: Cluster, steps: Sequence[int] | None = None
+    folder: RunFolder, spectrum: Decomposition, cluster: Cluster, num_batches: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """Write the spectra file of each step that has shards; give its attributes, the headline numbers.
 
     A spectra file that was made from the same shards by the same choices is taken as it is.
+    num_batches: aggregate the first so many batches; None takes all that were computed.
 
     Raises:
-        PipelineError: there are no shards, some are missing or damaged, or they do not belong together.
+        PipelineError: there are no shards, some are missing or damaged, or they do not belong together; or
+            the matrices do not fit into memory.
     """
-    steps = folder.shard_steps() if steps is None else steps
+    steps = folder.shard_steps()
     if not steps:
         raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
     with cluster.open(folder.path / ".dask") as num_workers:
         for step in steps:
-            shards = [open_shard(path) for path in folder.shard_paths(step)]
-            _check_together(shards)
+            shards = [open_shard(path) for path in folder.shard_paths(step)][:num_batches]
+            _check_together(shards, num_batches)
+            _check_memory(shards[0], spectrum, num_workers)
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
             if path.exists() and read_results(path).attrs["inputs_hash"] == inputs_hash:
@@ -60,12 +66,33 @@ def aggregate(
             else:
                 attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers)
                 write_results(path, {**attrs, "inputs_hash": inputs_hash}, arrays)
-            yield read_results(path).attrs
+            attrs = read_results(path).attrs
+            if attrs["frobenius_norm"] == 0:
+                log.warning(
+                    "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
+                )
+            yield attrs
 
 
-def _check_together(shards: Sequence[Shard]) -> None:
+def _check_memory(shard: Shard, spectrum: Decomposition, num_workers: int) -> None:
+    """One decomposition of the whole matrix, or one of a batch's matrix in each worker."""
+    num_rows, itemsize = shard.num_rows, shard.dtype.itemsize
+    held = num_rows**2 * itemsize if spectrum.in_memory else 0
+    together = num_workers * (held + spectrum.of_batch().memory(num_rows, itemsize))
+    check_memory(
+        num_rows,
+        {f"spectrum={_name(spectrum)}": spectrum.memory(num_rows, itemsize), "cluster.num_workers": together},
+    )
+
+
+def _name(spectrum: Decomposition) -> str:
+    return type(spectrum).__name__.lower()
+
+
+def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
     indices = [shard.attrs["batch_index"] for shard in shards]
-    missing = sorted(set(range(max(indices) + 1)) - set(indices))
+    expected = num_batches or max(shard.attrs["num_batches"] for shard in shards)
+    missing = sorted(set(range(expected)) - set(indices))
     if missing:
         raise PipelineError(
             f"{shards[0].path.parent} lacks the shards of batches {missing}: run the stage compute again."
@@ -106,7 +133,7 @@ def _aggregate_step(
     top = whole.spectrum
     attrs = {key: shards[0].attrs[key] for key in SHARED} | {
         "format_version": 1,
-        "spectrum": type(spectrum).__name__.lower(),
+        "spectrum": _name(spectrum),
         "num_top": len(top.top_eigenvalues),
         "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
         **_headline(mean, top, batches, moments, shards, weighting),

@@ -23,6 +23,10 @@ from pipeline.shards import open_shard, write_shard
 from pipeline.strategy import Strategy
 from pipeline.terminal import progress
 
+MAY_DIFFER = (
+    "torch_version",
+    "num_batches",
+)  # between a shard that is there and the run that takes it as it is
 log = logging.getLogger(__name__)
 
 
@@ -88,14 +92,22 @@ def compute_step(
         "step": step,
         "weights_hash": _hash(params),
         "torch_version": str(torch.__version__),
+        "num_batches": len(batches),
     }
+    there = sum(folder.shard(step, index).exists() for index in range(len(batches)))
+    if there:
+        log.info(
+            "step %d: %d of %d shards are there already.",
+            step,
+            there,
+            len(batches),
+        )
     for index, batch in enumerate(progress(batches, f"Hessians at step {step}")):
         path = folder.shard(step, index)
         identity = {**names, "batch_index": index, "num_samples": batch.num_samples}
         if path.exists():
             attrs = open_shard(path).attrs
             _check_same(str(path), attrs, identity)
-            log.info("%s is there and whole: taken as it is.", path.relative_to(folder.path))
             yield attrs
         else:
             yield _compute_shard(folder, objective, params, batch, recipe, identity)
@@ -129,7 +141,7 @@ def _compute_shard(
 
 def _check_same(path: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, value in expected.items():
-        if key != "torch_version" and found.get(key) != value:
+        if key not in MAY_DIFFER and found.get(key) != value:
             raise PipelineError(
                 f"{path} has {key}={found.get(key)!r}, this run has {value!r}: one folder holds one config; "
                 "choose another with hydra.run.dir=FOLDER."

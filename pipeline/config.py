@@ -61,6 +61,13 @@ class Config:
 # What the numbers in a shard depend on. Not: how many batches or checkpoints there are, where it is computed,
 # and all that comes after the shard.
 HASHED = ("seed", "dtype", "parameters", "model", "data", "criterion", "training", "matrix", "strategy")
+NOT_HASHED = (  # how fast, how often looked at, how often saved
+    "strategy.chunk_size",
+    "strategy.megabytes",
+    "strategy.tangents_per_product",
+    "training.evaluate_every",
+    "training.save_every",
+)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -78,21 +85,17 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def config_hash(settings: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of the SHA-256 of the resolved settings that a shard's numbers depend on."""
-    relevant = {key: settings[key] for key in HASHED}
+    relevant = _hashed(settings)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def settle(folder: RunFolder, settings: dict[str, Any], computing: bool) -> dict[str, Any]:
-    """The settings that belong to the folder: these, if they are to compute shards in it, else those it was made with.
-
-    Settings that compute are written to the folder, with the command and the hash.
+def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with which shards are computed in this folder, with their hash and the command that began it.
 
     Raises:
         PipelineError: the folder holds what other settings computed.
     """
-    saved: dict[str, Any] = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
-    if not computing:
-        return saved
+    saved = settings_of(folder)
     settings = {**settings, "config_hash": config_hash(settings)}
     if saved and saved["config_hash"] != settings["config_hash"]:
         changes = "; ".join(differences(settings, saved)[:3])
@@ -101,8 +104,18 @@ def settle(folder: RunFolder, settings: dict[str, Any], computing: bool) -> dict
             "choose another with hydra.run.dir=FOLDER."
         )
     settings["command"] = saved.get("command") or shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]])
-    write_atomically(folder.config, yaml.safe_dump(settings, sort_keys=False))
     return settings
+
+
+def settings_of(folder: RunFolder) -> dict[str, Any]:
+    """The settings of the run that computed what is in the folder; none, if no run did."""
+    saved: dict[str, Any] = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
+    return saved
+
+
+def keep(folder: RunFolder, settings: Mapping[str, Any]) -> None:
+    """Leave the settings in the folder."""
+    write_atomically(folder.config, yaml.safe_dump(dict(settings), sort_keys=False))
 
 
 def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Mapping[str, Any]) -> str:
@@ -125,13 +138,18 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """The hashed settings in which two configs differ, as `key: value here, value there`."""
-    mine, yours = (flat({key: settings.get(key) for key in HASHED}) for settings in (here, there))
+    mine, yours = _hashed(here), _hashed(there)
     absent = "absent"
     return [
         f"{key} is {mine.get(key, absent)}, was {yours.get(key, absent)}"
         for key in sorted(mine.keys() | yours.keys())
         if mine.get(key, absent) != yours.get(key, absent)
     ]
+
+
+def _hashed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    relevant = flat({key: settings.get(key) for key in HASHED})
+    return {key: value for key, value in relevant.items() if key not in NOT_HASHED}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

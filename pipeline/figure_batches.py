@@ -19,7 +19,7 @@ from pipeline.figure_style import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 MOST_NUMBERS = 8
 

@@ -22,7 +22,7 @@ from pipeline.figure_style import (
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 MOST_LABELS = 50
 MOST_NUMBERS = 8

@@ -24,7 +24,7 @@ from pipeline.figure_style import (
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 
 def density(results: Results) -> Figure | None:

@@ -23,7 +23,7 @@ from pipeline.folder import replacing
 from pipeline.report_words import matrix_name, number
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 Array = NDArray[Any]
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pipeline.figure_style import BLUE, GREEN, GREY, VERMILLION, Array, new_figure, value_axis
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 SERIES = (("train", "training samples", BLUE, "-", "o"), ("test", "test samples", VERMILLION, "--", "s"))
 

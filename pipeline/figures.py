@@ -16,7 +16,7 @@ from pipeline.figure_style import Array, save_png, style
 from pipeline.figure_training import along_steps, training_curve
 
 if TYPE_CHECKING:
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 
 @dataclass(frozen=True)

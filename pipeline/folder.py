@@ -108,6 +108,7 @@ class RunFolder:
                     "or choose another folder with hydra.run.dir=FOLDER."
                 ) from None
             yield
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was just started may hold a copy of the handle
         finally:
             os.close(handle)
 

@@ -68,4 +68,5 @@ def in_words(num_bytes: int) -> str:
 
 
 def _lighter(option: str) -> str:
-    return "spectrum=topk" if option.startswith("spectrum") else "strategy=hvp"
+    group = option.partition("=")[0].partition(".")[0]
+    return {"spectrum": "spectrum=topk", "cluster": "cluster.num_workers=1"}.get(group, "strategy=hvp")

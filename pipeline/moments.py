@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.hdf5 import Array
 from pipeline.layout import Layout
-from pipeline.shards import Array, Tile, mirrored, open_shard
+from pipeline.shards import Tile, mirrored, open_shard
 
 
 @dataclass(frozen=True)

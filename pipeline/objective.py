@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,13 +87,13 @@ def objective_of(
     """
     chosen = _select(model, parameters)
 
-    def copy(value: Tensor) -> Tensor:
-        copied: Tensor = _cast(value.detach().clone(), device, dtype)
-        return copied
+    def copied(value: Tensor) -> Tensor:
+        result: Tensor = _cast(value.detach().clone(), device, dtype)
+        return result
 
-    params = {name: copy(value) for name, value in model.named_parameters() if name in chosen}
-    fixed = {name: copy(value) for name, value in model.named_parameters() if name not in chosen}
-    buffers = {name: copy(value) for name, value in model.named_buffers()}
+    params = {name: copied(value) for name, value in model.named_parameters() if name in chosen}
+    fixed = {name: copied(value) for name, value in model.named_parameters() if name not in chosen}
+    buffers = {name: copied(value) for name, value in model.named_buffers()}
 
     def predict(params: Params, inputs: Inputs) -> Any:
         state = {**buffers, **fixed, **params}
@@ -100,6 +101,8 @@ def objective_of(
             return functional_call(model, state, (), inputs)
         return functional_call(model, state, inputs)
 
+    if isinstance(criterion, nn.Module) and (device is not None or dtype is not None):
+        criterion = copy.deepcopy(criterion).to(device=device, dtype=dtype)  # class weights, say
     return Objective(predict, criterion), params
 
 

@@ -16,7 +16,7 @@ from pipeline.report_words import matrix_name, number
 
 if TYPE_CHECKING:
     from pipeline.figures import Drawn
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 TEMPLATE = "report.html.jinja"
 
@@ -31,7 +31,7 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
     from pipeline.figures import draw_figures, num_figures  # matplotlib: not before it is needed
-    from pipeline.shards import read_results
+    from pipeline.hdf5 import read_results
     from pipeline.terminal import progress
 
     steps = folder.spectrum_steps()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.folder import RunFolder
-    from pipeline.shards import Results
+    from pipeline.hdf5 import Results
 
 Array = NDArray[Any]
 Rows = list[list[str]]

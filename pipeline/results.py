@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.shards import Results, Shard, open_shard, read_results
+from pipeline.hdf5 import Results, read_results
+from pipeline.shards import Shard, open_shard
 
 
 @dataclass(frozen=True)

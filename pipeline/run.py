@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config import Config, Stage, check_settings, flat, run_name, settle
+from pipeline.config import Config, Stage, check_settings, flat, keep, run_name, settings_of, settle
 from pipeline.errors import PipelineError
 from pipeline.explain import explain
 from pipeline.folder import RunFolder
@@ -39,7 +39,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
     wanted = set(config.stages)
     with folder.lock():
         subject = build_subject(config) if wanted & {Stage.train, Stage.compute} else None
-        settings = settle(folder, plain(config), computing=subject is not None)
+        settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
 
         strategy, spectrum, tracking = (
@@ -47,6 +47,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         )
         if subject is not None:
             stages.check_plan(folder, subject, settings, strategy, spectrum)
+            keep(folder, settings)
         with tracking.start(folder, *_labels(settings), _sweep()) as tracked:
             diary = stages.Diary(folder, tracked)
             if subject is not None and Stage.train in wanted:
@@ -54,7 +55,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.compute in wanted:
                 stages.compute(diary, subject, settings, build(config, "matrix"), strategy)
             if Stage.aggregate in wanted:
-                stages.aggregate(diary, spectrum, build(config, "cluster"))
+                stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
             if Stage.report in wanted:
                 stages.report(diary, settings)
             diary.close()
@@ -136,9 +137,10 @@ def _labels(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, st
     choices = {
         group: str(choice) for group, choice in hydra_config.runtime.choices.items() if "/" not in group
     }
+    told = {key: value for key, value in settings.items() if key != "command"}
     return (
         run_name(choices, hydra_config.overrides.task, settings),
-        {**flat(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
+        {**flat(told), **choices},  # model=mlp beside model.hidden_sizes=[32]
         {"command": settings.get("command", "")},
     )
 
@@ -151,6 +153,9 @@ def _sweep() -> Path | None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def job(config: DictConfig) -> None:
     """What Hydra calls once for a run, and once for each job of a sweep."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        log.info("job %s: %s", hydra_config.job.num, " ".join(hydra_config.overrides.task))
     try:
         run(config, RunFolder(Path(HydraConfig.get().runtime.output_dir)))
     except Exception as error:

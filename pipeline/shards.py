@@ -1,37 +1,31 @@
-"""Shards: symmetric matrices on disk, a triangle of tiles in an HDF5 file. The only module that imports h5py.
+"""Shards: symmetric matrices on disk, a triangle of tiles in an HDF5 file.
 
 A shard holds one symmetric (P, P) matrix in `/matrix`, chunked (b, b). Only chunks that touch the lower
 triangle are written; everything above the diagonal reads as NaN in any HDF5 tool. `/checksums` holds a CRC-32
 a chunk, because HDF5's own checksum does not notice a chunk that was replaced by zeros. A file is written
 under a temporary name and takes its final one when it is whole and on disk, so a shard that exists is
-complete.
+complete. The attribute `checksum` covers attributes, gradient and `/checksums`, and so all that is in the file.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.folder import replacing
+from pipeline.hdf5 import Array, File, attributes, damaged, reading, strings, writing
 from pipeline.layout import Layout
 
 FORMAT_VERSION = 1
 TILE = 512
-RECOMPUTE = "delete it and run again, which recomputes this file alone"
-Array = NDArray[Any]
 Tile = tuple[int, int]
 
 
@@ -42,7 +36,7 @@ class ShardWriter:
         numbers. Use it through `write_shard`.
     """
 
-    def __init__(self, file: h5py.File, layout: Layout, dtype: str, tile: int) -> None:
+    def __init__(self, file: File, layout: Layout, dtype: str, tile: int) -> None:
         self.num_rows = layout.num_parameters
         self.tile = min(tile, self.num_rows)
         shape, chunks = (self.num_rows, self.num_rows), (self.tile, self.tile)
@@ -128,17 +122,28 @@ def write_shard(
     Raises:
         PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
     """
-    with _writing(path, file_size(layout.num_parameters, np.dtype(dtype).itemsize, tile)) as file:
+    with writing(path, file_size(layout.num_parameters, np.dtype(dtype).itemsize, tile)) as file:
         writer = ShardWriter(file, layout, dtype, tile)
         yield writer
-        file["checksums"] = writer.close()
+        checksums = writer.close()
+        shapes = [json.dumps(shape) for shape in layout.shapes]
+        file["checksums"] = checksums
         file["gradient"] = gradient
-        file["parameters/names"] = np.array(layout.names, dtype=h5py.string_dtype())
-        file["parameters/shapes"] = np.array(
-            [json.dumps(s) for s in layout.shapes], dtype=h5py.string_dtype()
-        )
+        file["parameters/names"] = strings(layout.names)
+        file["parameters/shapes"] = strings(shapes)
         file["parameters/offsets"] = np.array(layout.offsets)
         file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "dtype": dtype, "complete": True})
+        file.attrs["checksum"] = _checksum(file)
+
+
+def _checksum(file: File) -> int:
+    """CRC-32 of everything but the tiles, which have checksums of their own."""
+    told = {name: value for name, value in attributes(file).items() if name != "checksum"}
+    texts = [list(file[f"parameters/{key}"].asstr()[:]) for key in ("names", "shapes")]
+    crc = zlib.crc32(json.dumps([told, texts], sort_keys=True).encode())
+    for name in ("checksums", "gradient", "parameters/offsets"):
+        crc = zlib.crc32(file[name][:].tobytes(), crc)
+    return crc
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class Shard:
     @cached_property
     def gradient(self) -> Array:
         """(P,), the gradient of the loss on this shard's batch."""
-        with _reading(self.path) as file:
+        with reading(self.path) as file:
             return np.asarray(file["gradient"][:])
 
     def tiles(self, wanted: Iterable[Tile] | None = None) -> Iterator[tuple[Tile, Array]]:
@@ -174,7 +179,7 @@ class Shard:
             PipelineError: a tile is not what was written.
         """
         b, n = self.tile, self.num_rows
-        with _reading(self.path) as file:
+        with reading(self.path) as file:
             matrix, checksums = file["matrix"], file["checksums"][:]
             for i, j in self.tile_indices() if wanted is None else wanted:
                 try:
@@ -182,7 +187,7 @@ class Shard:
                 except (OSError, RuntimeError, ValueError):
                     content = b""
                 if zlib.crc32(content) != checksums[i, j] or len(content) != b * b * self.dtype.itemsize:
-                    raise _damaged(self.path, f"tile ({i}, {j}) does not match its checksum")
+                    raise damaged(self.path, f"tile ({i}, {j}) does not match its checksum")
                 whole = np.frombuffer(content, self.dtype).reshape(b, b)
                 yield (i, j), whole[: min(b, n - i * b), : min(b, n - j * b)]
 
@@ -230,50 +235,6 @@ class Shard:
         return out[span]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A principal submatrix of a stored matrix, or all of it if `rows` is None; it can be sent to other processes."""
-
-    path: Path
-    rows: slice | None = None
-
-    @cached_property
-    def _shard(self) -> Shard:
-        return open_shard(self.path)
-
-    @property
-    def num_rows(self) -> int:
-        return self._shard.num_rows if self.rows is None else self.rows.stop - self.rows.start
-
-    def dense(self) -> Array:
-        return self._shard.dense() if self.rows is None else self._shard.block(self.rows, self.rows)
-
-    def matvec(self, vectors: Array) -> Array:
-        return self._shard.matvec(vectors, self.rows)
-
-    def held(self) -> Held:
-        """The same matrix in memory."""
-        return Held(self.dense())
-
-
-@dataclass(frozen=True)
-class Held:
-    """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
-
-    values: Array
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.values)
-
-    def dense(self) -> Array:
-        return self.values
-
-    def matvec(self, vectors: Array) -> Array:
-        product: Array = self.values @ vectors.astype(self.values.dtype)
-        return product
-
-
 def open_shard(path: str | Path) -> Shard:
     """Open a shard: `.dense()`, `.matvec(V)`, `.tiles()`, `.gradient`, `.attrs`, `.parameters`.
 
@@ -281,7 +242,7 @@ def open_shard(path: str | Path) -> Shard:
         PipelineError: there is no such file, it is no shard, it is cut short, or a newer version wrote it.
     """
     path = Path(path)
-    with _reading(path) as file:
+    with reading(path) as file:
         version = file.attrs.get("format_version")
         if version is None or "matrix" not in file:
             raise PipelineError(f"{path} is not a shard: it has no /matrix and format_version.")
@@ -290,8 +251,10 @@ def open_shard(path: str | Path) -> Shard:
                 f"{path} has format version {version}, this program reads up to {FORMAT_VERSION}: use a newer program."
             )
         if not file.attrs.get("complete", False):
-            raise _damaged(path, "it was never completed")
-        attrs = {name: _plain(value) for name, value in file.attrs.items()}
+            raise damaged(path, "it was never completed")
+        attrs = attributes(file)
+        if attrs.get("checksum") != _checksum(file):
+            raise damaged(path, "its attributes or gradient do not match their checksum")
         names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
         layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
         return Shard(path, attrs, layout, file["matrix"].chunks[0], file["matrix"].dtype)
@@ -317,106 +280,3 @@ def file_size(num_rows: int, itemsize: int, tile: int = TILE) -> int:
 def mirrored(tile: Array) -> Array:
     """A tile on the diagonal, with its lower part mirrored to the upper."""
     return np.where(np.tri(len(tile), dtype=bool), tile, tile.T)
-
-
-@dataclass(frozen=True)
-class Results:
-    """Named numbers and arrays from one file."""
-
-    attrs: dict[str, Any]
-    arrays: dict[str, Array]
-
-
-def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
-    encoded = {name: np.asarray(values) for name, values in arrays.items()}
-    with _writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as file:
-        file.attrs.update(attrs)
-        for name, array in encoded.items():
-            file[name] = array.astype(h5py.string_dtype()) if array.dtype.kind in "UO" else array
-
-
-def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote."""
-    with _reading(path) as file:
-        arrays: dict[str, Array] = {}
-        file.visititems(
-            lambda name, item: arrays.update({name: _values(item)} if isinstance(item, h5py.Dataset) else {})
-        )
-        return Results({name: _plain(value) for name, value in file.attrs.items()}, arrays)
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """Read whole arrays by name from anyone's HDF5 file.
-
-    Raises:
-        PipelineError: the file cannot be read, or has no array of that name.
-    """
-    with _reading(path, "give another file") as file:
-        present: list[str] = []
-        file.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
-        for name in names:
-            if name not in present:
-                raise PipelineError(f"{path} has no array {name!r}: it has {', '.join(present) or 'none'}.")
-        return {name: _values(file[name]) for name in names}
-
-
-@contextmanager
-def _writing(path: Path, num_bytes: int) -> Iterator[h5py.File]:
-    """A new file, which takes its name when it is whole and on disk.
-
-    Room for it is reserved first, so that a full disk is an error of one system call, before anything is computed. HDF5
-    itself cannot close a file that it cannot write, and takes the process down with it.
-    """
-    try:
-        with replacing(path) as partial:
-            _reserve(partial, num_bytes)
-            with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
-                _reserve(partial, num_bytes)  # opening has cut the file to nothing
-                yield file
-                file.flush()
-                size = file.id.get_filesize()
-            os.truncate(partial, size)
-    except OSError as error:
-        raise PipelineError(
-            f"{path} could not be written ({error.strerror or error}): make room or choose another folder; "
-            "what was complete before is kept."
-        ) from error
-
-
-def _reserve(path: Path, num_bytes: int) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        os.posix_fallocate(handle, 0, num_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not: a file system that cannot reserve
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such file.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _damaged(path, "HDF5 cannot open it", remedy) from error
-    with file:
-        try:
-            yield file
-        except (KeyError, OSError, RuntimeError) as error:
-            raise _damaged(path, str(error).strip("'\""), remedy) from error
-
-
-def _damaged(path: Path, why: str, remedy: str = RECOMPUTE) -> PipelineError:
-    return PipelineError(f"{path} is damaged ({why}): {remedy}.")
-
-
-def _values(dataset: h5py.Dataset) -> Array:
-    return np.asarray(dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()])
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

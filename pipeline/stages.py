@@ -15,10 +15,10 @@ from pipeline.config import Stage
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.limits import available_memory, check_disk, check_memory, in_words
-from pipeline.matrix import Matrix
+from pipeline.matrix import MATRICES, Matrix
 from pipeline.results import open_run
 from pipeline.spectrum import Decomposition
-from pipeline.strategy import Strategy
+from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
 from pipeline.terminal import table
 from pipeline.tracking import TrackedRun
@@ -32,6 +32,7 @@ HEADLINE = {  # the numbers of the table at the end, and how they are printed
     "num_batches": ("batches", "{:,.0f}"),
     "train_loss": ("training loss", "{:.4g}"),
     "train_accuracy": ("training accuracy", "{:.2%}"),
+    "test_loss": ("test loss", "{:.4g}"),
     "test_accuracy": ("test accuracy", "{:.2%}"),
     "lambda_max": ("λ max", "{:.6g}"),
     "lambda_min": ("λ min", "{:.6g}"),
@@ -87,11 +88,11 @@ class Diary:
             self.tracked.log_artifact(path, under="figures")
         rows = {label: form.format(numbers[key]) for key, (label, form) in HEADLINE.items() if key in numbers}
         seconds = [
-            f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f}"
+            f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f} s"
             for stage in Stage
             if f"seconds_{stage.value}" in numbers
         ]
-        table("Hessian spectrum", {**rows, "seconds": ", ".join(seconds)})
+        table("Hessian spectrum", rows, note=", ".join(seconds))
         print(
             f"report: {self.folder.report}"
             if self.folder.report.exists()
@@ -186,8 +187,8 @@ def compute(
         )
     batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
     names = {
-        "strategy": type(strategy).__name__.lower(),
-        "matrix": type(matrix).__name__.lower(),
+        "strategy": _name(strategy, STRATEGIES),
+        "matrix": _name(matrix, MATRICES),
         "reduction": str(getattr(subject.criterion, "reduction", "mean")),
         "config_hash": settings["config_hash"],
     }
@@ -204,12 +205,17 @@ def compute(
     diary.tracked.set_tags({"shards": str(diary.folder.shards)})
 
 
-def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster) -> None:
+def _name(choice: object, kinds: Mapping[str, type]) -> str:
+    """The name of a choice in `conf/`; that of its class, where it is the user's own."""
+    return next((name for name, kind in kinds.items() if type(choice) is kind), type(choice).__name__)
+
+
+def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster, num_batches: int | None) -> None:
     """Spectra: one file for each checkpoint."""
     from pipeline.aggregate import aggregate as aggregate_folder
 
     with diary.stage(Stage.aggregate):
-        for attrs in aggregate_folder(diary.folder, spectrum, cluster):
+        for attrs in aggregate_folder(diary.folder, spectrum, cluster, num_batches):
             diary.tracked.log_metrics(headline(attrs), attrs["step"])
 
 

@@ -43,6 +43,8 @@ class Subject:
         """
         check_count("data.batch_size", batch_size, or_null="all samples in one batch")
         model = model.to(device, dtype).eval()
+        if isinstance(criterion, nn.Module):
+            criterion = criterion.to(device, dtype)
         train = samples.train.to(device, dtype)
         test = samples.test.to(device, dtype) if samples.test is not None else None
         check_fit(model, criterion, train)

@@ -45,14 +45,15 @@ def progress(
             bar.advance(task)
 
 
-def table(title: str, rows: Mapping[str, str]) -> None:
-    """Print names and values in two columns."""
+def table(title: str, rows: Mapping[str, str], note: str) -> None:
+    """Print names and values in two columns, and a line under them."""
     grid = Table(title=title, title_justify="left", show_header=False)
     grid.add_column(style="bold")
     grid.add_column(justify="right")
     for name, value in rows.items():
         grid.add_row(name, value)
     rich.get_console().print(grid)
+    rich.get_console().print(note, highlight=False, soft_wrap=True)
 
 
 class TerminalHandler(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.shards import Results, write_results
+from pipeline.hdf5 import Results, write_results
 
 ROWS_OF_A_LAYER = (24, 8, 12, 4)
 HISTORY = """step,train_loss,train_accuracy,test_loss,test_accuracy

@@ -77,6 +77,7 @@ def write_one(folder, problem, index, tile=16, **attrs):
     matrix, gradient = problem.matrices[index], problem.gradients[index]
     own = {
         "batch_index": index,
+        "num_batches": len(NUM_SAMPLES),
         "reduction": problem.reduction,
         "loss": problem.losses[index],
         "gradient_norm": float(np.linalg.norm(gradient)),

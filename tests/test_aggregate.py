@@ -1,8 +1,10 @@
 """Oracle: the spectra of whole matrices by numpy.linalg.eigh, in one piece from the shards."""
 
+import itertools
 import shutil
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -10,13 +12,15 @@ import pytest
 import yaml
 from command import environment, succeed
 from shard_cases import ATTRS, LAYOUT, NUM_ROWS, NUM_SAMPLES, known, write, write_one
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import pipeline
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.shards import open_shard, read_results
+from pipeline.hdf5 import read_results
+from pipeline.shards import open_shard
 from pipeline.spectrum import Exact, TopK
 
 STEP = ATTRS["step"]
@@ -216,15 +220,17 @@ def test_spectra_that_are_up_to_date_stay_and_others_are_made_again(folder):
     write(folder, problem, weights_hash="0" * 16)
     fourth = version(TopK(num_top=5))
     assert fourth != third
-    folder.shard(STEP, 2).unlink()
+    *_, attrs = aggregate(folder, TopK(num_top=5), Threads(1), num_batches=2)
+    assert attrs["num_batches"] == 2
     assert version(TopK(num_top=5)) != fourth
 
 
-def test_a_missing_batch_is_named(folder):
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_missing_batch_is_named(folder, missing):
     write(folder, known())
-    folder.shard(STEP, 1).unlink()
+    folder.shard(STEP, missing).unlink()
     with pytest.raises(
-        PipelineError, match=r"^\S+step-000120 lacks the shards of batches \[1\]: run the stage"
+        PipelineError, match=rf"^\S+step-000120 lacks the shards of batches \[{missing}\]: run the stage"
     ):
         of_folder(folder)
     assert not folder.spectra.exists()
@@ -268,7 +274,7 @@ def test_a_folder_without_shards_is_refused(folder):
 
 def test_one_batch_is_its_own_mean(folder):
     problem = known()
-    write_one(folder, problem, 0, num_samples=16)
+    write_one(folder, problem, 0, num_samples=16, num_batches=1)
     results = of_folder(folder)
     np.testing.assert_allclose(results.arrays["mean/eigenvalues"], eigh(problem.matrices[0])[0], atol=1e-12)
     assert results.arrays["batches/distance_to_mean"].tolist() == [0]
@@ -329,3 +335,24 @@ def test_topk_aggregates_where_torch_is_not_installed(folder):
     expected = of_folder(other, TopK(num_top=4)).arrays["mean/eigenvalues"]
     found = read_results(folder.spectrum(STEP)).arrays["mean/eigenvalues"]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_the_whole_matrix_gets_all_threads_though_the_parts_had_one_each(folder, monkeypatch):
+    """Tasks that overlap: the first begins, the second begins, the first ends, the second ends."""
+    calls, counts = itertools.count(), {}
+
+    def decompose(self, matrix):
+        time.sleep(0.03 * (1 + next(calls) % 2))
+        counts[matrix.num_rows] = {
+            pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+        }
+        return of_exact(self, matrix)
+
+    of_exact = Exact.decompose
+    monkeypatch.setattr(Exact, "decompose", decompose)
+    write(folder, known())
+    with threadpool_limits(2, "blas"):
+        if not any(pool["num_threads"] == 2 for pool in threadpool_info()):
+            pytest.skip("a BLAS that has one thread alone")
+        of_folder(folder)
+    assert counts == {37: {2}, 21: {1}, 3: {1}, 1: {1}, 12: {1}}

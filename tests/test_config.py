@@ -3,7 +3,17 @@ import sys
 import pytest
 import yaml
 
-from pipeline.config import HASHED, check_settings, config_hash, differences, flat, run_name, settle
+from pipeline.config import (
+    HASHED,
+    check_settings,
+    config_hash,
+    differences,
+    flat,
+    keep,
+    run_name,
+    settings_of,
+    settle,
+)
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 
@@ -75,22 +85,24 @@ def test_the_hash_does_not_depend_on_the_order_of_keys():
 
 def test_settings_that_compute_are_written_with_the_first_command(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "seed=0", "parameters=['a b']"])
-    settled = settle(folder, dict(SETTINGS), computing=True)
+    settled = settle(folder, dict(SETTINGS))
+    assert not folder.config.exists()
+    keep(folder, settled)
     assert settled["command"] == "python -m pipeline.run seed=0 'parameters=['\"'\"'a b'\"'\"']'"
     assert settled["config_hash"] == config_hash(SETTINGS)
     assert yaml.safe_load(folder.config.read_text()) == settled
     monkeypatch.setattr(sys, "argv", ["run.py", "device=cpu"])
-    again = settle(folder, changed(num_batches=2), computing=True)
+    again = settle(folder, changed(num_batches=2))
     assert again["command"] == settled["command"]
     assert again["num_batches"] == 2
 
 
 def test_settings_of_another_config_are_refused_and_the_file_stays(folder):
-    settle(folder, dict(SETTINGS), computing=True)
+    keep(folder, settle(folder, dict(SETTINGS)))
     before = folder.config.read_bytes()
     model = {"_target_": "pipeline.model.MLP", "hidden_sizes": [64], "bias": False}
     with pytest.raises(PipelineError) as caught:
-        settle(folder, changed(seed=1, model=model), computing=True)
+        settle(folder, changed(seed=1, model=model))
     assert str(caught.value) == (
         f"{folder.path} holds another config (model.bias is False, was absent; model.hidden_sizes is [64], was [32]; "
         "seed is 1, was 0): one folder holds one config; choose another with hydra.run.dir=FOLDER."
@@ -98,11 +110,19 @@ def test_settings_of_another_config_are_refused_and_the_file_stays(folder):
     assert folder.config.read_bytes() == before
 
 
-def test_settings_that_do_not_compute_give_way_to_the_folders_own(folder):
-    assert settle(folder, changed(seed=9), computing=False) == {}
-    assert not folder.config.exists()
-    saved = settle(folder, dict(SETTINGS), computing=True)
-    assert settle(folder, changed(seed=9), computing=False) == saved
+def test_the_settings_of_a_folder_are_those_that_were_kept(folder):
+    assert settings_of(folder) == {}
+    keep(folder, settle(folder, dict(SETTINGS)))
+    assert settings_of(folder) == settle(folder, dict(SETTINGS))
+
+
+def test_settings_of_speed_alone_are_not_hashed():
+    quick = {"_target_": "pipeline.strategy.HVP", "chunk_size": 8}
+    slow = {"_target_": "pipeline.strategy.HVP", "chunk_size": 2}
+    assert config_hash(changed(strategy=quick)) == config_hash(changed(strategy=slow))
+    assert config_hash(changed(strategy={"_target_": "pipeline.strategy.Func"})) != config_hash(
+        changed(strategy=slow)
+    )
 
 
 def test_differences_are_those_of_hashed_settings_alone():

@@ -59,8 +59,8 @@ def test_a_container_may_use_less_than_the_machine_has(limit):
 
 
 def test_a_disk_holds_what_fits(tmp_path, monkeypatch):
-    """P = 1,000: two rows of tiles of 512, so 3 tiles of 512² float64; and 1 MB beside."""
-    one = 3 * 512**2 * 8 + 2**20
+    """P = 1,000: two rows of tiles of 512, so 3 tiles of 512² float64; the gradient; and 1 MB beside."""
+    one = (3 * 512**2 + 1000) * 8 + 2**20
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 4 * one))
     check_disk(tmp_path, 1000, 8, 4)
     with pytest.raises(PipelineError) as caught:

@@ -84,7 +84,7 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(finished):
     folder, lines = finished
     assert lines[0].startswith("MLP: P = 43 weights, a matrix of 14.8 kB; the run needs up to ")
     table = "\n".join(lines[1:-1])
-    for told in ("weights P", "test accuracy", "λ max", "trace", "gradient in top eigenspace", "seconds"):
+    for told in ("weights P", "test accuracy", "λ max", "trace", "gradient in top eigenspace", "aggregate "):
         assert told in table
     summary = json.loads((folder / "summary.json").read_text())
     assert f"{summary['lambda_max']:.6g}" in table
@@ -145,7 +145,10 @@ def test_the_same_command_again_does_nothing_twice(finished):
     drawn_again = {"config.yaml", "summary.json", "report.html"}
     assert {name for name in rewritten if not name.startswith("figures/")} <= drawn_again
     assert after["config.yaml"][0] == before["config.yaml"][0]
-    assert sum("is there and whole: taken as it is." in line for line in lines) == 6
+    assert [line for line in lines if "shards are there" in line] == [
+        "step 0: 3 of 3 shards are there already.",
+        "step 20: 3 of 3 shards are there already.",
+    ]
     assert sum("is up to date: taken as it is." in line for line in lines) == 2
 
 
@@ -168,7 +171,10 @@ def test_a_truncated_shard_is_refused_until_it_is_deleted(finished, copied):
     assert line == (
         f"{path} is damaged (HDF5 cannot open it): delete it and run again, which recomputes this file alone."
     )
-    assert contents(copied) == before
+    after = contents(copied)
+    assert {name: found[0] for name, found in after.items()} == {
+        name: found[0] for name, found in before.items()
+    }
     path.unlink()
     succeed(copied, *SMALL, "checkpoint_steps=[0]", "stages=[compute]")
     after = contents(copied)

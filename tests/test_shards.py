@@ -18,18 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.hdf5 import read_arrays, read_results, write_results
 from pipeline.layout import Layout
-from pipeline.shards import (
-    FORMAT_VERSION,
-    Shard,
-    ShardWriter,
-    mirrored,
-    open_shard,
-    read_arrays,
-    read_results,
-    write_results,
-    write_shard,
-)
+from pipeline.shards import FORMAT_VERSION, Shard, ShardWriter, mirrored, open_shard, write_shard
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
@@ -143,12 +134,28 @@ def test_any_hdf5_tool_reads_the_lower_triangle_and_nan_above(path: Path) -> Non
     assert np.isnan(found[~lower]).all()
 
 
+@pytest.mark.parametrize("what", ["attribute", "gradient", "checksums", "names"])
+def test_what_is_altered_beside_the_tiles_is_found(path: Path, what: str) -> None:
+    write(path, symmetric(23))
+    with h5py.File(path, "r+") as file:
+        if what == "attribute":
+            file.attrs["loss"] = np.nextafter(file.attrs["loss"], 1)
+        elif what == "gradient":
+            file["gradient"][3] = np.nextafter(file["gradient"][3], 1)
+        elif what == "checksums":
+            file["checksums"][1, 0] += 1
+        else:
+            file["parameters/names"][1] = "net.other"
+    with pytest.raises(PipelineError, match=r"damaged \(its attributes or gradient"):
+        open_shard(path)
+
+
 def test_attributes_and_names(path: Path) -> None:
     write(path, symmetric(23), step=120, batch_index=3, config_hash="abc", none_is_text="")
     shard = open_shard(path)
     expected = {**ATTRS, "step": 120, "batch_index": 3, "config_hash": "abc", "none_is_text": ""}
     own = {"format_version": FORMAT_VERSION, "dtype": "float64", "complete": True}
-    assert shard.attrs == {**expected, **own}
+    assert shard.attrs == {**expected, **own, "checksum": shard.attrs["checksum"]}
     assert {name: type(value) for name, value in shard.attrs.items() if name in ATTRS} == {
         name: type(value) for name, value in ATTRS.items()
     }
@@ -339,7 +346,8 @@ def run_without_room(room: int, body: str) -> subprocess.CompletedProcess[str]:
         import numpy as np
         from pipeline.errors import PipelineError
         from pipeline.layout import Layout
-        from pipeline.shards import write_results, write_shard
+        from pipeline.hdf5 import write_results
+        from pipeline.shards import write_shard
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
         try:

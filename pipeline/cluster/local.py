@@ -30,6 +30,7 @@ class Local:
     def open(self, scratch: Path) -> Iterator[int]:
         from distributed import Client, LocalCluster
 
+        logging.getLogger("distributed").setLevel(logging.ERROR)  # workers come and go without saying so
         num_workers = self.num_workers or len(os.sched_getaffinity(0))
         scratch.mkdir(parents=True, exist_ok=True)
         try:

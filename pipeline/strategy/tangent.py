@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 from torch.overrides import TorchFunctionMode
+
+from pipeline.errors import PipelineError
 
 Point = TypeVar("Point")
 Result = TypeVar("Result")
 
 
 def push(function: Callable[[Point], Result], point: Point, tangent: Point) -> Result:
-    """d/dε function(point + ε tangent); point and tangent are tensors or trees of them."""
-    with _PlainSquaredError():
-        result: Result = jvp(function, (point,), (tangent,))[1]
+    """d/dε function(point + ε tangent); point and tangent are tensors or trees of them.
+
+    Raises:
+        PipelineError: some layer or loss cannot be differentiated in forward mode.
+    """
+    try:
+        with _PlainSquaredError():
+            result: Result = jvp(function, (point,), (tangent,))[1]
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        line = str(error).partition("\n")[0]
+        raise PipelineError(
+            f"the model or its loss cannot be differentiated in forward mode ({line}): use strategy=triangular."
+        ) from error
     return result
 
 

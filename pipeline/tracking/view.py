@@ -21,6 +21,7 @@ HEADLINE = (
     "gradient_share_in_top_eigenspace",
     "mean_overlap_between_batches",
 )
+SILENT = ("stages", "tracking", "cluster", "device", "config_hash")  # they change no number
 NUM_PARAMS = 8
 FIXED = {
     "attributes.`Run Name`": 260,
@@ -48,7 +49,8 @@ def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> li
     """The params that differ (if none does, the choices of groups), then the headline metrics."""
     described = [params for params, _ in runs if params]  # the parent of a sweep has none
     names = list(dict.fromkeys([*CHOICES, *sorted({name for params in described for name in params})]))
-    differing = [name for name in names if len({params.get(name) for params in described}) > 1]
+    telling = [name for name in names if name.partition(".")[0] not in SILENT]
+    differing = [name for name in telling if len({params.get(name) for params in described}) > 1]
     known = [name for name in CHOICES if any(name in params for params in described)]
     measured = [name for name in HEADLINE if any(name in metrics for _, metrics in runs)]
     return [f"params.`{name}`" for name in (differing or known)[:NUM_PARAMS]] + [

@@ -13,7 +13,7 @@ from pipeline.aggregate import aggregate
 from pipeline.cluster import Local, Threads
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.shards import read_results
+from pipeline.hdf5 import read_results
 from pipeline.spectrum import Exact
 
 CLUSTERS = pytest.mark.parametrize("cluster", [Threads, Local])

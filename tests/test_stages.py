@@ -1,0 +1,125 @@
+"""What a run is told of its plan before anything is trained, and what a finished one writes down."""
+
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import stages
+from pipeline.config import Stage
+from pipeline.criterion import CrossEntropy
+from pipeline.data import Samples
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder, write_atomically
+from pipeline.objective import Batch
+from pipeline.spectrum import Exact
+from pipeline.strategy import Func
+from pipeline.subject import Subject
+from pipeline.tracking import NoTracking
+
+SETTINGS = {
+    "stages": ["train", "compute", "aggregate", "report"],
+    "seed": 0,
+    "dtype": "float64",
+    "parameters": None,
+    "num_batches": None,
+    "checkpoint_steps": [],
+    "training": {"num_steps": 100},
+    "strategy": {"_target_": "pipeline.strategy.Func"},
+    "spectrum": {"_target_": "pipeline.spectrum.Exact"},
+}
+
+
+def subject_of(batch_size=4):
+    batch = Batch(torch.zeros(11, 3), torch.arange(11) % 2)
+    samples = Samples(batch, None, (3,), 2)
+    return Subject.on(
+        torch.device("cpu"), torch.float64, nn.Linear(3, 2), CrossEntropy(), samples, batch_size
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The number of shards that the disk was asked for, and the bytes that memory was asked for."""
+    found = {}
+    monkeypatch.setattr(stages, "check_disk", lambda *args: found.update(disk=args[1:]))
+    monkeypatch.setattr(stages, "check_memory", lambda *args: found.update(memory=args))
+    return found
+
+
+def plan(folder, subject, **changes):
+    stages.check_plan(folder, subject, {**SETTINGS, **changes}, Func(), Exact())
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_shards"),
+    [
+        ({}, 4),  # 4, 4 and 3 samples, and their mean
+        ({"num_batches": 2}, 3),
+        ({"checkpoint_steps": [0, 50]}, 12),
+        ({"checkpoint_steps": [0, 100]}, 8),  # 100 is the last one anyway
+        ({"checkpoint_steps": [0], "training": {"path": "weights.safetensors"}}, 4),
+    ],
+)
+def test_the_disk_must_hold_every_shard_of_every_checkpoint(folder, asked, changes, num_shards):
+    plan(folder, subject_of(), **changes)
+    assert asked["disk"] == (8, 8, num_shards)  # P, bytes a number
+
+
+def test_shards_that_are_there_need_no_room(folder, asked):
+    for index in range(3):
+        write_atomically(folder.shard(100, index), "")
+    plan(folder, subject_of())
+    assert asked["disk"] == (8, 8, 1)
+
+
+def test_memory_is_asked_for_by_stage(folder, asked):
+    plan(folder, subject_of())
+    needs = {"strategy=func": Func().memory(8, 8), "spectrum=exact": Exact().memory(8, 8)}
+    assert asked["memory"] == (8, needs)
+    asked.clear()
+    plan(folder, subject_of(), stages=["train", "aggregate"])
+    assert asked == {"memory": (8, {"spectrum=exact": Exact().memory(8, 8)})}
+
+
+def test_the_plan_is_told(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        plan(folder, subject_of(batch_size=None))
+    assert caplog.messages[0].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
+
+
+def test_too_many_batches_are_refused_before_anything_is_trained(folder):
+    with pytest.raises(PipelineError, match=r"^num_batches=4: 11 training samples make 3 batches of 4"):
+        plan(folder, subject_of(), num_batches=4)
+
+
+def test_a_batch_size_that_is_none_is_refused():
+    with pytest.raises(
+        PipelineError, match=r"^data\.batch_size='many': give a whole number of at least 1, or null"
+    ):
+        subject_of(batch_size="many")
+
+
+def test_the_diary_keeps_the_times_of_stages_that_did_not_run_again(folder, capsys):
+    folder.config.write_text("seed: 0\n")
+    with NoTracking().start(folder, "", {}, {}, None) as tracked:
+        diary = stages.Diary(folder, tracked)
+        with diary.stage(Stage.train):
+            pass
+        diary.close()
+        first = json.loads(folder.summary.read_text())
+        diary = stages.Diary(folder, tracked)
+        with diary.stage(Stage.compute):
+            pass
+        diary.close()
+    second = json.loads(folder.summary.read_text())
+    assert second["seconds_train"] == first["seconds_train"]
+    assert second.keys() == {"seconds_train", "seconds_compute"}
+    assert capsys.readouterr().out.splitlines()[-1] == f"run folder: {folder.path}"
