@@ -7,18 +7,20 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 from torch.utils import _pytree as pytree
 
+from pipeline.certificate import Certificate, certify, directions
+from pipeline.config import Verify
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
-from pipeline.objective import Batch, Criterion, Objective, Params, flatten, objective_of
+from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
 from pipeline.shards import open_shard, write_shard
 from pipeline.strategy import Strategy
 from pipeline.terminal import progress
@@ -36,12 +38,14 @@ class Recipe:
 
     parameters: names or globs of the weights to differentiate by; None for all that require grad.
     names: attributes of every shard: the names of strategy and matrix, the reduction, the config's hash.
+    verify: what becomes of a matrix that fails its certificate.
     """
 
     matrix: Matrix
     strategy: Strategy
     parameters: Sequence[str] | None
     names: dict[str, str]
+    verify: Verify = Verify.error
 
 
 def split(samples: Batch, batch_size: int | None, num_batches: int | None, seed: int) -> list[Batch]:
@@ -87,6 +91,7 @@ def compute_step(
             finite, the matrix holds NaN, or a file cannot be written.
     """
     objective, params = objective_of(model, criterion, recipe.parameters)
+    witness = objective_of(model, criterion, recipe.parameters, torch.float64)
     names = {
         **recipe.names,
         "step": step,
@@ -110,33 +115,64 @@ def compute_step(
             _check_same(str(path), attrs, identity)
             yield attrs
         else:
-            yield _compute_shard(folder, objective, params, batch, recipe, identity)
+            yield _compute_shard(folder, (objective, params), witness, batch, recipe, identity)
 
 
 def _compute_shard(
     folder: RunFolder,
-    objective: Objective,
-    params: Params,
+    at: tuple[Objective, Params],
+    witness: tuple[Objective, Params],
     batch: Batch,
     recipe: Recipe,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
+    """Write one shard; `witness` is the objective and its weights in float64, which certify it."""
     start = time.perf_counter()
+    objective, params = at
     loss = float(objective.loss(params, batch))
-    if not torch.isfinite(torch.tensor(loss)):
+    if not isfinite(loss):
         raise PipelineError(
             f"the loss of batch {identity['batch_index']} at step {identity['step']} is {loss}: "
             "look at the weights of this checkpoint and at the data, or use dtype=float64."
         )
-    gradient = flatten(grad(lambda p: objective.loss(p, batch))(params))
+    gradient = objective.gradient(params, batch)
     attrs = {**identity, "loss": loss, "gradient_norm": float(gradient.norm())}
     dtype = str(gradient.dtype).removeprefix("torch.")
     transformed = recipe.matrix.objective(objective, params, batch)
-    path = folder.shard(identity["step"], identity["batch_index"])
-    with write_shard(path, Layout.of(params), dtype, attrs, gradient.cpu().numpy()) as writer:
+    path, layout = folder.shard(identity["step"], identity["batch_index"]), Layout.of(params)
+    probes = directions(layout.num_parameters)
+    with write_shard(path, layout, dtype, attrs, gradient.cpu().numpy(), directions=probes.numpy()) as writer:
         for block in recipe.strategy.blocks(transformed, params, batch):
             writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
+        if recipe.verify != Verify.off:
+            products = torch.from_numpy(writer.products).to(gradient.device)
+            certificate = _certify(recipe, witness, batch, products, gradient.dtype)
+            attrs |= {"probe_error": certificate.probe_error, "probe_tolerance": certificate.tolerance}
+            if not certificate.passed:
+                _tell(
+                    f"batch {identity['batch_index']} at step {identity['step']}: {certificate}",
+                    recipe.verify,
+                )
     return {**attrs, "seconds": time.perf_counter() - start}
+
+
+def _certify(
+    recipe: Recipe, witness: tuple[Objective, Params], batch: Batch, products: Tensor, precision: torch.dtype
+) -> Certificate:
+    objective, params = witness
+    exact = batch.to(dtype=torch.float64)
+    return certify(recipe.matrix.objective(objective, params, exact), params, exact, products, precision)
+
+
+def _tell(what: str, verify: Verify) -> None:
+    """Refuse a matrix that fails its certificate, or only warn."""
+    if verify == Verify.warn:
+        log.warning("%s: stored all the same, because verify=warn.", what)
+        return
+    raise PipelineError(
+        f"{what}: choose another strategy, or look for a layer with a wrong second derivative; "
+        "verify=warn stores it all the same."
+    )
 
 
 def _check_same(path: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -26,6 +26,14 @@ class Dtype(Enum):
     float64 = "float64"
 
 
+class Verify(Enum):
+    """What becomes of a matrix that fails its certificate: refused, stored with a warning, or never looked at."""
+
+    error = "error"
+    warn = "warn"
+    off = "off"
+
+
 class Stage(Enum):
     """The parts of a run, in the order in which they go."""
 
@@ -45,6 +53,7 @@ class Config:
     num_batches: int | None = None
     checkpoint_steps: list[int] = field(default_factory=list)
     parameters: list[str] | None = None
+    verify: Verify = Verify.error
     model: Any = MISSING
     data: Any = MISSING
     device: Any = MISSING

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.blocks import assemble
+from pipeline.certificate import certify, directions
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Matrix
@@ -31,6 +32,7 @@ def hessian(
     dtype: torch.dtype | None = ...,
     device: torch.device | str | None = ...,
     as_blocks: Literal[False] = ...,
+    verify: bool = ...,
 ) -> Tensor: ...
 @overload
 def hessian(
@@ -45,6 +47,7 @@ def hessian(
     device: torch.device | str | None = ...,
     *,
     as_blocks: Literal[True],
+    verify: bool = ...,
 ) -> NestedBlocks: ...
 def hessian(
     model: nn.Module,
@@ -57,6 +60,7 @@ def hessian(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     as_blocks: bool = False,
+    verify: bool = False,
 ) -> Tensor | NestedBlocks:
     """The Hessian of `criterion(model(inputs), targets)` with respect to the model's weights, (P, P) and symmetric.
 
@@ -73,6 +77,8 @@ def hessian(
     dtype, device: where to compute; those of the model by default.
     as_blocks: return the nested dict of torch.func users instead, H[name_i][name_j] of shape (*shape_i,
         *shape_j).
+
+    verify: check the result by differences of the gradient in float64, at the cost of a few gradients.
 
     Cost: that of the strategy. Memory: P² numbers and what the strategy holds.
 
@@ -94,7 +100,26 @@ def hessian(
     layout = Layout.of(params)
     objective = chosen_matrix.objective(objective, params, batch)
     dense = assemble(chosen_strategy.blocks(objective, params, batch), layout.num_parameters)
+    if verify:
+        _check(dense, chosen_matrix, model, criterion, batch, parameters, place)
     return _nested(dense, layout) if as_blocks else dense
+
+
+def _check(
+    dense: Tensor,
+    matrix: Matrix,
+    model: nn.Module,
+    criterion: Criterion,
+    batch: Batch,
+    parameters: Sequence[str] | str | None,
+    device: torch.device | None,
+) -> None:
+    objective, params = objective_of(model, criterion, parameters, torch.float64, device)
+    exact = batch.to(device, torch.float64)
+    products = dense @ directions(len(dense)).to(dense)
+    certificate = certify(matrix.objective(objective, params, exact), params, exact, products, dense.dtype)
+    if not certificate.passed:
+        raise PipelineError(f"{certificate}: choose another strategy.")
 
 
 def _named(choice: str | Kind, kinds: Mapping[str, type[Kind]], what: str) -> Kind:

@@ -47,7 +47,8 @@ DENSITY = Picture(
     "density",
     "Density of the spectrum of the mean",
     "Where the eigenvalues lie, negative ones left of zero: the tall part around zero is the bulk, single "
-    "bumps over orange marks are outliers. Thin grey lines: the spectrum of each batch, a different object.",
+    "bumps over orange marks are outliers. Thin grey lines: the spectrum of each batch, a different object, "
+    "drawn where Lanczos resolves it.",
     "No density was computed for this choice of spectrum.",
 )
 BY_RANK = Picture(

@@ -63,6 +63,15 @@ class Objective:
             )
         return loss
 
+    def gradient(self, params: Params, batch: Batch) -> Tensor:
+        """The gradient of the loss, (P,), by one ordinary backward pass; zeros for what the loss does not use."""
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        loss = self.loss(leaves, batch)
+        if not loss.requires_grad:
+            return torch.zeros_like(flatten(params))
+        parts = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
+        return flatten(dict(zip(leaves, parts, strict=True)))
+
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
     """The flat vector (P,) of named tensors, in the order of the mapping."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ class ShardWriter:
         numbers. Use it through `write_shard`.
     """
 
-    def __init__(self, file: File, layout: Layout, dtype: str, tile: int) -> None:
+    def __init__(self, file: File, layout: Layout, dtype: str, tile: int, directions: Array) -> None:
         self.num_rows = layout.num_parameters
         self.tile = min(tile, self.num_rows)
         shape, chunks = (self.num_rows, self.num_rows), (self.tile, self.tile)
@@ -46,6 +46,10 @@ class ShardWriter:
         self._checksums = np.zeros((self.num_tile_rows, self.num_tile_rows), np.uint32)
         self._begun: dict[Tile, tuple[Array, int]] = {}
         self._num_written = 0
+        self._directions = directions.astype(dtype)
+        self.products = np.zeros(
+            directions.shape
+        )  # H v for the directions v, (P, m), from the tiles written so far
 
     def add(self, rows: slice, cols: slice, values: Array) -> None:
         """Take the entries rows x cols; those above the diagonal are ignored.
@@ -102,6 +106,14 @@ class ShardWriter:
         self._matrix.id.write_direct_chunk((tile[0] * self.tile, tile[1] * self.tile), content)
         self._checksums[tile] = zlib.crc32(content)
         self._num_written += 1
+        self._multiply(tile, buffer)
+
+    def _multiply(self, tile: Tile, buffer: Array) -> None:
+        rows, cols = (slice(k * self.tile, min((k + 1) * self.tile, self.num_rows)) for k in tile)
+        values = buffer[: rows.stop - rows.start, : cols.stop - cols.start]
+        self.products[rows] += (mirrored(values) if rows == cols else values) @ self._directions[cols]
+        if rows != cols:
+            self.products[cols] += values.T @ self._directions[rows]
 
     def close(self) -> Array:
         """The checksums; every tile of the triangle must have been filled."""
@@ -115,15 +127,26 @@ class ShardWriter:
 
 @contextmanager
 def write_shard(
-    path: Path, layout: Layout, dtype: str, attrs: Mapping[str, Any], gradient: Array, tile: int = TILE
+    path: Path,
+    layout: Layout,
+    dtype: str,
+    attrs: dict[str, Any],
+    gradient: Array,
+    tile: int = TILE,
+    directions: Array | None = None,
 ) -> Iterator[ShardWriter]:
     """Write the shard `path` through the writer that the body gets; nothing is at `path` unless all of it went well.
+
+    attrs: taken when the body ends, so that it may add to them. directions: (P, m), multiplied by the matrix as it is
+    written: `writer.products`.
 
     Raises:
         PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
     """
+    if directions is None:
+        directions = np.zeros((layout.num_parameters, 0))
     with writing(path, file_size(layout.num_parameters, np.dtype(dtype).itemsize, tile)) as file:
-        writer = ShardWriter(file, layout, dtype, tile)
+        writer = ShardWriter(file, layout, dtype, tile, directions)
         yield writer
         checksums = writer.close()
         shapes = [json.dumps(shape) for shape in layout.shapes]

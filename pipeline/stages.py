@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cluster import Cluster
-from pipeline.config import Stage
+from pipeline.config import Stage, Verify
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.limits import available_memory, check_disk, check_memory, in_words
@@ -20,7 +20,7 @@ from pipeline.results import open_run
 from pipeline.spectrum import Decomposition
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
-from pipeline.terminal import table
+from pipeline.terminal import say, table
 from pipeline.tracking import TrackedRun
 from pipeline.training import Training
 
@@ -44,6 +44,9 @@ HEADLINE = {  # the numbers of the table at the end, and how they are printed
     "mean_distance_between_batch_and_mean": ("distance of a batch from the mean", "{:.3f}"),
     "mean_overlap_between_batches": ("overlap of two batches' top spaces", "{:.3f}"),
 }
+
+
+MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
 
 
 class Diary:
@@ -93,11 +96,8 @@ class Diary:
             if f"seconds_{stage.value}" in numbers
         ]
         table("Hessian spectrum", rows, note=", ".join(seconds))
-        print(
-            f"report: {self.folder.report}"
-            if self.folder.report.exists()
-            else f"run folder: {self.folder.path}"
-        )
+        report, path = self.folder.report, self.folder.path
+        say(f"report: {report}" if report.exists() else f"run folder: {path}")
 
 
 def headline(attrs: Mapping[str, Any]) -> dict[str, float]:
@@ -134,13 +134,9 @@ def check_plan(
         num_there = len(list(folder.shards.glob("step-*/*.h5")))
         num_missing = max(0, len(steps) * (len(batches) + 1) - num_there)  # each step has a mean too
         check_disk(folder.path, num_parameters, itemsize, num_missing)
-        needs[f"strategy={settings['strategy']['_target_'].rpartition('.')[2].lower()}"] = strategy.memory(
-            num_parameters, itemsize
-        )
+        needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     if "aggregate" in settings["stages"]:
-        needs[f"spectrum={settings['spectrum']['_target_'].rpartition('.')[2].lower()}"] = spectrum.memory(
-            num_parameters, itemsize
-        )
+        needs[f"spectrum={type(spectrum).__name__.lower()}"] = spectrum.memory(num_parameters, itemsize)
     check_memory(num_parameters, needs)
     log.info(
         "%s: P = %s weights, a matrix of %s; the run needs up to %s of memory for matrices, %s are free.",
@@ -192,15 +188,13 @@ def compute(
         "reduction": str(getattr(subject.criterion, "reduction", "mean")),
         "config_hash": settings["config_hash"],
     }
-    recipe = Recipe(matrix, strategy, settings["parameters"], names)
+    recipe = Recipe(matrix, strategy, settings["parameters"], names, Verify[settings["verify"]])
     with diary.stage(Stage.compute):
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
             for attrs in compute_step(diary.folder, step, subject.model, subject.criterion, batches, recipe):
                 prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
-                numbers = {
-                    prefix + key: attrs[key] for key in ("loss", "gradient_norm", "seconds") if key in attrs
-                }
+                numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
                 diary.tracked.log_metrics(numbers, attrs["batch_index"])
     diary.tracked.set_tags({"shards": str(diary.folder.shards)})
 

@@ -53,20 +53,17 @@ def table(title: str, rows: Mapping[str, str], note: str) -> None:
     for name, value in rows.items():
         grid.add_row(name, value)
     rich.get_console().print(grid)
-    rich.get_console().print(note, highlight=False, soft_wrap=True)
+    say(note)
+
+
+def say(text: str, style: str = "") -> None:
+    """Print one line as it is, at once."""
+    rich.get_console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class TerminalHandler(logging.Handler):
     """One line a record, without time or traceback, above whatever progress bar is on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        style = (
-            "bold red"
-            if record.levelno >= logging.ERROR
-            else "yellow"
-            if record.levelno >= logging.WARNING
-            else ""
-        )
-        rich.get_console().print(
-            record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True
-        )
+        styles = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+        say(record.getMessage(), styles.get(record.levelno, ""))

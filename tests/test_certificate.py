@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from pipeline.certificate import certify, directions
+from pipeline.compute import Recipe, compute_step, split
+from pipeline.config import Verify
+from pipeline.dense import hessian
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.matrix import Hessian
+from pipeline.objective import Batch, objective_of
+from pipeline.shards import open_shard
+from pipeline.strategy import HVP, Autograd
+
+NETS = {
+    "tanh": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "relu": lambda: nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    ),
+    "linear": lambda: nn.Linear(6, 3),
+}
+
+
+class WrongTwice(torch.autograd.Function):
+    """x², with the right first derivative, whose own derivative is wrong."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * 2 * x.detach()
+
+
+class Wrong(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return WrongTwice.apply(self.linear(x))
+
+
+def batch(n=20):
+    torch.manual_seed(1)
+    return Batch(torch.randn(n, 6, dtype=torch.float64), torch.randint(0, 3, (n,)))
+
+
+def built(build, dtype=torch.float64):
+    torch.manual_seed(0)
+    return build().to(dtype)
+
+
+def certificate_of(net, matrix, dtype):
+    objective, params = objective_of(net, nn.CrossEntropyLoss(), dtype=torch.float64)
+    return certify(objective, params, batch(), matrix.double() @ directions(len(matrix)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NETS)
+def test_a_right_matrix_passes_with_room_to_spare(name, dtype):
+    net = built(NETS[name], dtype)
+    matrix = hessian(net, nn.CrossEntropyLoss(), *batch().to(dtype=dtype), strategy="autograd")
+    found = certificate_of(net, matrix, dtype)
+    assert found.passed
+    assert found.probe_error < found.tolerance / 10
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("entry", [(0, 0), (9, 4)])
+def test_one_entry_that_is_off_is_found(name, entry):
+    net = built(NETS[name])
+    matrix = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
+    matrix[entry] += 1e-5 * matrix.abs().max()
+    assert not certificate_of(net, matrix, torch.float64).passed
+
+
+def test_one_triangle_alone_does_not_pass():
+    net = built(NETS["tanh"])
+    matrix = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
+    assert not certificate_of(net, matrix.tril(), torch.float64).passed
+
+
+def test_a_parameter_without_influence_passes():
+    net = built(lambda: nn.Sequential(nn.Linear(6, 3)))
+    net.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    matrix = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="hvp", parameters="unused")
+    objective, params = objective_of(net, nn.CrossEntropyLoss(), "unused", torch.float64)
+    found = certify(objective, params, batch(), matrix @ directions(2), torch.float64)
+    assert (found.probe_error, found.passed) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "build", [Wrong, lambda: nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Linear(8, 3))]
+)
+def test_wrong_second_derivatives_of_others_are_found(build):
+    net = built(build)
+    wrong = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
+    assert wrong.isfinite().all()
+    with pytest.raises(
+        PipelineError, match=r"differs from the derivative of the gradient .* choose another strategy"
+    ):
+        hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd", verify=True)
+
+
+def test_a_right_matrix_is_returned_with_verify():
+    net = built(NETS["tanh"])
+    options = {"strategy": "khatri_rao", "dtype": torch.float32}
+    verified = hessian(net, nn.CrossEntropyLoss(), *batch(), verify=True, **options)
+    assert torch.equal(verified, hessian(net, nn.CrossEntropyLoss(), *batch(), **options))
+
+
+def computed(tmp_path, net, verify, strategy):
+    names = {"strategy": "x", "matrix": "hessian", "reduction": "mean", "config_hash": "0"}
+    recipe = Recipe(Hessian(), strategy, None, names, verify)
+    folder = RunFolder(tmp_path)
+    list(compute_step(folder, 0, net, nn.CrossEntropyLoss(), split(batch(), 8, 2, 0), recipe))
+    return folder
+
+
+def test_every_shard_carries_its_certificate(tmp_path):
+    folder = computed(tmp_path, built(NETS["tanh"]), Verify.error, HVP())
+    for path in folder.shard_paths(0):
+        attrs = open_shard(path).attrs
+        assert 0 < attrs["probe_error"] < attrs["probe_tolerance"] < 1e-6
+
+
+def test_a_shard_that_fails_is_not_written(tmp_path):
+    with pytest.raises(PipelineError, match=r"^batch 0 at step 0: H v differs .* verify=warn stores it"):
+        computed(tmp_path, built(Wrong), Verify.error, Autograd())
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
+def test_a_shard_that_fails_is_written_where_that_is_asked_for(tmp_path, caplog):
+    folder = computed(tmp_path, built(Wrong), Verify.warn, Autograd())
+    assert [record.getMessage()[:19] for record in caplog.records] == [
+        "batch 0 at step 0: ",
+        "batch 1 at step 0: ",
+    ]
+    assert all(open_shard(path).attrs["probe_error"] > 0.01 for path in folder.shard_paths(0))
+
+
+def test_without_verify_there_is_no_certificate(tmp_path):
+    folder = computed(tmp_path, built(Wrong), Verify.off, Autograd())
+    assert all("probe_error" not in open_shard(path).attrs for path in folder.shard_paths(0))
+    assert np.isfinite(open_shard(folder.shard(0, 1)).dense()).all()
