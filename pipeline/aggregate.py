@@ -245,6 +245,8 @@ def _headline(
         "num_zero_rows": int((~moments.live).sum()),
         "gradient_share_in_top_eigenspace": share_in_eigenspace(mean.gradient, whole.top_eigenvectors),
     }
+    if all("probe_error" in shard.attrs for shard in shards):
+        numbers["largest_probe_error"] = max(shard.attrs["probe_error"] for shard in shards)
     if len(shards) > 1:
         distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
         overlaps = _overlaps([batch.spectrum for batch in batches])[np.triu_indices(len(shards), 1)]

@@ -73,6 +73,12 @@ HEADLINE = {
             "‖g‖",
             "Length of the mean gradient; zero at a stationary point.",
         ),
+        Quantity(
+            "largest_probe_error",
+            "certificate",
+            "‖Hv − D(v)‖ / ‖D(v)‖",
+            "Largest error of a batch's matrix: products against differences of the gradient.",
+        ),
     ),
     "The mean matrix": (
         Quantity(

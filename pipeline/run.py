@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pipeline.config import Config, Stage, check_settings, flat, keep, run_name, settings_of, settle
 from pipeline.errors import PipelineError
-from pipeline.explain import explain
+from pipeline.explain import CONF, explain
 from pipeline.folder import RunFolder
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -150,7 +150,7 @@ def _sweep() -> Path | None:
     return Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
     """What Hydra calls once for a run, and once for each job of a sweep."""
     hydra_config = HydraConfig.get()

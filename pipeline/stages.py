@@ -42,6 +42,7 @@ HEADLINE = {  # the numbers of the table at the end, and how they are printed
     "effective_rank": ("effective rank", "{:.1f}"),
     "gradient_share_in_top_eigenspace": ("gradient in top eigenspace", "{:.1%}"),
     "mean_distance_between_batch_and_mean": ("distance of a batch from the mean", "{:.3f}"),
+    "largest_probe_error": ("certificate: error of H v", "{:.1e}"),
     "mean_overlap_between_batches": ("overlap of two batches' top spaces", "{:.3f}"),
 }
 
