@@ -51,6 +51,10 @@ def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> li
     names = list(dict.fromkeys([*CHOICES, *sorted({name for params in described for name in params})]))
     telling = [name for name in names if name.partition(".")[0] not in SILENT]
     differing = [name for name in telling if len({params.get(name) for params in described}) > 1]
+    chosen = {
+        f"{name}._target_" for name in differing
+    }  # the class says what the choice beside it says already
+    differing = [name for name in differing if name not in chosen]
     known = [name for name in CHOICES if any(name in params for params in described)]
     measured = [name for name in HEADLINE if any(name in metrics for _, metrics in runs)]
     return [f"params.`{name}`" for name in (differing or known)[:NUM_PARAMS]] + [

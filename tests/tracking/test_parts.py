@@ -98,6 +98,28 @@ def test_columns_are_what_differs_and_what_was_measured():
     ]
 
 
+def test_columns_leave_out_what_changes_no_number_and_what_a_choice_says():
+    runs = [
+        (
+            {
+                "strategy": name,
+                "strategy._target_": f"pipeline.strategy.{name}",
+                "model._target_": f"his.{name}",
+                "stages": name,
+                "cluster.num_workers": name,
+                "strategy.chunk_size": name,
+            },
+            {},
+        )
+        for name in "ab"
+    ]
+    assert view.columns(runs) == [
+        "params.`strategy`",
+        "params.`model._target_`",
+        "params.`strategy.chunk_size`",
+    ]
+
+
 def test_a_single_run_shows_its_choices():
     assert view.columns([({"strategy": "func", "model": "mlp", "n": "1"}, {})]) == [
         "params.`model`",
