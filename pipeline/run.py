@@ -48,6 +48,10 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         if subject is not None:
             stages.check_plan(folder, subject, settings, strategy, spectrum)
             keep(folder, settings)
+            log.info(
+                "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
+                folder.path,
+            )
         with tracking.start(folder, *_labels(settings), _sweep()) as tracked:
             diary = stages.Diary(folder, tracked)
             if subject is not None and Stage.train in wanted:

@@ -21,7 +21,12 @@ SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
     "device=cpu",
     "tracking=none",
 )
-PROGRESS = ("the run needs up to", "shards are there already.", "is up to date: taken as it is.")
+PROGRESS = (
+    "the run needs up to",
+    "were it killed",
+    "shards are there already.",
+    "is up to date: taken as it is.",
+)
 
 
 def environment(*extra_paths, **variables):
