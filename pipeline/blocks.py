@@ -67,7 +67,7 @@ def _write(dense: Tensor, rows: slice, cols: slice, values: Tensor) -> int:
         part = values[:, across.start - cols.start : across.stop - cols.start]
         lower = torch.arange(rows.start, rows.stop)[:, None] >= torch.arange(across.start, across.stop)
         lower = lower.to(part.device)
-        _check_finite(part[lower], rows)
+        _check_finite(part.where(lower, 0), rows)
         dense[rows, across] = torch.where(lower, part, dense[rows, across])
         dense[across, rows] = torch.where(lower.T, part.T, dense[across, rows])
         num_written += int(lower.sum())
