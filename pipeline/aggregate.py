@@ -61,12 +61,13 @@ def aggregate(
             _check_memory(shards[0], spectrum, num_workers)
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
-            if path.exists() and read_results(path).attrs["inputs_hash"] == inputs_hash:
+            attrs = read_results(path).attrs if path.exists() else {}
+            if attrs.get("inputs_hash") == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
                 attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers)
-                write_results(path, {**attrs, "inputs_hash": inputs_hash}, arrays)
-            attrs = read_results(path).attrs
+                attrs["inputs_hash"] = inputs_hash
+                write_results(path, attrs, arrays)
             if attrs["frobenius_norm"] == 0:
                 log.warning(
                     "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step

@@ -19,7 +19,6 @@ from pipeline.folder import replacing
 
 Array = NDArray[Any]
 File = h5py.File
-Dataset = h5py.Dataset
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
 
 

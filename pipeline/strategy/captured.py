@@ -117,14 +117,18 @@ class Net:
         }
 
     def _names_with_samples_first(self) -> set[str]:
-        used = {name for use in self.uses for name in (use.weight, use.bias)}
-        bad = {
-            name
-            for use in self.uses
-            for name in (use.weight, use.bias)
-            if use.shape[0] != self.batch.num_samples
-        }
-        return {name for name in used - bad if name is not None}
+        """The names of which every use has the samples as its first dimension."""
+        n = self.batch.num_samples
+        first, other = (
+            {
+                name
+                for use in self.uses
+                for name in (use.weight, use.bias)
+                if name and (use.shape[0] == n) == fits
+            }
+            for fits in (True, False)
+        )
+        return first - other
 
     def _mixes_samples(self) -> bool:
         if not self.uses:

@@ -13,9 +13,8 @@ def columns_of(params: Params) -> dict[str, tuple[str, ...]]:
 
     H is symmetric, so of the blocks (j, k) and (k, j) one is enough; a row of block (j, k) is one derivative
     by an entry of j. The smaller parameter of a pair gives the rows, because it has fewer of them: the rows
-    of the largest one are differentiated by itself alone, those of the smallest one by all. (Within one
-    parameter nothing can be
-    left out: the derivative by a weight matrix is one product, whichever of its entries are wanted.)
+    of the largest one are differentiated by itself alone, those of the smallest one by all. (Within one parameter
+    nothing can be left out: the derivative by a weight matrix is one product, whichever entries are wanted.)
     """
     by_size = sorted(params, key=lambda name: -params[name].numel())
     return {name: tuple(by_size[: place + 1]) for place, name in enumerate(by_size)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.training.loop import Schedule, descend
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent:
+class Descent(ABC):
     """What all ways to descend the loss share; a subclass names its optimizer.
 
     num_steps: updates of the weights.
@@ -41,8 +42,8 @@ class Descent:
         check_number("training.learning_rate", self.learning_rate, above=0)
         check_number("training.weight_decay", self.weight_decay, minimum=0)
 
-    def optimizer(self, weights: list[nn.Parameter]) -> Optimizer:
-        raise NotImplementedError
+    @abstractmethod
+    def optimizer(self, weights: list[nn.Parameter]) -> Optimizer: ...
 
     def run(
         self,
