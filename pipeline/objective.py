@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from pipeline.draws import Draws
 from pipeline.errors import PipelineError
+from pipeline.options import check_count
+from pipeline.plain import Plain, check_modules
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Params = dict[str, Tensor]
@@ -55,7 +59,9 @@ class Objective:
         Raises:
             PipelineError: the criterion returned something else than one number.
         """
-        loss: Tensor | object = self.criterion(self.predict(params, batch.inputs), batch.targets)
+        outputs = self.predict(params, batch.inputs)
+        with Plain():
+            loss: Tensor | object = self.criterion(outputs, batch.targets)
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise PipelineError(
@@ -84,35 +90,65 @@ def objective_of(
     parameters: Sequence[str] | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    randomness: int | None = None,
 ) -> tuple[Objective, Params]:
     """The objective of a module and the weights it is differentiated by, detached from the module.
 
+    The model runs under `Plain`, so that every strategy sees functions that can be differentiated twice. Each call
+    starts from the buffers as they are now, and draws the same random numbers.
+
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
     dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
-        buffers or mode.
+        buffers, attributes or mode.
+    randomness: the seed of the random numbers that the model draws, see `draws.py`; None refuses them.
 
     Raises:
-        PipelineError: a pattern matches no parameter, or no parameter is left.
+        PipelineError: a pattern matches no parameter, or no parameter is left; the seed is negative; a module computes
+            something whose derivative autograd does not see.
     """
     chosen = _select(model, parameters)
+    check_modules(model)
+    if randomness is not None:
+        check_count("randomness", randomness, minimum=0)
 
     def copied(value: Tensor) -> Tensor:
         result: Tensor = _cast(value.detach().clone(), device, dtype)
         return result
 
-    params = {name: copied(value) for name, value in model.named_parameters() if name in chosen}
-    fixed = {name: copied(value) for name, value in model.named_parameters() if name not in chosen}
+    weights = {name: copied(value) for name, value in model.named_parameters()}
+    params = {name: value.clone() for name, value in weights.items() if name in chosen}
+    fixed = {name: value for name, value in weights.items() if name not in chosen}
     buffers = {name: copied(value) for name, value in model.named_buffers()}
 
     def predict(params: Params, inputs: Inputs) -> Any:
-        state = {**buffers, **fixed, **params}
-        if isinstance(inputs, dict):
-            return functional_call(model, state, (), inputs)
-        return functional_call(model, state, inputs)
+        state = {**{name: value.clone() for name, value in buffers.items()}, **fixed, **params}
+        constants = {id(state[name]): value for name, value in weights.items()}
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        with _left_as_found(model), Plain(Draws(randomness), constants):
+            return functional_call(model, state, args, kwargs)
 
     if isinstance(criterion, nn.Module) and (device is not None or dtype is not None):
         criterion = copy.deepcopy(criterion).to(device=device, dtype=dtype)  # class weights, say
     return Objective(predict, criterion), params
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Put back what the modules keep in attributes: weights made by hooks, lists of weights in recurrent layers."""
+    found = [(vars(module), dict(vars(module))) for module in model.modules()]
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # it would copy the weights into one piece of a GPU's memory
+            vars(module)["flatten_parameters"] = _nothing
+    try:
+        yield
+    finally:
+        for attributes, before in found:
+            attributes.clear()
+            attributes.update(before)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]:

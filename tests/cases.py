@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import layers
 import torch
+from layers import perturb
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +33,8 @@ class Case:
     """Factories, called under a seed that is the case's own; everything is built in float64.
 
     parameters: the selection given to the code under test.
+    double_backward: whether PyTorch differentiates the plain module twice, and rightly.
+    refused_by: the strategies that refuse it.
     """
 
     id: str
@@ -38,6 +42,8 @@ class Case:
     criterion: Callable[[], Callable[[Any, Any], Tensor]]
     data: Callable[[], tuple[Any, Any]]
     parameters: Sequence[str] | str | None = None
+    double_backward: bool = True
+    refused_by: tuple[str, ...] = ()
 
     def build(self) -> Problem:
         before = torch.get_default_dtype()
@@ -95,7 +101,7 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(2, 2, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(2, 2, 3, padding=1)
         self.head = nn.Linear(2, 3)
-        _perturb(self)
+        perturb(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
@@ -110,7 +116,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(4)
         self.qkv, self.out, self.head = nn.Linear(4, 12), nn.Linear(4, 4), nn.Linear(4, 3)
-        _perturb(self)
+        perturb(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = (
@@ -121,20 +127,13 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
-def _perturb(model: nn.Module) -> None:
-    """Take scales and shifts of norms away from 1 and 0."""
-    with torch.no_grad():
-        for value in model.parameters():
-            value.add_(0.3 * torch.randn_like(value))
-
-
 def batchnorm(model: nn.Module) -> nn.Module:
     """In eval mode, with running statistics as training leaves them."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean = torch.randn(module.num_features)
             module.running_var = torch.rand(module.num_features) + 0.5
-    _perturb(model)
+    perturb(model)
     return model.eval()
 
 
@@ -362,4 +361,94 @@ CASES = [
         labelled(lambda: vectors(1), 2),
     ),
     Case("one-sample", lambda: mlp(3, 4, 3), nn.CrossEntropyLoss, labelled(lambda: vectors(3, 1), 3)),
+    Case("conv1d-groups-dilated", layers.conv1d_dilated_in_groups, CrossEntropy, labelled(images(2, 4), 2)),
+    Case("conv3d", layers.conv3d, SquaredError, lambda: (images(1, 2, 4, 2)(), images(4)())),
+    Case("conv-padding-modes", layers.padded_convolutions, CrossEntropy, labelled(images(1, 2, 2), 2)),
+    Case("conv-transposed", layers.transposed_convolutions, CrossEntropy, labelled(images(2, 2, 2), 3)),
+    Case("pooling", layers.pooled, lambda: nn.HuberLoss(delta=0.5), lambda: (images(1, 4, 4)(), vectors(2))),
+    Case("norms", layers.norms, nn.CrossEntropyLoss, labelled(lambda: vectors(3), 2)),
+    Case("instancenorm", layers.instance_norm, SquaredError, lambda: (images(1, 4)(), vectors(2))),
+    Case(
+        "batchnorm-training", layers.batchnorm_training, SquaredError, with_values(3, 2), refused_by=("func",)
+    ),
+    Case(
+        "batchnorm-2d-training",
+        layers.batchnorm_2d_training,
+        CrossEntropy,
+        labelled(images(1, 3, 2), 2),
+        refused_by=("func",),
+    ),
+    Case("multihead-self", layers.self_attention, CrossEntropy, labelled(images(3, 4), 2)),
+    Case("multihead-cross", layers.cross_attention, SquaredError, lambda: (images(3, 3)(), images(3, 2)())),
+    Case("attention-fused", layers.fused_attention, nn.CrossEntropyLoss, labelled(images(3, 3), 2)),
+    Case(
+        "transformer-layer",
+        lambda: layers.transformer_layer(False),
+        SquaredError,
+        lambda: (images(2, 3)(), vectors(3)),
+    ),
+    Case(
+        "transformer-layer-norm-first",
+        lambda: layers.transformer_layer(True).eval(),
+        CrossEntropy,
+        labelled(images(2, 3), 3),
+    ),
+    Case(
+        "embedding-padded", layers.padded_words, CrossEntropy, labelled(lambda: torch.randint(4, (N, 3)), 3)
+    ),
+    Case("embedding-tied", layers.tied_decoder, CrossEntropy, labelled(lambda: torch.randint(5, (N, 2)), 5)),
+    Case(
+        "embedding-bag",
+        lambda: layers.bags("mean"),
+        CrossEntropy,
+        labelled(lambda: torch.randint(5, (N, 3)), 3),
+        double_backward=False,
+    ),
+    Case(
+        "embedding-bag-max",
+        lambda: layers.bags("max"),
+        CrossEntropy,
+        labelled(lambda: torch.randint(5, (N, 3)), 3),
+        double_backward=False,
+    ),
+    Case("functional", layers.functional, nn.MSELoss, with_values(4, 2)),
+    Case(
+        "loop-batch-first", lambda: layers.looped(False), SquaredError, lambda: (images(3, 3)(), vectors(2))
+    ),
+    Case("loop-time-first", lambda: layers.looped(True), CrossEntropy, labelled(images(3, 3), 2)),
+    Case("rnn", lambda: layers.recurrent(nn.RNN, num_layers=2), CrossEntropy, labelled(images(2, 2), 2)),
+    Case(
+        "gru", lambda: layers.recurrent(nn.GRU, bidirectional=True), CrossEntropy, labelled(images(2, 2), 2)
+    ),
+    Case("lstm", lambda: layers.recurrent(nn.LSTM), nn.MSELoss, lambda: (images(3, 2)(), vectors(2))),
+    Case(
+        "lstm-projected",
+        lambda: layers.recurrent(nn.LSTM, proj_size=1, bias=False),
+        CrossEntropy,
+        labelled(images(2, 2), 2),
+    ),
+    Case("cells", layers.cells, SquaredError, lambda: (images(2, 1)(), vectors(1))),
+    Case(
+        "weight-norm",
+        lambda: layers.weight_norm(old=False),
+        SquaredError,
+        with_values(3, 6),
+        double_backward=False,
+    ),
+    Case(
+        "weight-norm-old",
+        lambda: layers.weight_norm(old=True),
+        CrossEntropy,
+        labelled(lambda: vectors(3), 6),
+        double_backward=False,
+    ),
+    Case("spectral-norm", layers.spectral_norm, SquaredError, with_values(3, 2)),
+    Case("folded", layers.folded, CrossEntropy, labelled(images(2, 2), 2)),
+    Case(
+        "alignments",
+        layers.speech,
+        lambda: layers.alignment_loss,
+        lambda: (images(4, 2)(), torch.randint(1, 3, (N, 2))),
+        double_backward=False,
+    ),
 ]

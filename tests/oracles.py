@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from cases import Problem
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 STEP = 2.0**-13  # exact in binary, so that a displaced weight is displaced by exactly this
 
@@ -49,9 +50,13 @@ def gradient(problem: Problem, weights: list[Tensor], create_graph: bool = False
 
 
 def double_backward(problem: Problem) -> Tensor:
-    """Row i is the derivative of the sum of g[i] and of zero times all weights, so that every row has a graph."""
+    """Row i is the derivative of the sum of g[i] and of zero times all weights, so that every row has a graph.
+
+    Fused attention has no second derivative, so it takes the form in matrix products.
+    """
     weights = weights_of(problem)
-    flat = gradient(problem, weights, create_graph=True) + 0 * sum(value.sum() for value in weights)
+    with sdpa_kernel(SDPBackend.MATH):
+        flat = gradient(problem, weights, create_graph=True) + 0 * sum(value.sum() for value in weights)
     rows = [torch.autograd.grad(g, weights, retain_graph=True, materialize_grads=True) for g in flat]
     return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
 

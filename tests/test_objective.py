@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import hessian, vmap
 
 from pipeline.errors import PipelineError
 from pipeline.objective import Batch, Objective, flatten, objective_of
@@ -67,7 +71,7 @@ def test_loss_is_the_one_of_the_module(net: nn.Sequential) -> None:
     for mode in (True, False):
         net.train(mode)
         objective, params = objective_of(net, nn.MSELoss(), "0.*")
-        assert torch.equal(objective.loss(params, Batch(x, y)), nn.MSELoss()(net(x), y))
+        torch.testing.assert_close(objective.loss(params, Batch(x, y)), nn.MSELoss()(net(x), y).detach())
 
 
 def test_weights_given_are_the_ones_used(net: nn.Sequential) -> None:
@@ -77,7 +81,7 @@ def test_weights_given_are_the_ones_used(net: nn.Sequential) -> None:
     with torch.no_grad():
         for value in net.parameters():
             value.add_(0.5)
-    assert torch.equal(objective.loss(moved, Batch(x, y)), nn.MSELoss()(net(x), y))
+    torch.testing.assert_close(objective.loss(moved, Batch(x, y)), nn.MSELoss()(net(x), y).detach())
 
 
 def test_weights_are_copies(net: nn.Sequential) -> None:
@@ -88,6 +92,117 @@ def test_weights_are_copies(net: nn.Sequential) -> None:
         assert not value.requires_grad
         value.zero_()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_criterion_is_spelt_out_too() -> None:
+    """PyTorch has no second derivative of it."""
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(7, 3).double(), torch.arange(7) % 2)
+    objective, params = objective_of(nn.Linear(3, 2).double(), nn.MultiMarginLoss(p=2, margin=9))
+    found = hessian(lambda weights: objective.loss(weights, batch))(params)["weight"]["weight"]
+    x = batch.inputs
+    expected = (
+        torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double()[:, None, :, None] * (x.T @ x)[None, :, None] / 7
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_random_numbers_in_the_criterion_are_refused() -> None:
+    objective, params = objective_of(nn.Linear(3, 2).double(), lambda f, _: (f * torch.rand_like(f)).sum())
+    with pytest.raises(PipelineError, match="draws random numbers"):
+        objective.loss(params, Batch(torch.randn(7, 3).double(), None))
+
+
+def test_row_of_the_padding_does_not_move() -> None:
+    net = nn.Sequential(nn.Embedding(4, 2, padding_idx=1), nn.Flatten(), nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        net[0].weight[1] = 0.3  # a user's own; it stays as it is, too
+    batch = Batch(torch.tensor([[0, 1, 1], [2, 3, 1], [1, 1, 1]]), torch.tensor([0, 1, 0]))
+    objective, params = objective_of(net, nn.CrossEntropyLoss())
+    before = objective.loss(params, batch)
+    torch.testing.assert_close(before, nn.CrossEntropyLoss()(net(batch.inputs), batch.targets).detach())
+    params["0.weight"][1] += 5
+    assert objective.loss(params, batch) == before
+    assert objective.gradient(params, batch)[2:4].tolist() == [0, 0]
+
+
+class Remembering(nn.Module):
+    """Counts its calls in a buffer and in an attribute, and keeps its last output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2).double()
+        self.register_buffer("calls", torch.zeros(()))
+        self.count, self.last = 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.count += 1
+        self.last = self.linear(x) * self.calls * self.count
+        return self.last
+
+
+def test_each_call_starts_from_the_same_state() -> None:
+    net, batch = Remembering(), Batch(torch.randn(7, 3).double(), torch.randn(7, 2).double())
+    objective, params = objective_of(net, nn.MSELoss())
+    assert objective.loss(params, batch) == objective.loss(params, batch)
+    assert (net.calls, net.count, net.last) == (0, 0, None)
+
+
+def recurrent_net() -> nn.Module:
+    class Last(nn.LSTM):
+        in_use = False
+
+        def flatten_parameters(self) -> None:
+            assert not self.in_use, "the weights would be moved into one piece of memory"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0][:, -1]
+
+    return Last(3, 2, batch_first=True).double()
+
+
+def old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(12, 2))).double()
+
+
+@pytest.mark.parametrize("build", [recurrent_net, old_weight_norm])
+def test_attributes_are_left_as_they_were_found(build: Callable[[], nn.Module]) -> None:
+    """Weights that hooks make, and lists of weights."""
+    net, x, y = build(), torch.randn(7, 4, 3).double(), torch.randn(7, 2).double()
+    expected = net(x)
+    net.in_use = True
+    before = {name: dict(vars(module)) for name, module in net.named_modules()}
+    objective, params = objective_of(net, nn.MSELoss())
+    loss = vmap(lambda factor: objective.loss({n: v * factor for n, v in params.items()}, Batch(x, y)))(
+        torch.ones(2)
+    )
+    torch.testing.assert_close(loss[1], nn.MSELoss()(expected, y).detach())
+    for name, module in net.named_modules():
+        assert vars(module).keys() == before[name].keys()
+        assert all(value is before[name][key] for key, value in vars(module).items())
+    assert torch.equal(net(x), expected)
+
+
+def test_attributes_are_put_back_after_an_error(net: nn.Sequential) -> None:
+    before = dict(vars(net[2]))
+    net[2].register_forward_pre_hook(lambda module, _: setattr(module, "left", 1))
+    objective, params = objective_of(net, nn.MSELoss())
+    with pytest.raises(RuntimeError):
+        objective.loss(params, Batch(torch.randn(7, 4).double(), torch.randn(7, 2).double()))
+    assert vars(net[2]).keys() == before.keys()
+
+
+def test_spectral_norm_in_training_is_refused() -> None:
+    for norm in (nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            net = nn.Sequential(norm(nn.Linear(3, 3)))
+        with pytest.raises(PipelineError, match=r"spectral_norm in training mode \(0.*use model\.eval\(\)"):
+            objective_of(net, nn.MSELoss())
+        assert list(objective_of(net.eval(), nn.MSELoss())[1])
 
 
 def test_dtype_is_that_of_the_computation_alone(net: nn.Sequential) -> None:

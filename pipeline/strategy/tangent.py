@@ -1,15 +1,13 @@
-"""Forward-mode derivatives of gradients."""
+"""Forward-mode derivatives of gradients, and the errors of PyTorch in the pipeline's words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.func import jvp
-from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import PipelineError
 
@@ -23,34 +21,24 @@ def push(function: Callable[[Point], Result], point: Point, tangent: Point) -> R
     Raises:
         PipelineError: some layer or loss cannot be differentiated in forward mode.
     """
+    with named_errors("in forward mode", "use strategy=triangular"):
+        result: Result = jvp(function, (point,), (tangent,))[1]
+    return result
+
+
+@contextmanager
+def named_errors(how: str, remedy: str) -> Iterator[None]:
+    """Say in one line that PyTorch cannot differentiate the model in some way, and what to do instead.
+
+    Raises:
+        PipelineError: a derivative is missing.
+    """
     try:
-        with _PlainSquaredError():
-            result: Result = jvp(function, (point,), (tangent,))[1]
+        yield
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, RuntimeError) as error:
         line = str(error).partition("\n")[0]
         raise PipelineError(
-            f"the model or its loss cannot be differentiated in forward mode ({line}): use strategy=triangular."
+            f"the model or its loss cannot be differentiated {how} ({line}): {remedy}."
         ) from error
-    return result
-
-
-class _PlainSquaredError(TorchFunctionMode):
-    """Spells `mse_loss` out.
-
-    Where one of its two arguments has no tangent, the forward derivative of its backward writes into PyTorch's
-    shared symbolic zero and fails (2.11 and 2.13).
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return (_squared_error if func is F.mse_loss else func)(*args, **kwargs)
-
-
-def _squared_error(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    reduction = kwargs.pop("reduction", "mean")
-    if args or any(value is not None for value in kwargs.values()):  # weights, or the options of old
-        return F.mse_loss(input, target, *args, **{**kwargs, "reduction": reduction})
-    squares = (input - target).square()
-    return squares.mean() if reduction == "mean" else squares.sum() if reduction == "sum" else squares

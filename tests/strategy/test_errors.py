@@ -97,3 +97,20 @@ def test_pattern_that_matches_nothing(name: str) -> None:
         PipelineError, match=r"'fc9\.\*' matches no parameter of Sequential: it has 0\.weight, 0\.bias"
     ):
         hessian(net(), nn.CrossEntropyLoss(), *samples(), strategy(name), parameters=["0.*", "fc9.*"])
+
+
+@each_strategy
+def test_layer_that_rewrites_its_weights(name: str) -> None:
+    words = nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Flatten(), nn.Linear(6, 4)).double()
+    with pytest.raises(
+        PipelineError, match=r"^embedding with max_norm=1\.0 rewrites .* set max_norm=None\.$"
+    ):
+        hessian(words, nn.CrossEntropyLoss(), torch.randint(5, (7, 2)), samples()[1], strategy(name))
+
+
+@each_strategy
+def test_singular_vectors_that_move_with_each_call(name: str) -> None:
+    model = net(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5)))
+    with pytest.raises(PipelineError, match=r"^spectral_norm in training mode .* use model\.eval\(\)\.$"):
+        hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name))
+    assert hessian(model.eval(), nn.CrossEntropyLoss(), *samples(), strategy(name)).isfinite().all()
