@@ -63,7 +63,12 @@ def _write(dense: Tensor, rows: slice, cols: slice, values: Tensor) -> int:
         dense[below, rows] = part.T.contiguous()
         num_written += part.numel()
     across = slice(max(cols.start, rows.start), min(cols.stop, rows.stop))  # columns that the diagonal passes
-    if across.start < across.stop:
+    if across == rows:
+        square = values[:, across.start - cols.start : across.stop - cols.start].tril()
+        _check_finite(square, rows)
+        dense[rows, across] = square.add_(square.tril(-1).T)
+        num_written += len(square) * (len(square) + 1) // 2
+    elif across.start < across.stop:
         part = values[:, across.start - cols.start : across.stop - cols.start]
         lower = torch.arange(rows.start, rows.stop)[:, None] >= torch.arange(across.start, across.stop)
         lower = lower.to(part.device)

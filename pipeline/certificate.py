@@ -12,6 +12,7 @@ from pipeline.objective import Batch, Objective, Params, flatten
 
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
+DIFFERENCES = 1e-10  # what rounding of gradients in float64 may add to a quotient over such a step
 STEP = 1e-4  # of the size of the weights: truncation and rounding in float64 are about even there
 
 
@@ -67,7 +68,8 @@ def certify(
         uncertainty = float((narrow - wide).norm() * direction.norm())
         error = float((product - derivative).norm())
         errors.append(error / size if size > 0 else error)
-        tolerances.append(ROUNDING * torch.finfo(precision).eps + (uncertainty / size if size > 0 else 1e-8))
+        rounding = ROUNDING * torch.finfo(precision).eps + DIFFERENCES
+        tolerances.append(rounding + (uncertainty / size if size > 0 else 1e-8))
     return Certificate(max(errors), max(tolerances))
 
 

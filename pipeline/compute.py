@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pipeline.blocks import Block
 from pipeline.certificate import Certificate, certify, directions
 from pipeline.config import Verify
 from pipeline.errors import PipelineError
@@ -22,7 +23,7 @@ from pipeline.layout import Layout
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
 from pipeline.shards import open_shard, write_shard
-from pipeline.strategy import Strategy
+from pipeline.strategy import Auto, Strategy
 from pipeline.terminal import progress
 
 MAY_DIFFER = (
@@ -138,11 +139,11 @@ def _compute_shard(
     gradient = objective.gradient(params, batch)
     attrs = {**identity, "loss": loss, "gradient_norm": float(gradient.norm())}
     dtype = str(gradient.dtype).removeprefix("torch.")
-    transformed = recipe.matrix.objective(objective, params, batch)
+    transformed, drawn = recipe.matrix.problem(objective, params, batch)
     path, layout = folder.shard(identity["step"], identity["batch_index"]), Layout.of(params)
     probes = directions(layout.num_parameters)
     with write_shard(path, layout, dtype, attrs, gradient.cpu().numpy(), directions=probes.numpy()) as writer:
-        for block in recipe.strategy.blocks(transformed, params, batch):
+        for block in _blocks(recipe.strategy, attrs, (transformed, params, drawn)):
             writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
         if recipe.verify != Verify.off:
             products = torch.from_numpy(writer.products).to(gradient.device)
@@ -156,12 +157,24 @@ def _compute_shard(
     return {**attrs, "seconds": time.perf_counter() - start}
 
 
+def _blocks(
+    strategy: Strategy, attrs: dict[str, Any], problem: tuple[Objective, Params, Batch]
+) -> Iterator[Block]:
+    """The blocks of the strategy; what `auto` takes, and why, goes into the attributes."""
+    if not isinstance(strategy, Auto):
+        return strategy.blocks(*problem)
+    choice, blocks = strategy.start(*problem)
+    attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
+    return blocks
+
+
 def _certify(
     recipe: Recipe, witness: tuple[Objective, Params], batch: Batch, products: Tensor, precision: torch.dtype
 ) -> Certificate:
     objective, params = witness
     exact = batch.to(dtype=torch.float64)
-    return certify(recipe.matrix.objective(objective, params, exact), params, exact, products, precision)
+    transformed, exact = recipe.matrix.problem(objective, params, exact)
+    return certify(transformed, params, exact, products, precision)
 
 
 def _tell(what: str, verify: Verify) -> None:
@@ -177,7 +190,11 @@ def _tell(what: str, verify: Verify) -> None:
 
 def _check_same(path: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, value in expected.items():
-        if key not in MAY_DIFFER and found.get(key) != value:
+        by_auto = (key, value) == (
+            "strategy",
+            "auto",
+        )  # the shard names what was taken; config_hash says the rest
+        if key not in MAY_DIFFER and not by_auto and found.get(key) != value:
             raise PipelineError(
                 f"{path} has {key}={found.get(key)!r}, this run has {value!r}: one folder holds one config; "
                 "choose another with hydra.run.dir=FOLDER."

@@ -72,6 +72,7 @@ class Config:
 HASHED = ("seed", "dtype", "parameters", "model", "data", "criterion", "training", "matrix", "strategy")
 NOT_HASHED = (  # how fast, how often looked at, how often saved
     "strategy.chunk_size",
+    "strategy.few_weights",
     "strategy.megabytes",
     "strategy.tangents_per_product",
     "training.evaluate_every",

@@ -54,7 +54,7 @@ def hessian(
     criterion: Criterion,
     inputs: Inputs,
     targets: object,
-    strategy: str | Strategy = "hvp",
+    strategy: str | Strategy = "auto",
     matrix: str | Matrix = "hessian",
     parameters: Sequence[str] | str | None = None,
     dtype: torch.dtype | None = None,
@@ -98,8 +98,8 @@ def hessian(
     objective, params = objective_of(model, criterion, parameters, dtype, place)
     batch = Batch(inputs, targets).to(place, dtype)
     layout = Layout.of(params)
-    objective = chosen_matrix.objective(objective, params, batch)
-    dense = assemble(chosen_strategy.blocks(objective, params, batch), layout.num_parameters)
+    problem = chosen_matrix.problem(objective, params, batch)
+    dense = assemble(chosen_strategy.blocks(problem[0], params, problem[1]), layout.num_parameters)
     if verify:
         _check(dense, chosen_matrix, model, criterion, batch, parameters, place)
     return _nested(dense, layout) if as_blocks else dense
@@ -117,7 +117,8 @@ def _check(
     objective, params = objective_of(model, criterion, parameters, torch.float64, device)
     exact = batch.to(device, torch.float64)
     products = dense @ directions(len(dense)).to(dense)
-    certificate = certify(matrix.objective(objective, params, exact), params, exact, products, dense.dtype)
+    transformed, exact = matrix.problem(objective, params, exact)
+    certificate = certify(transformed, params, exact, products, dense.dtype)
     if not certificate.passed:
         raise PipelineError(f"{certificate}: choose another strategy.")
 

@@ -323,7 +323,7 @@ MISTAKES = {
     ),
     "misspelt choice": (
         ["strategy=fun"],
-        "strategy=fun: there is no such option, did you mean func? Choose one of autograd, func, hvp, ",
+        "strategy=fun: there is no such option, did you mean func? Choose one of auto, autograd, func, ",
     ),
     "wrong type": (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
     "bad stage": (

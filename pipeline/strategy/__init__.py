@@ -1,6 +1,6 @@
 """How the matrix is computed: each strategy is a generator of blocks of the lower triangle.
 
-To add one: a file here with a frozen dataclass that has `blocks` and `memory`, its name in `STRATEGIES`, and
+To add one: a file here with a frozen dataclass that has `blocks`, `cost` and `memory`, its name in `STRATEGIES`, and
 `conf/strategy/<name>.yaml`. The tests find it there and hold it to every case.
 """
 
@@ -11,7 +11,9 @@ from typing import Protocol
 
 from pipeline.blocks import Block
 from pipeline.objective import Batch, Objective, Params
+from pipeline.strategy.auto import Auto
 from pipeline.strategy.autograd import Autograd
+from pipeline.strategy.cost import Cost
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
@@ -25,12 +27,17 @@ class Strategy(Protocol):
         """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`."""
         ...
 
+    def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
+        """What is to be done, from shapes alone: no derivative is taken."""
+        ...
+
     def memory(self, num_parameters: int, itemsize: int) -> int:
         """Bytes of matrix entries held at once, the part of the peak memory that grows with P."""
         ...
 
 
 STRATEGIES: dict[str, type[Strategy]] = {
+    "auto": Auto,
     "autograd": Autograd,
     "triangular": Triangular,
     "func": Func,
@@ -38,4 +45,4 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "khatri_rao": KhatriRao,
 }
 
-__all__ = ["HVP", "STRATEGIES", "Autograd", "Func", "KhatriRao", "Strategy", "Triangular"]
+__all__ = ["HVP", "STRATEGIES", "Auto", "Autograd", "Cost", "Func", "KhatriRao", "Strategy", "Triangular"]

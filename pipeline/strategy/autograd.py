@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pipeline.blocks import Block
+from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten
+from pipeline.strategy.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Autograd:
             yield Block(
                 slice(i, i + 1), slice(0, len(gradient)), flatten(dict(zip(leaves, row, strict=True)))[None]
             )
+
+    def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
+        return Cost(Layout.of(params).num_parameters, 0.0)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * num_parameters * itemsize

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, vmap
+from torch.func import hessian, vmap
 from torch.utils import _pytree as pytree
 
 from pipeline.blocks import Block
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Inputs, Objective, Params, flatten
+from pipeline.objective import Batch, Inputs, Objective, Params
 from pipeline.options import check_count
+from pipeline.strategy.chunks import weighted_chunks
+from pipeline.strategy.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Func:
         _check_samples_are_independent(objective, by_sample, params, batch)
         spans = Layout.of(params).slices()
         total: dict[tuple[str, str], Tensor] = {}
-        for weight, chunk in _weighted_chunks(objective, params, batch, self.chunk_size):
+        for weight, chunk in weighted_chunks(objective, params, batch, self.chunk_size):
             nested = hessian(lambda p, chunk=chunk: by_sample.loss(p, chunk))(params)
             for row, column in _lower_pairs(params):
                 values = nested[row].pop(column).reshape(params[row].numel(), params[column].numel())
@@ -50,6 +52,10 @@ class Func:
                     total[row, column] = values.mul(weight)
         for row, column in _lower_pairs(params):
             yield Block(spans[row], spans[column], total.pop((row, column)))
+
+    def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
+        num_chunks = -(-batch.num_samples // self.chunk_size)
+        return Cost(num_chunks * Layout.of(params).num_parameters, 0.0)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 4 * num_parameters**2 * itemsize
@@ -89,39 +95,3 @@ def _check_samples_are_independent(
                 "the model's output for a sample depends on the other samples (BatchNorm in training mode?), "
                 f"and {refusal}"
             )
-
-
-def _weighted_chunks(
-    objective: Objective, params: Params, batch: Batch, size: int
-) -> list[tuple[float, Batch]]:
-    """Chunks of the batch, and the weights with which their losses make up the batch's.
-
-    They are read off gradients, and not at `params`, where a gradient of zero would let both candidates pass.
-    """
-    n = batch.num_samples
-    chunks = [batch.chunk(start, min(start + size, n)) for start in range(0, n, size)]
-    if len(chunks) == 1:
-        return [(1.0, batch)]
-    elsewhere = _moved(params)
-    whole = _gradient(objective, elsewhere, batch)
-    parts = [_gradient(objective, elsewhere, chunk) for chunk in chunks]
-    tolerance = 100 * torch.finfo(whole.dtype).eps
-    for weights in ([chunk.num_samples / n for chunk in chunks], [1.0] * len(chunks)):
-        weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
-        scale = torch.stack([part.norm() for part in weighted]).sum()
-        if torch.stack(weighted).sum(0).sub(whole).norm() <= tolerance * scale:
-            return list(zip(weights, chunks, strict=True))
-    return [(1.0, batch)]
-
-
-def _moved(params: Params) -> Params:
-    """Weights a tenth of their size away, in a direction that is always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: value + 0.1 * (1 + value.abs()) * torch.randn(value.shape, generator=generator).to(value)
-        for name, value in params.items()
-    }
-
-
-def _gradient(objective: Objective, params: Params, batch: Batch) -> Tensor:
-    return flatten(grad(lambda p: objective.loss(p, batch))(params))

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params
+from pipeline.objective import Batch, Objective, Params, flatten
 from pipeline.options import check_count
+from pipeline.strategy.cost import Cost
 from pipeline.strategy.tangent import push
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
 
@@ -22,7 +24,8 @@ class HVP:
     """H[j, K] = d/dε ∇_K L(θ + ε e_j): the forward-mode derivative of the gradient, `chunk_size` unit vectors at once.
 
     The tangent enters at parameter j alone, so what runs before j is computed once and not once a tangent;
-    the gradient is taken by the parameters K that the triangle needs alone (see `columns_of`). Cost: P
+    the gradient is taken by the parameters K that the triangle needs alone (see `columns_of`). Up to `chunk_size`
+    weights take one pass together. Cost: P
     tangents, each about one more gradient (Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147). Memory:
     chunk_size times the activations of the batch. Needs a forward-mode formula for the backward of every
     layer.
@@ -34,11 +37,35 @@ class HVP:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+        if Layout.of(params).num_parameters <= self.chunk_size:
+            yield _all_rows(objective, params, batch)
+            return
         for name, columns in columns_of(params).items():
             yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size)
 
+    def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
+        return Cost(Layout.of(params).num_parameters, 0.0)
+
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * self.chunk_size * num_parameters * itemsize
+
+
+def _all_rows(objective: Objective, params: Params, batch: Batch) -> Block:
+    """The whole matrix from one pass: for so few rows, what a pass costs beside its numbers decides."""
+    sizes = Layout.of(params).sizes
+    flat = flatten(params)
+
+    def gradient(value: Tensor) -> Tensor:
+        result: Tensor = grad(lambda moved: objective.loss(unflatten(moved), batch))(value)
+        return result
+
+    def unflatten(value: Tensor) -> Params:
+        parts = zip(params.items(), value.split(sizes), strict=True)
+        return {name: part.reshape(like.shape) for (name, like), part in parts}
+
+    everything = slice(0, len(flat))
+    values = vmap(lambda tangent: push(gradient, flat, tangent))(torch.eye(len(flat)).to(flat))
+    return Block(everything, everything, values)
 
 
 def rows_by_product(

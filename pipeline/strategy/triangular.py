@@ -11,6 +11,7 @@ from pipeline.blocks import Block
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.autograd import derivatives
+from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
 
 ROWS_PER_BLOCK = 64
@@ -49,6 +50,9 @@ class Triangular:
                 parts = [derivatives(gradient_of[name], needed, unit) for unit in units]
                 for column, values in zip(columns, zip(*parts, strict=True), strict=True):
                     yield Block(rows, spans[column], torch.stack(values).reshape(len(units), -1)).lower()
+
+    def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
+        return Cost(Layout.of(params).num_parameters, 0.0)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * ROWS_PER_BLOCK * num_parameters * itemsize

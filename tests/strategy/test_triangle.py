@@ -10,7 +10,7 @@ from cases import CASES, Case
 
 from pipeline.layout import Layout
 from pipeline.objective import objective_of
-from pipeline.strategy.func import _weighted_chunks
+from pipeline.strategy.chunks import weighted_chunks
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
 
 CASE = {case.id: case for case in CASES}
@@ -67,6 +67,6 @@ def test_unit_vectors() -> None:
 def test_weights_of_chunks_are_read_off_the_criterion(case: Case, weights: list[float]) -> None:
     model, criterion, batch, parameters = case.build()
     objective, params = objective_of(model, criterion, parameters)
-    chunks = _weighted_chunks(objective, params, batch, 3)
+    chunks = weighted_chunks(objective, params, batch, 3)
     assert [weight for weight, _ in chunks] == pytest.approx(weights, rel=1e-14)
     assert sum(chunk.num_samples for _, chunk in chunks) == 7
