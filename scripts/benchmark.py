@@ -1,0 +1,251 @@
+"""Dense Hessians (or GGNs) by every strategy and by other tools: time, memory, agreement, and how far from the limit.
+
+    python scripts/benchmark.py --nets mlp,residual --threads 2
+
+A method is measured in a process of its own, which is stopped after `--limit` seconds or when it takes more memory than
+`--memory` GiB. There it runs once uncounted, then in `--rounds` rounds, all methods in turn.
+
+seconds: the median, from the module to the dense symmetric matrix; "blocks alone" makes the blocks and drops them.
+peak: resident memory above what was there after a net of 17 weights, in MiB; the matrix itself is part of it.
+error: the largest difference to the matrix by khatri_rao in float64, as a part of its largest entry (which for nets
+    up to 3,000 weights is itself compared with hvp).
+x: times as fast as the best peer. GEMM: N P² FLOP a second, as a part of what multiplying square matrices reaches here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from benchmark_nets import NETS, Problem, warm_up
+from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
+from torch import Tensor
+
+from pipeline.dense import hessian
+from pipeline.matrix import MATRICES
+from pipeline.objective import objective_of
+from pipeline.strategy import STRATEGIES
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MIB = 2**20
+ALONE = "khatri_rao, blocks alone"
+CHUNKS = (32, 128, 512)
+
+
+def method_of(name: str, problem: Problem, matrix: str) -> Callable[[], Tensor | None]:
+    """A function that computes the matrix once; for "blocks alone" it gives nothing."""
+    peers = PEERS[matrix]
+    if name in peers:
+        chunk = min(CHUNKS, key=lambda size: seconds_per_row(problem, size)) if name in CHUNKED else 0
+        return peers[name](problem, chunk)
+    if name == ALONE:
+        objective, params = objective_of(problem.model, problem.criterion)
+        work = *MATRICES[matrix]().problem(objective, params, problem.batch), params
+
+        def blocks_alone() -> None:
+            for _ in STRATEGIES["khatri_rao"]().blocks(work[0], work[2], work[1]):
+                pass
+
+        return blocks_alone
+    return lambda: hessian(problem.model, problem.criterion, *problem.batch, strategy=name, matrix=matrix)
+
+
+def serve(pipe: Connection, net: str, name: str, options: argparse.Namespace) -> None:
+    """The life of a child: one uncounted run, its memory and error, then a run for each request."""
+    torch.set_num_threads(options.threads)
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    try:
+        problem = NETS[net]().to(device, dtype)
+        for _ in range(2):
+            method_of(name, warm_up().to(device, dtype), options.matrix)()
+        run = method_of(name, problem, options.matrix)
+        gc.collect()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        seconds, result = timed(run)
+        peak = resident("VmHWM") - before
+        error = None if result is None else difference(result, options.reference)
+        del result
+        pipe.send({"seconds": seconds, "peak": peak, "error": error})
+        while pipe.recv():
+            pipe.send({"seconds": timed(run)[0]})
+    except (NotApplicable, ImportError) as reason:
+        pipe.send({"failed": "not installed" if isinstance(reason, ImportError) else str(reason)})
+    except (MemoryError, RuntimeError) as reason:
+        told = str(reason)
+        pipe.send({"failed": "out of memory" if "memory" in told else told.splitlines()[0][:60]})
+
+
+def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
+    start = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def resident(what: str) -> int:
+    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit(f"/proc/self/status has no {what}: memory is measured on Linux only.")
+    return 1024 * int(found[1])
+
+
+def difference(found: Tensor, path: str) -> float:
+    """The largest one to the matrix that the file holds, strip by strip, as a part of its largest entry."""
+    reference = torch.load(path, mmap=True)
+    largest = scale = 0.0
+    for start in range(0, len(found), 256):
+        rows = slice(start, start + 256)
+        largest = max(largest, float((found[rows].cpu().double() - reference[rows]).abs().max()))
+        scale = max(scale, float(reference[rows].abs().max()))
+    return largest / scale
+
+
+class Child:
+    """One method on one net, in a process of its own that ends when asked, at its limits, or with this one."""
+
+    def __init__(self, net: str, name: str, options: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, net, name, options), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.limit, self.memory = options.limit, options.memory * 2**30
+        self.alive = True
+
+    def answer(self) -> dict[str, Any]:
+        """What the child says next; it is ended if that takes too long or too much memory."""
+        end = time.monotonic() + self.limit
+        while not self.pipe.poll(0.02):
+            if not self.process.is_alive():
+                return self.close({"failed": "ended"})
+            if time.monotonic() > end:
+                return self.close({"failed": f"> {self.limit:g} s"})
+            if psutil.Process(self.process.pid).memory_info().rss > self.memory:
+                return self.close({"failed": f"> {self.memory / 2**30:g} GiB"})
+        try:
+            told: dict[str, Any] = self.pipe.recv()
+        except EOFError:
+            told = {"failed": "ended"}
+        return self.close(told) if "failed" in told else told
+
+    def again(self) -> dict[str, Any]:
+        self.pipe.send(True)
+        return self.answer()
+
+    def close(self, last: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.alive = False
+        self.process.kill()
+        self.process.join()
+        return last or {}
+
+
+def measure(net: str, names: list[str], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every method on one net."""
+    rows, children = {}, {}
+    for name in names:
+        child = Child(net, name, options)
+        rows[name] = child.answer() | {"times": []}
+        if rows[name].get("seconds", options.limit) > options.patience:
+            rows[name]["times"] = [rows[name]["seconds"]] if "seconds" in rows[name] else []
+            child.close()
+        if child.alive:
+            children[name] = child
+    for _ in range(options.rounds):
+        for name, child in children.items():
+            if child.alive:
+                told = child.again()
+                rows[name]["times"] += [told["seconds"]] if "seconds" in told else []
+    for child in children.values():
+        child.close()
+    return rows
+
+
+def reference_of(net: str, matrix: str) -> Tensor:
+    problem = NETS[net]().to(torch.device("cpu"), torch.float64)
+
+    def by(strategy: str) -> Tensor:
+        return hessian(problem.model, problem.criterion, *problem.batch, strategy=strategy, matrix=matrix)
+
+    dense = by("khatri_rao")
+    if problem.num_parameters <= 3000:
+        error = float((dense - by("hvp")).abs().max() / dense.abs().max())
+        if error > 1e-10:
+            raise SystemExit(f"{net}: khatri_rao and hvp differ by {error:.1e} in float64")
+    return dense
+
+
+def gemm_rate(threads: int, dtype: str, device: str, size: int = 3072) -> float:
+    """FLOP a second that multiplying square matrices reaches, the best of five."""
+    torch.set_num_threads(threads)
+    one, other = torch.randn(2, size, size, dtype=DTYPES[dtype], device=device)
+    return 2 * size**3 / min(timed(lambda: one @ other)[0] for _ in range(6))
+
+
+def table(net: str, rows: dict[str, dict[str, Any]], rate: float, peers: set[str]) -> str:
+    problem = NETS[net]()
+    P, N = problem.num_parameters, problem.batch.num_samples
+    seconds = {name: statistics.median(row["times"]) for name, row in rows.items() if row["times"]}
+    best = min((value for name, value in seconds.items() if name in peers), default=None)
+    lines = [
+        f"{net}: {problem.title}: P = {P:,}, N = {N}",
+        f"  {'':<26}{'seconds':>10}{'x':>8}{'peak MiB':>10}{'error':>10}{'GEMM':>7}",
+    ]
+    for name, row in rows.items():
+        label = name if name not in peers else f"({name})"
+        if name not in seconds:
+            lines.append(f"  {label:<26}{row.get('failed', '?'):>10}")
+            continue
+        times = f"{best / seconds[name]:.1f}" if best is not None and name not in peers else ""
+        error = f"{row['error']:.0e}" if row["error"] is not None else ""
+        share = f"{N * P * P / seconds[name] / rate:.0%}"
+        lines.append(
+            f"  {label:<26}{seconds[name]:>10.4f}{times:>8}{row['peak'] / MIB:>10.0f}{error:>10}{share:>7}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Dense Hessians by every strategy and by other tools.")
+    parser.add_argument("--nets", default=",".join(NETS), help="of " + ", ".join(NETS))
+    parser.add_argument("--methods", default="", help="strategies and peers; all by default")
+    parser.add_argument("--matrix", choices=list(PEERS), default="hessian")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of one torch operation")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of which the median is taken")
+    parser.add_argument("--limit", type=float, default=120, help="seconds, of one run")
+    parser.add_argument("--patience", type=float, default=20, help="seconds above which one run is enough")
+    parser.add_argument("--memory", type=float, default=18, help="GiB that a method may take")
+    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    options = parser.parse_args()
+    names = options.methods.split(",") if options.methods else [*STRATEGIES, ALONE, *PEERS[options.matrix]]
+    rate = gemm_rate(options.threads, options.dtype, options.device)
+    print(f"torch {torch.__version__}, {options.dtype}, {options.threads} threads, {rate / 1e9:.0f} GFLOP/s")
+    found: dict[str, Any] = {"gemm": rate}
+    options.reference = str(Path("outputs") / ".benchmark-reference.pt")
+    try:
+        for net in options.nets.split(","):
+            torch.save(reference_of(net, options.matrix), options.reference)
+            found[net] = measure(net, names, options)
+            print("\n" + table(net, found[net], rate, set(PEERS[options.matrix])), flush=True)
+    finally:
+        Path(options.reference).unlink(missing_ok=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
