@@ -74,7 +74,9 @@ NOT_HASHED = (  # how fast, how often looked at, how often saved
     "strategy.chunk_size",
     "strategy.few_weights",
     "strategy.megabytes",
+    "strategy.rows_at_once",
     "strategy.tangents_per_product",
+    "strategy.very_few_weights",
     "training.evaluate_every",
     "training.save_every",
 )

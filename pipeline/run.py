@@ -42,11 +42,11 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
 
-        strategy, spectrum, tracking = (
-            build(config, group) for group in ("strategy", "spectrum", "tracking")
+        matrix, strategy, spectrum, tracking = (
+            build(config, group) for group in ("matrix", "strategy", "spectrum", "tracking")
         )
         if subject is not None:
-            stages.check_plan(folder, subject, settings, strategy, spectrum)
+            stages.check_plan(folder, subject, settings, matrix, strategy, spectrum)
             keep(folder, settings)
             log.info(
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
@@ -57,7 +57,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
             if subject is not None and Stage.compute in wanted:
-                stages.compute(diary, subject, settings, build(config, "matrix"), strategy)
+                stages.compute(diary, subject, settings, matrix, strategy)
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
             if Stage.report in wanted:

@@ -16,7 +16,9 @@ from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.limits import available_memory, check_disk, check_memory, in_words
 from pipeline.matrix import MATRICES, Matrix
+from pipeline.objective import Batch, Objective, Params, objective_of
 from pipeline.results import open_run
+from pipeline.shards import file_size
 from pipeline.spectrum import Decomposition
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
@@ -116,24 +118,26 @@ def check_plan(
     folder: RunFolder,
     subject: Subject,
     settings: Mapping[str, Any],
+    matrix: Matrix,
     strategy: Strategy,
     spectrum: Decomposition,
 ) -> None:
-    """Say how large the matrices will be, and refuse now what would not fit later.
+    """Say how large the matrices will be and what they will take, and refuse now what would not fit later.
 
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
     """
     num_parameters = subject.num_weights(settings["parameters"])
     itemsize = 4 if settings["dtype"] == "float32" else 8
-    needs = {}
+    needs, batches, num_missing, num_steps = {}, [], 0, 0
     if "compute" in settings["stages"]:
         from pipeline.compute import split
 
         batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
         steps = {*settings["checkpoint_steps"], settings["training"].get("num_steps", 0)}
         num_there = len(list(folder.shards.glob("step-*/*.h5")))
-        num_missing = max(0, len(steps) * (len(batches) + 1) - num_there)  # each step has a mean too
+        num_steps = len(steps)
+        num_missing = max(0, num_steps * (len(batches) + 1) - num_there)  # each step has a mean too
         check_disk(folder.path, num_parameters, itemsize, num_missing)
         needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     if "aggregate" in settings["stages"]:
@@ -147,6 +151,42 @@ def check_plan(
         in_words(max(needs.values(), default=0)),
         in_words(available_memory()),
     )
+    if num_missing > num_steps:
+        _tell_work(subject, settings, (matrix, strategy), batches[0], num_missing - num_steps)
+
+
+def _tell_work(
+    subject: Subject,
+    settings: Mapping[str, Any],
+    how: tuple[Matrix, Strategy],
+    batch: Batch,
+    num_matrices: int,
+) -> None:
+    """One line on what the matrices take, by the first batch."""
+    from pipeline.plan import Plan, expected_seconds
+
+    objective, params = objective_of(subject.model, subject.criterion, settings["parameters"])
+    plan = Plan.of(how[1], *_arguments(how[0], objective, params, batch))
+    log.info(
+        "to compute: %d %s of %s, %s on disk; about %s.",
+        num_matrices,
+        "matrix" if num_matrices == 1 else "matrices",
+        plan,
+        in_words(num_matrices * file_size(plan.num_parameters, next(iter(params.values())).element_size())),
+        _duration(num_matrices * expected_seconds(plan, objective, params, batch)),
+    )
+
+
+def _arguments(matrix: Matrix, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Params, Batch]:
+    transformed, drawn = matrix.problem(objective, params, batch)
+    return transformed, params, drawn
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def train(

@@ -39,7 +39,7 @@ from pipeline.strategy import STRATEGIES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MIB = 2**20
-ALONE = "khatri_rao, blocks alone"
+ALONE = "khatri_rao (blocks)"
 CHUNKS = (32, 128, 512)
 
 

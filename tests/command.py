@@ -23,6 +23,7 @@ SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
 )
 PROGRESS = (
     "the run needs up to",
+    "to compute: ",
     "to go on after a kill",
     "shards are there already.",
     "is up to date: taken as it is.",

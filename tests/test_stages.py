@@ -13,6 +13,7 @@ from pipeline.criterion import CrossEntropy
 from pipeline.data import Samples
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
+from pipeline.matrix import Hessian
 from pipeline.objective import Batch
 from pipeline.spectrum import Exact
 from pipeline.strategy import Func
@@ -55,7 +56,7 @@ def asked(monkeypatch):
 
 
 def plan(folder, subject, **changes):
-    stages.check_plan(folder, subject, {**SETTINGS, **changes}, Func(), Exact())
+    stages.check_plan(folder, subject, {**SETTINGS, **changes}, Hessian(), Func(), Exact())
 
 
 @pytest.mark.parametrize(

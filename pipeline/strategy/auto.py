@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.options import check_count
+from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
@@ -31,18 +32,21 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Auto:
-    """`khatri_rao`; `hvp` for very small nets; `triangular` where a layer or loss has no forward-mode derivative.
+    """`khatri_rao`; all rows in one pass for small nets; `triangular` where there is no forward-mode derivative.
 
     What is taken is said in one line of the log. The choice depends on the net, the loss and the batch alone, so that a
     run that is taken up again makes the same one.
 
-    few_weights: up to so many, one pass over all unit vectors is over before a net has been looked at.
+    few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
+    many, one pass of `autograd` is over before one of `hvp`.
     """
 
-    few_weights: int = 400
+    few_weights: int = 700
+    very_few_weights: int = 100
 
     def __post_init__(self) -> None:
         check_count("strategy.few_weights", self.few_weights)
+        check_count("strategy.very_few_weights", self.very_few_weights)
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
         yield from self.start(objective, params, batch)[1]
@@ -63,6 +67,8 @@ class Auto:
     def choose(self, objective: Objective, params: Params, batch: Batch) -> Choice:
         """What is tried first: by the number of weights and of tangents."""
         num_weights = Layout.of(params).num_parameters
+        if num_weights <= self.very_few_weights:
+            return Choice(Autograd(num_weights), "autograd", f"{num_weights} weights take one pass")
         if num_weights <= self.few_weights:
             return Choice(HVP(num_weights), "hvp", f"{num_weights} weights take one pass")
         cost = KhatriRao().cost(objective, params, batch)
@@ -76,8 +82,8 @@ class Auto:
         return cost
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
-        strategy = HVP(num_parameters) if num_parameters <= self.few_weights else KhatriRao()
-        return strategy.memory(num_parameters, itemsize)
+        few = num_parameters <= max(self.few_weights, self.very_few_weights)
+        return (HVP(num_parameters) if few else KhatriRao()).memory(num_parameters, itemsize)
 
 
 @cache

@@ -1,9 +1,11 @@
-"""Row by row through `torch.autograd.grad`: the program that everyone writes first."""
+"""Row by row through `torch.autograd.grad`: the program that everyone writes first; or many rows at once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,7 +13,11 @@ from torch import Tensor
 from pipeline.blocks import Block
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten
+from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
+from pipeline.strategy.triangle import unit_vectors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,14 @@ class Autograd:
 
     Both triangles are computed. Cost: P reverse passes through the graph of the gradient. Memory: that graph,
     and one row. Supports every layer that can be differentiated twice in reverse mode.
+
+    rows_at_once: with more than one, a pass takes so many rows, through `vmap`, at so many times the memory.
     """
+
+    rows_at_once: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -28,17 +41,46 @@ class Autograd:
         loss = objective.loss(leaves, batch)
         parts = derivatives(loss, weights, create_graph=True)
         gradient = flatten(dict(zip(leaves, parts, strict=True)))
-        for i in range(len(gradient)):
-            row = derivatives(gradient[i], weights)
-            yield Block(
-                slice(i, i + 1), slice(0, len(gradient)), flatten(dict(zip(leaves, row, strict=True)))[None]
-            )
+        for start in range(0, len(gradient), self.rows_at_once):
+            rows = slice(start, min(start + self.rows_at_once, len(gradient)))
+            yield Block(rows, slice(0, len(gradient)), _rows(gradient, weights, rows))
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
-        return 2 * num_parameters * itemsize
+        return 2 * self.rows_at_once * num_parameters * itemsize
+
+
+def _rows(gradient: Tensor, weights: Sequence[Tensor], rows: slice) -> Tensor:
+    """The rows of the Hessian, (rows, P)."""
+    num_rows = rows.stop - rows.start
+    if num_rows > 1 and gradient.requires_grad:
+        try:
+            return _at_once(gradient, weights, unit_vectors(gradient, rows.start, rows.stop))
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            _tell(str(error).partition("\n")[0])
+    each = [derivatives(gradient[i], weights) for i in range(rows.start, rows.stop)]
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in each])
+
+
+def _at_once(gradient: Tensor, weights: Sequence[Tensor], directions: Tensor) -> Tensor:
+    parts = torch.autograd.grad(
+        gradient, weights, directions, retain_graph=True, is_grads_batched=True, allow_unused=True
+    )
+    n = len(directions)
+    rows = [
+        value.new_zeros(n, value.numel()) if part is None else part.reshape(n, -1)
+        for part, value in zip(parts, weights, strict=True)
+    ]
+    return torch.cat(rows, 1)
+
+
+@cache
+def _tell(reason: str) -> None:
+    log.warning("PyTorch cannot differentiate several rows at once here (%s): going on row by row.", reason)
 
 
 def derivatives(

@@ -11,7 +11,7 @@ from pipeline.options import check_count
 from pipeline.strategy.captured import Net, uses_of
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import rows_by_product
-from pipeline.strategy.rows import numbers_of, rows_of_use, tangents_of_use
+from pipeline.strategy.rows import numbers_of, pieces_of, tangents_of_use
 from pipeline.strategy.sums import Sums
 
 
@@ -43,9 +43,8 @@ class KhatriRao:
         nets = self._nets(objective, params, batch)
         net = nets[0]
         sums = Sums.over(net)
-        for row in range(len(net.uses)):
-            for piece in rows_of_use(nets, row, self.megabytes * 2**20):
-                yield from sums.blocks_of(piece)
+        for piece in pieces_of(nets, self.megabytes * 2**20):
+            yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()
         columns = list(net.names)
         for name in params:

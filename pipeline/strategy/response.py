@@ -1,4 +1,4 @@
-"""How a net answers when the outputs of one use of a weight move."""
+"""How a net answers when the outputs of uses of its weights move."""
 
 from __future__ import annotations
 
@@ -16,58 +16,66 @@ from pipeline.strategy.capture import Capture
 from pipeline.strategy.captured import Net, model_of
 from pipeline.strategy.tangent import push
 
+Shifts = dict[int, Tensor]  # of the outputs of uses, by their place in the order of execution
+
 
 class Response(NamedTuple):
-    """Of the uses from the moved one on: δ̇ (c, N, T, G·d), and ȧ (c, N, T, G·p), None where ã does not move."""
+    """Of the uses from `first` on: δ̇ (c, N, T, G·d), and ȧ (c, N, T, G·p), None where ã does not move."""
 
+    first: int
     deltas: list[Tensor]
     inputs: list[Tensor | None]
 
+    def part(self, row: int, tangents: slice) -> Response:
+        """The answers to some of the tangents, of the uses from `row` on."""
+        deltas = [delta[tangents] for delta in self.deltas[row - self.first :]]
+        later = [None if a is None else a[tangents] for a in self.inputs[row + 1 - self.first :]]
+        return Response(row, deltas, [None, *later])  # what enters the use itself does not move
 
-def respond(net: Net, row: int, tangents: Tensor) -> Response:
-    """How δ and ã of the uses from `row` on change when the output of use `row` moves along each of the tangents.
 
-    tangents: (c, N, T, G·d). What runs before `row` is computed once, and not differentiated by.
+def respond(net: Net, tangents: Mapping[int, Tensor]) -> Response:
+    """How δ and ã change when the outputs of some uses move along each of c tangents together.
+
+    tangents: by use, (c, N, T, G·d). What runs before the first of them is computed once, and not differentiated by.
     """
-    return _respond(net, net.objective, row, tangents)
+    shaped = {row: net.uses[row].shaped(values) for row, values in tangents.items()}
+    return _respond(net, net.objective, min(tangents), shaped)
 
 
-def _respond(net: Net, objective: Objective, row: int, tangents: Tensor) -> Response:
+def _respond(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
     if isinstance(objective, Difference):
-        whole, part = (_respond(net, one, row, tangents) for one in (objective.whole, objective.part))
-        return Response([a - b for a, b in zip(whole.deltas, part.deltas, strict=True)], whole.inputs)
+        whole, part = (_respond(net, one, first, tangents) for one in (objective.whole, objective.part))
+        deltas = [a - b for a, b in zip(whole.deltas, part.deltas, strict=True)]
+        return Response(first, deltas, whole.inputs)
     if isinstance(objective.predict, Linearisation):
-        return _of_linearised(net, objective, row, tangents)
-    return _of_loss(net, objective, row, tangents)
+        return _of_linearised(net, objective, first, tangents)
+    return _of_loss(net, objective, first, tangents)
 
 
-def _of_loss(net: Net, objective: Objective, row: int, tangents: Tensor) -> Response:
+def _of_loss(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
     """Forward over reverse: the derivative of one backward pass, and of what enters each later use."""
-    zeros = {m: tangents.new_zeros(use.shape) for m, use in enumerate(net.uses) if m >= row}
+    zeros = _zeros(net, first)
 
-    def reverse(move: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        def loss(shifts: dict[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-            with _moved(net, {**shifts, row: shifts[row] + move}) as capture:
-                value = objective.loss(net.params, net.batch)
-            inputs = {m: capture.calls[m].inputs for m in shifts if m > row}
-            return value, {m: a for m, a in inputs.items() if a.is_floating_point()}
+    def loss(shifts: Shifts) -> tuple[Tensor, Shifts]:
+        with _moved(net, shifts) as capture:
+            value = objective.loss(net.params, net.batch)
+        inputs = {m: capture.calls[m].inputs for m in shifts if m > first}
+        return value, {m: a for m, a in inputs.items() if a.is_floating_point()}
 
-        result: tuple[dict[int, Tensor], dict[int, Tensor]] = grad(loss, has_aux=True)(dict(zeros))
+    def response(tangent: Shifts) -> tuple[Shifts, Shifts]:
+        # a tangent of zeros, not none: PyTorch adds them in its C++ code, and none in its Python code
+        result: tuple[Shifts, Shifts] = push(grad(loss, has_aux=True), zeros, {**zeros, **tangent})
         return result
 
-    def response(tangent: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        return push(reverse, zeros[row], tangent)
-
-    deltas, inputs = vmap(response)(net.uses[row].shaped(tangents))
-    return _arranged(net, row, deltas, inputs)
+    return _arranged(net, first, *vmap(response)(tangents))
 
 
-def _of_linearised(net: Net, objective: Objective, row: int, tangents: Tensor) -> Response:
+def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
     """δ̇ = JᵀΛJ t: a forward pass of the tangent, the criterion's second derivative, a backward pass. ã stays."""
-    zeros = {m: tangents.new_zeros(use.shape) for m, use in enumerate(net.uses) if m >= row}
+    zeros = _zeros(net, first)
     model = model_of(objective)
 
-    def outputs(shifts: Mapping[int, Tensor]) -> Any:
+    def outputs(shifts: Shifts) -> Any:
         with _moved(net, shifts):
             return model.predict(net.params, net.batch.inputs)
 
@@ -78,24 +86,31 @@ def _of_linearised(net: Net, objective: Objective, row: int, tangents: Tensor) -
         with Plain():
             return grad(lambda c: objective.criterion(Linear(here, c), net.batch.targets))(changes)
 
-    def response(tangent: Tensor) -> dict[int, Tensor]:
-        changes = push(lambda move: outputs({**zeros, row: move}), zeros[row], tangent)
-        result: dict[int, Tensor] = pull(push(slope, no_change, changes))[0]
+    def response(tangent: Shifts) -> Shifts:
+        at = {row: zeros[row] for row in tangent}
+        changes = push(lambda shifts: outputs({**zeros, **shifts}), at, tangent)
+        result: Shifts = pull(push(slope, no_change, changes))[0]
         return result
 
-    return _arranged(net, row, vmap(response)(net.uses[row].shaped(tangents)), {})
+    return _arranged(net, first, vmap(response)(tangents), {})
 
 
-def _arranged(net: Net, row: int, deltas: dict[int, Tensor], inputs: dict[int, Tensor]) -> Response:
-    later = range(row, len(net.uses))
+def _zeros(net: Net, first: int) -> Shifts:
+    """No move, of every use from `first` on."""
+    return {m: net.deltas[m].new_zeros(use.shape) for m, use in enumerate(net.uses) if m >= first}
+
+
+def _arranged(net: Net, first: int, deltas: Shifts, inputs: Shifts) -> Response:
+    later = range(first, len(net.uses))
     return Response(
+        first,
         [net.uses[m].units(deltas[m]) for m in later],
         [net.uses[m].inputs(inputs[m]) if m in inputs else None for m in later],
     )
 
 
-def _moved(net: Net, shifts: Mapping[int, Tensor]) -> Capture:
-    """Watches a run of the net in which the outputs of some uses are shifted."""
+def _moved(net: Net, shifts: Shifts) -> Capture:
+    """Watches a run of the net in which the outputs of some uses are moved."""
 
     def shift(index: int, z: Tensor) -> Tensor:
         return z + shifts[index] if index in shifts else z

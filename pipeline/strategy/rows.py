@@ -1,11 +1,15 @@
-"""The rows of the parameters of one use, so many tangents at a time, by moving its units or its weights."""
+"""The rows of all captured parameters, so many tangents at a time, by moving units or weights."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain
 
 import torch
+from torch import Tensor
 
 from pipeline.strategy.captured import Net
 from pipeline.strategy.moves import BiasMoves, UnitMoves, WeightMoves
@@ -22,53 +26,98 @@ def tangents_of_use(use: Use) -> int:
     return min(use.num_units * use.num_positions, _num_rows(use))
 
 
-def rows_of_use(nets: Sequence[Net], row: int, num_bytes: int) -> Iterator[Piece]:
-    """Pieces for the weight and the bias of use `row`; num_bytes: for the tangents that are held at once.
+def pieces_of(nets: Sequence[Net], num_bytes: int) -> Iterator[Piece]:
+    """All rows, use by use in order of execution; num_bytes: for the tangents that are held at once.
 
-    nets: the same net on parts of the batch, whose rows add up.
+    nets: the same net on parts of the batch, whose rows add up. When memory does not hold the tangents of a pass, it
+    is made again with half as many, and so are those that follow.
     """
-    use, chunk = nets[0].uses[row], _num_tangents(nets[0], row, num_bytes)
-    if use.num_units * use.num_positions <= _num_rows(use):
-        size = max(1, chunk // use.num_positions)
-        yield from _in_chunks(nets, row, use.num_units, size, UnitMoves)
-        return
-    if use.weight is not None:
-        yield from _in_chunks(nets, row, use.num_weights, chunk, WeightMoves)
-    if use.bias is not None:
-        yield from _in_chunks(nets, row, use.num_units, chunk, BiasMoves)
-
-
-def _in_chunks(nets: Sequence[Net], row: int, size: int, chunk: int, kind: type[Moves]) -> Iterator[Piece]:
-    """The pieces of so many moves at a time; half as many, from there on, when a GPU's memory does not hold them."""
-    start = 0
-    while start < size:
-        part = range(start, min(start + chunk, size))
+    jobs, most = _jobs(nets[0]), None
+    while jobs:
+        together = _next(nets[0], jobs, num_bytes, most)
         try:
-            if len(nets) == 1:
-                moves = kind(nets[0], row, part)
-                response = respond(nets[0], row, moves.tangents())
-            else:
-                total = _added_up(kind(net, row, part) for net in nets)
+            pieces = _pieces(nets, together)
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            num_tangents = sum(moves.num_tangents for moves in together)
+            if num_tangents == 1:
                 raise
-            chunk = len(part) // 2
-            log.warning("out of memory with %d tangents at once: going on with %d.", len(part), chunk)
+            jobs.extendleft(reversed(together))
+            most = num_tangents // 2
+            log.warning("out of memory with %d tangents at once: going on with %d.", num_tangents, most)
+        else:
+            yield from pieces
+
+
+def _jobs(net: Net) -> deque[Moves]:
+    """What is to be moved for the rows of all uses: units where these are fewer than weights."""
+    jobs: deque[Moves] = deque()
+    for row, use in enumerate(net.uses):
+        if use.num_units * use.num_positions <= _num_rows(use):
+            jobs.append(UnitMoves(net, row, range(use.num_units)))
             continue
-        yield from moves.pieces(response) if len(nets) == 1 else total
-        start = part.stop
+        if use.weight is not None:
+            jobs.append(WeightMoves(net, row, range(use.num_weights)))
+        if use.bias is not None:
+            jobs.append(BiasMoves(net, row, range(use.num_units)))
+    return jobs
 
 
-def _added_up(every: Iterable[Moves]) -> list[Piece]:
+def _next(net: Net, jobs: deque[Moves], num_bytes: int, most: int | None) -> list[Moves]:
+    """What goes into the next pass, taken off the jobs: a part of one, or several as long as they are small."""
+    job = jobs.popleft()
+    size = max(1, min(_num_tangents(net, job.row, num_bytes), most or num_bytes) // job.tangents_each)
+    if size < len(job.entries):
+        jobs.appendleft(replace(job, entries=job.entries[size:]))
+        return [replace(job, entries=job.entries[:size])]
+    together = [job]
+    room = min(_num_tangents(net, job.row, num_bytes // 4), most or num_bytes) - job.num_tangents
+    while jobs and jobs[0].num_tangents <= room:
+        together.append(jobs.popleft())
+        room -= together[-1].num_tangents
+    return together
+
+
+def _pieces(nets: Sequence[Net], together: Sequence[Moves]) -> Iterable[Piece]:
+    """Those of one pass; where the batch is in parts, they are added up."""
+    if len(nets) == 1:
+        return _of_pass(nets[0], together)
     total: list[Piece] = []
-    for moves in every:
-        pieces = moves.pieces(respond(moves.net, moves.row, moves.tangents()))
+    for net in nets:
+        pieces = _of_pass(net, together)
         if not total:
             total = list(pieces)
             continue
         for one, other in zip(total, pieces, strict=True):
             one.values.add_(other.values)
     return total
+
+
+def _of_pass(net: Net, together: Sequence[Moves]) -> Iterator[Piece]:
+    """The pass is made now, the pieces as they are asked for."""
+    here = [replace(moves, net=net) for moves in together]
+    response = respond(net, _side_by_side(here))
+    stops = list(accumulate(moves.num_tangents for moves in here))
+    parts = (
+        response.part(moves.row, slice(stop - moves.num_tangents, stop))
+        for moves, stop in zip(here, stops, strict=True)
+    )
+    return chain.from_iterable(moves.pieces(part) for moves, part in zip(here, parts, strict=True))
+
+
+def _side_by_side(together: Sequence[Moves]) -> dict[int, Tensor]:
+    """The tangents one after another: each moves its own use, and no other one."""
+    if len(together) == 1:
+        return {together[0].row: together[0].tangents()}
+    total = sum(moves.num_tangents for moves in together)
+    tangents: dict[int, Tensor] = {}
+    start = 0
+    for moves in together:
+        values = moves.tangents()
+        if moves.row not in tangents:
+            tangents[moves.row] = values.new_zeros(total, *values.shape[1:])
+        tangents[moves.row][start : start + len(values)] = values
+        start += len(values)
+    return tangents
 
 
 def _num_rows(use: Use) -> int:

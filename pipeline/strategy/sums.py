@@ -17,7 +17,7 @@ Rows = slice | Tensor  # entries of a flat parameter: a stretch of it, or their 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one pair of uses adds to the block of two parameters: `values` at these rows, and at the first columns.
+    """What one pair of uses adds to the block of two parameters: `values` at these rows, and from a first column on.
 
     square: both are the same use, and the columns end with the last of these rows: the rest follows by symmetry.
     """
@@ -27,6 +27,7 @@ class Piece:
     column: str
     values: Tensor
     square: bool = False
+    first_column: int = 0
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Sums:
             spans = self.layout.slices()
             row, column = spans[piece.row].start, spans[piece.column].start
             rows = slice(row + piece.rows.start, row + piece.rows.stop)
-            yield Block(rows, slice(column, column + piece.values.shape[1]), piece.values).lower()
+            columns = slice(column + piece.first_column, column + piece.first_column + piece.values.shape[1])
+            yield Block(rows, columns, piece.values).lower()
             return
         self._add(piece)
 
@@ -71,14 +73,14 @@ class Sums:
         if pair not in self.totals:
             self.totals[pair] = piece.values.new_zeros(sizes[pair[0]], sizes[pair[1]])
         total = self.totals[pair]
-        _add_rows(total.T if swapped else total, piece.rows, piece.values)
+        _add_rows(total.T if swapped else total, piece)
         if row == column and not piece.square:
-            _add_rows(total.T, piece.rows, piece.values)
+            _add_rows(total.T, piece)
 
 
-def _add_rows(total: Tensor, rows: Rows, values: Tensor) -> None:
-    part = total[:, : values.shape[1]]
-    if isinstance(rows, slice):
-        part[rows] += values
+def _add_rows(total: Tensor, piece: Piece) -> None:
+    part = total[:, piece.first_column : piece.first_column + piece.values.shape[1]]
+    if isinstance(piece.rows, slice):
+        part[piece.rows] += piece.values
     else:
-        part.index_add_(0, rows, values)
+        part.index_add_(0, piece.rows, piece.values)
