@@ -1,6 +1,7 @@
 """Hessians of neural networks with respect to their weights, on disk and in memory, and their spectra.
 
-`hessian(model, criterion, inputs, targets)` gives the matrix as a tensor; `open_shard(path)` and `open_run(folder)`
+`hessian(model, criterion, inputs, targets)` gives the matrix as a tensor, `layer_hessians` its blocks for each layer,
+`sample_hessians` one for each sample; `open_shard(path)` and `open_run(folder)`
 read what a run left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
@@ -9,14 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.dense import hessian
+    from pipeline.dense import hessian, layer_hessians, sample_hessians
     from pipeline.results import open_run
     from pipeline.shards import open_shard
 
-__all__ = ["hessian", "open_run", "open_shard"]
+__all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "sample_hessians"]
 __version__ = "0.1.0"
 
-_HOMES = {"hessian": "pipeline.dense", "open_run": "pipeline.results", "open_shard": "pipeline.shards"}
+_HOMES = {
+    "hessian": "pipeline.dense",
+    "layer_hessians": "pipeline.dense",
+    "sample_hessians": "pipeline.dense",
+    "open_run": "pipeline.results",
+    "open_shard": "pipeline.shards",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -70,33 +70,34 @@ def _write(dense: Tensor, rows: slice, cols: slice, values: Tensor) -> int:
     num_written = 0
     if below.start < below.stop:
         part = values[:, : below.stop - cols.start]
-        _check_finite(part, rows)
+        check_finite(part, rows)
         dense[rows, below] = part
         dense[below, rows] = part.T.contiguous()
         num_written += part.numel()
     across = slice(max(cols.start, rows.start), min(cols.stop, rows.stop))  # columns that the diagonal passes
     if across == rows:
         square = values[:, across.start - cols.start : across.stop - cols.start].tril()
-        _check_finite(square, rows)
+        check_finite(square, rows)
         dense[rows, across] = square.add_(square.tril(-1).T)
         num_written += len(square) * (len(square) + 1) // 2
     elif across.start < across.stop:
         part = values[:, across.start - cols.start : across.stop - cols.start]
         lower = torch.arange(rows.start, rows.stop)[:, None] >= torch.arange(across.start, across.stop)
         lower = lower.to(part.device)
-        _check_finite(part.where(lower, 0), rows)
+        check_finite(part.where(lower, 0), rows)
         dense[rows, across] = torch.where(lower, part, dense[rows, across])
         dense[across, rows] = torch.where(lower.T, part.T, dense[across, rows])
         num_written += int(lower.sum())
     return num_written
 
 
-def _check_finite(values: Tensor, rows: slice) -> None:
-    if (
-        not torch.isfinite(values.sum()) and not torch.isfinite(values).all()
-    ):  # a finite sum tells it in one pass
+def check_finite(values: Tensor, rows: slice | None = None) -> None:
+    """Refuse NaN and infinities; rows: where the values lie, for the message."""
+    # a finite sum tells it in one pass
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        where = "" if rows is None else f" in rows {rows.start} to {rows.stop - 1}"
         raise PipelineError(
-            f"the matrix has NaN or infinite entries in rows {rows.start} to {rows.stop - 1}: "
+            f"the matrix has NaN or infinite entries{where}: "
             "look at the loss and the weights, or use dtype=torch.float64."
         )
 

@@ -157,7 +157,9 @@ def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str
         chosen = {name for name, value in every.items() if value.requires_grad}
     else:
         patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-        matches = {pattern: fnmatch.filter(every, pattern) for pattern in patterns}
+        matches = {
+            pattern: [pattern] if pattern in every else fnmatch.filter(every, pattern) for pattern in patterns
+        }
         unmatched = [pattern for pattern, found in matches.items() if not found]
         if unmatched:
             raise PipelineError(

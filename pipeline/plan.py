@@ -67,8 +67,8 @@ def check_room(num_bytes: int, num_parameters: int, place: torch.device) -> None
     if num_bytes > there:
         raise PipelineError(
             f"the dense Hessian of P = {num_parameters:,} weights needs {in_words(num_bytes)} of memory, "
-            f"{in_words(there)} are free on {place}: choose fewer weights (parameters=...), blocks='layer', "
-            "dtype=torch.float32, or let python -m pipeline.run stream it to disk."
+            f"{in_words(there)} are free on {place}: choose fewer weights (parameters=...), "
+            "layer_hessians, dtype=torch.float32, or python -m pipeline.run, which writes it to disk as it comes."
         )
 
 

@@ -168,7 +168,7 @@ def _tell_work(
     objective, params = objective_of(subject.model, subject.criterion, settings["parameters"])
     plan = Plan.of(how[1], *_arguments(how[0], objective, params, batch))
     log.info(
-        "to compute: %d %s of %s, %s on disk; about %s.",
+        "to compute: %d %s of %s, %s on disk; about %s, and what the disk takes.",
         num_matrices,
         "matrix" if num_matrices == 1 else "matrices",
         plan,
@@ -177,7 +177,9 @@ def _tell_work(
     )
 
 
-def _arguments(matrix: Matrix, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Params, Batch]:
+def _arguments(
+    matrix: Matrix, objective: Objective, params: Params, batch: Batch
+) -> tuple[Objective, Params, Batch]:
     transformed, drawn = matrix.problem(objective, params, batch)
     return transformed, params, drawn
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from variants import NAMES, strategy
 
 import pipeline.dense
-from pipeline.dense import hessian
+from pipeline.dense import hessian, layer_hessians, sample_hessians
 from pipeline.errors import PipelineError
 from pipeline.matrix import MATRICES
 from pipeline.strategy import HVP
@@ -175,8 +175,9 @@ def test_device_is_a_name_or_an_object(device: Any, thread: tuple[nn.Module, Ten
 def test_strategy_and_matrix_are_names_or_objects(thread: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = thread
     expected = hessian(model, loss, x, y)
-    assert torch.equal(hessian(model, loss, x, y, "hvp", "hessian"), expected)
-    assert torch.equal(hessian(model, loss, x, y, HVP(chunk_size=128), MATRICES["hessian"]()), expected)
+    for chosen in ("hvp", HVP(chunk_size=128)):
+        found = hessian(model, loss, x, y, chosen, "hessian" if chosen == "hvp" else MATRICES["hessian"]())
+        assert (found - expected).abs().max() <= 1e-14 * expected.abs().max()
 
 
 def test_unknown_strategy(thread: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -195,6 +196,105 @@ def test_pattern_that_matches_nothing(pattern: str, thread: tuple[nn.Module, Ten
         PipelineError, match=f"'{pattern}' matches no parameter of Sequential".replace("*", r"\*")
     ):
         hessian(thread[0], loss, *thread[1:], parameters=pattern)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+@each_strategy
+def test_layers_are_the_diagonal_blocks(
+    name: str, matrix: str, thread: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, x, y = thread
+    whole = hessian(model, loss, x, y, matrix=matrix)
+    found = layer_hessians(model, loss, x, y, strategy=strategy(name), matrix=matrix, verify=True)
+    assert list(found) == ["fc1", "fc2"]
+    assert (found["fc1"] - whole[:32, :32]).abs().max() <= 1e-13
+    assert (found["fc2"] - whole[32:, 32:]).abs().max() <= 1e-13
+
+
+def test_layers_of_a_selection() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(3, 2), nn.Linear(2, 2))
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * super().forward(x)
+
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    found = layer_hessians(Scaled(), loss, x, y, parameters=["scale", "*.weight"])
+    assert {layer: len(values) for layer, values in found.items()} == {"Scaled": 1, "0": 6, "1": 4}
+
+
+@pytest.mark.parametrize("kind", list(MATRICES))
+def test_each_sample_has_a_matrix_of_its_own(kind: str, thread: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Against one call for each sample by another strategy."""
+    model, x, y = thread
+    criterion = nn.MSELoss()
+    expected = torch.stack(
+        [hessian(model, criterion, x[i : i + 1], y[i : i + 1], "triangular", kind) for i in range(len(x))]
+    )
+    found = sample_hessians(model, criterion, x, y, matrix=kind)
+    assert found.shape == (7, 49, 49)
+    assert (found - expected).abs().max() <= 1e-13 * expected.abs().max()
+    assert torch.equal(found, found.mT)
+
+
+def test_the_mean_over_samples_is_the_matrix_of_a_mean_loss(
+    thread: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    model, x, y = thread
+    whole = hessian(model, loss, x, y)
+    assert (sample_hessians(model, loss, x, y).mean(0) - whole).abs().max() <= 1e-13
+    one = sample_hessians(model, loss, x, y, parameters="fc2.*", strategy="khatri_rao", verify=True)
+    assert (one.mean(0) - whole[32:, 32:]).abs().max() <= 1e-13
+
+
+def test_samples_go_in_chunks_of_rows(
+    monkeypatch: pytest.MonkeyPatch, thread: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, x, y = thread
+    expected = sample_hessians(model, loss, x, y)
+    monkeypatch.setattr("pipeline.strategy.each_sample.CHUNK_BYTES", 7 * 49 * 8 * 20)
+    assert (sample_hessians(model, loss, x, y) - expected).abs().max() <= 1e-14
+
+
+def test_samples_go_one_by_one_where_the_model_looks_at_numbers(
+    thread: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    class Choosy(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if bool(x.sum() > 0) else -self.inner(x)
+
+    model, x, y = thread
+    found = sample_hessians(Choosy(model), loss, x, y)
+    signs = torch.where(x > 0, 1.0, -1.0).double()
+    assert (found - sample_hessians(model, loss, x, signs * y)).abs().max() <= 1e-13
+
+
+def test_randomness_is_refused_or_fixed(thread: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = nn.Sequential(thread[0], nn.Dropout(0.5)).train(), *thread[1:]
+    with pytest.raises(PipelineError, match="draws random numbers"):
+        hessian(model, loss, x, y)
+    one, again, other = (hessian(model, loss, x, y, randomness=seed, verify=True) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_matrix_that_does_not_fit_is_refused_before_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch, thread: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, x, y = thread
+    monkeypatch.setattr("pipeline.plan.ROOM_TO_CHECK", 0)
+    monkeypatch.setattr("pipeline.plan.available_memory", lambda: 15_000)
+    refusal = r"^the dense Hessian of P = 49 weights needs .* of memory, 15 kB are free on cpu: choose fewer"
+    with pytest.raises(PipelineError, match=refusal):
+        hessian(model, loss, x, y)
+    with pytest.raises(PipelineError, match=refusal.replace("49", "17")):
+        sample_hessians(model, loss, x, y, parameters="fc2.*")
 
 
 def test_example_in_the_docstring() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -94,6 +95,25 @@ def test_the_plan_is_told(folder, caplog):
     with caplog.at_level(logging.INFO):
         plan(folder, subject_of(batch_size=None))
     assert caplog.messages[0].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
+    assert re.fullmatch(
+        r"to compute: 1 matrix of 8 tangents a batch of 11 samples, [\d.]+ M?k?B on disk; about [\d.e-]+ s, and what the disk takes\.",
+        caplog.messages[1],
+    )
+
+
+def test_nothing_is_told_of_work_that_is_done(folder, caplog):
+    for index in range(3):
+        write_atomically(folder.shard(100, index), "")
+    with caplog.at_level(logging.INFO):
+        plan(folder, subject_of())
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0421, "0.042 s"), (99, "99 s"), (900, "15 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, said):
+    assert stages._duration(seconds) == said
 
 
 def test_too_many_batches_are_refused_before_anything_is_trained(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,9 @@ from pipeline.objective import Batch, Objective, Params, flatten
 from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.tangent import push
-from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
+from pipeline.strategy.triangle import columns_of, unit_vectors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,12 @@ class HVP:
 
     def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
         if Layout.of(params).num_parameters <= self.chunk_size:
-            yield _all_rows(objective, params, batch)
-            return
+            try:
+                yield _all_rows(objective, params, batch)
+            except torch.OutOfMemoryError:
+                log.warning("out of memory with all rows at once: going on parameter by parameter.")
+            else:
+                return
         for name, columns in columns_of(params).items():
             yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size)
 
@@ -71,15 +78,27 @@ def _all_rows(objective: Objective, params: Params, batch: Batch) -> Block:
 def rows_by_product(
     objective: Objective, params: Params, batch: Batch, name: str, columns: Sequence[str], chunk_size: int
 ) -> Iterator[Block]:
-    """The blocks (name, column) of the Hessian, for each of the columns, by one product for each row."""
-    layout = Layout.of(params)
-    spans = layout.slices()
+    """The blocks (name, column) of the Hessian, for each of the columns, by one product for each row.
+
+    When memory does not hold `chunk_size` of them at once, it goes on with half as many.
+    """
+    spans = Layout.of(params).slices()
     product = partial(_product, objective, params, batch, name, tuple(columns))
-    for rows in rows_of(layout, name, chunk_size):
-        first = rows.start - spans[name].start
-        products = vmap(product)(unit_vectors(params[name], first, first + rows.stop - rows.start))
+    start, size = 0, params[name].numel()
+    while start < size:
+        stop = min(start + chunk_size, size)
+        try:
+            products = vmap(product)(unit_vectors(params[name], start, stop))
+        except torch.OutOfMemoryError:
+            if stop - start == 1:
+                raise
+            chunk_size = (stop - start) // 2
+            log.warning("out of memory with %d rows at once: going on with %d.", stop - start, chunk_size)
+            continue
+        rows = slice(spans[name].start + start, spans[name].start + stop)
         for column, values in products.items():
             yield Block(rows, spans[column], values.reshape(len(values), -1)).lower()
+        start = stop
 
 
 def _product(
