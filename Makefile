@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test check dashboard compare clean
+.PHONY: run test check dashboard bench clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
@@ -15,8 +15,9 @@ test: $(STAMP)  ## format, lint, types, tests
 dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
 	$(BIN)/python -m pipeline.dashboard
 
-compare: $(STAMP)  ## the strategies side by side
-	$(BIN)/python scripts/compare_strategies.py
+bench: $(STAMP)  ## every strategy and other tools side by side, half an hour; NETS=mlp,conv for some nets only
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python scripts/benchmark.py $(if $(NETS),--nets $(NETS))
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 TILES_PER_TASK = 32
 QUADRATURE = {"num_vectors": 8, "num_steps": 64, "seed": 0}
-SHARED = ("matrix", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
+SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
 
 def aggregate(

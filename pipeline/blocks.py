@@ -44,8 +44,9 @@ def assemble(blocks: Iterable[Block], num_rows: int) -> Tensor:
     for block in blocks:
         if dense is None:
             dense = _new_square(num_rows, block.values)
-        for start in range(block.rows.start, block.rows.stop, STRIP):
-            rows = slice(start, min(start + STRIP, block.rows.stop))
+        height = STRIP if block.values.numel() > SMALL else max(1, len(block.values))
+        for start in range(block.rows.start, block.rows.stop, height):
+            rows = slice(start, min(start + height, block.rows.stop))
             values = block.values[rows.start - block.rows.start : rows.stop - block.rows.start]
             num_missing -= _write(dense, rows, block.cols, values)
     if dense is None or num_missing != 0:
@@ -72,7 +73,7 @@ def _write(dense: Tensor, rows: slice, cols: slice, values: Tensor) -> int:
         part = values[:, : below.stop - cols.start]
         check_finite(part, rows)
         dense[rows, below] = part
-        dense[below, rows] = part.T.contiguous()
+        dense[below, rows] = part.T
         num_written += part.numel()
     across = slice(max(cols.start, rows.start), min(cols.stop, rows.stop))  # columns that the diagonal passes
     if across == rows:
@@ -103,4 +104,5 @@ def check_finite(values: Tensor, rows: slice | None = None) -> None:
 
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+SMALL = 2**18  # numbers of a block that is written at once
 STRIP = 256  # rows written at a time: strip and mirror image stay in the cache

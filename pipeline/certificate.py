@@ -45,9 +45,16 @@ def directions(num_parameters: int) -> Tensor:
 
 
 def certify(
-    objective: Objective, params: Params, batch: Batch, products: Tensor, precision: torch.dtype
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    products: Tensor,
+    precision: torch.dtype,
+    probes: Tensor | None = None,
 ) -> Certificate:
     """Compare the products H v, (P, NUM_PROBES), with extrapolated central differences of the gradient.
+
+    probes: the directions v; `directions(P)` by default.
 
     objective, params, batch: in float64. The gradient is one ordinary backward pass, of which no second derivative is
     ever asked: that is what makes this independent. Differences at the steps h and h / 2 give an estimate of their
@@ -58,7 +65,8 @@ def certify(
     """
     errors, tolerances = [], []
     size_of_weights = flatten(params).norm()
-    for direction, product in zip(directions(len(products)).T, products.double().T, strict=True):
+    probes = directions(len(products)) if probes is None else probes
+    for direction, product in zip(probes.T, products.double().T, strict=True):
         unit = (direction / direction.norm()).to(product)
         step = STEP * float(size_of_weights.clamp(min=1e-3))
         wide = _slope(objective, params, batch, unit, step)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.blocks import Block
 from pipeline.certificate import Certificate, certify, directions
-from pipeline.config import Verify
+from pipeline.config import Blocks, Verify
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.layout import Layout
@@ -40,6 +40,7 @@ class Recipe:
     parameters: names or globs of the weights to differentiate by; None for all that require grad.
     names: attributes of every shard: the names of strategy and matrix, the reduction, the config's hash.
     verify: what becomes of a matrix that fails its certificate.
+    blocks: all of the matrix, or the diagonal blocks of the layers alone.
     """
 
     matrix: Matrix
@@ -47,6 +48,36 @@ class Recipe:
     parameters: Sequence[str] | None
     names: dict[str, str]
     verify: Verify = Verify.error
+    blocks: Blocks = Blocks.all
+
+
+@dataclass(frozen=True)
+class Part:
+    """A diagonal block of the matrix, and what it is the Hessian of.
+
+    witness: the objective and its weights in float64, which certify the block.
+    """
+
+    rows: slice
+    objective: Objective
+    params: Params
+    witness: tuple[Objective, Params]
+
+
+def parts_of(
+    model: nn.Module, criterion: Criterion, parameters: Sequence[str] | None, blocks: Blocks
+) -> list[Part]:
+    """One part for the whole matrix, or one for each layer."""
+    layout = Layout.of(objective_of(model, criterion, parameters)[1])
+    spans = [slice(0, layout.num_parameters)]
+    if blocks is Blocks.layer:
+        spans = list(layout.layers().values())
+    parts = []
+    for span in spans:
+        names = layout.names_in(span)
+        witness = objective_of(model, criterion, names, torch.float64)
+        parts.append(Part(span, *objective_of(model, criterion, names), witness))
+    return parts
 
 
 def split(samples: Batch, batch_size: int | None, num_batches: int | None, seed: int) -> list[Batch]:
@@ -92,9 +123,10 @@ def compute_step(
             finite, the matrix holds NaN, or a file cannot be written.
     """
     objective, params = objective_of(model, criterion, recipe.parameters)
-    witness = objective_of(model, criterion, recipe.parameters, torch.float64)
+    parts = parts_of(model, criterion, recipe.parameters, recipe.blocks)
     names = {
         **recipe.names,
+        "blocks": recipe.blocks.value,
         "step": step,
         "weights_hash": _hash(params),
         "torch_version": str(torch.__version__),
@@ -116,18 +148,18 @@ def compute_step(
             _check_same(str(path), attrs, identity)
             yield attrs
         else:
-            yield _compute_shard(folder, (objective, params), witness, batch, recipe, identity)
+            yield _compute_shard(folder, (objective, params), parts, batch, recipe, identity)
 
 
 def _compute_shard(
     folder: RunFolder,
     at: tuple[Objective, Params],
-    witness: tuple[Objective, Params],
+    parts: Sequence[Part],
     batch: Batch,
     recipe: Recipe,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write one shard; `witness` is the objective and its weights in float64, which certify it."""
+    """Write one shard, part by part, and certify each."""
     start = time.perf_counter()
     objective, params = at
     loss = float(objective.loss(params, batch))
@@ -139,42 +171,43 @@ def _compute_shard(
     gradient = objective.gradient(params, batch)
     attrs = {**identity, "loss": loss, "gradient_norm": float(gradient.norm())}
     dtype = str(gradient.dtype).removeprefix("torch.")
-    transformed, drawn = recipe.matrix.problem(objective, params, batch)
     path, layout = folder.shard(identity["step"], identity["batch_index"]), Layout.of(params)
     probes = directions(layout.num_parameters)
     with write_shard(path, layout, dtype, attrs, gradient.cpu().numpy(), directions=probes.numpy()) as writer:
-        for block in _blocks(recipe.strategy, attrs, (transformed, params, drawn)):
-            writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
+        for part in parts:
+            for block in _blocks(recipe, attrs, part, batch):
+                rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
+                writer.add(rows, cols, block.values.detach().cpu().numpy())
         if recipe.verify != Verify.off:
             products = torch.from_numpy(writer.products).to(gradient.device)
-            certificate = _certify(recipe, witness, batch, products, gradient.dtype)
-            attrs |= {"probe_error": certificate.probe_error, "probe_tolerance": certificate.tolerance}
-            if not certificate.passed:
-                _tell(
-                    f"batch {identity['batch_index']} at step {identity['step']}: {certificate}",
-                    recipe.verify,
-                )
+            found = [_certify(recipe, part, batch, probes, products, gradient.dtype) for part in parts]
+            worst = max(found, key=lambda certificate: certificate.probe_error / certificate.tolerance)
+            attrs |= {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}
+            if not worst.passed:
+                _tell(f"batch {identity['batch_index']} at step {identity['step']}: {worst}", recipe.verify)
     return {**attrs, "seconds": time.perf_counter() - start}
 
 
-def _blocks(
-    strategy: Strategy, attrs: dict[str, Any], problem: tuple[Objective, Params, Batch]
-) -> Iterator[Block]:
+def _blocks(recipe: Recipe, attrs: dict[str, Any], part: Part, batch: Batch) -> Iterator[Block]:
     """The blocks of the strategy; what `auto` takes, and why, goes into the attributes."""
-    if not isinstance(strategy, Auto):
-        return strategy.blocks(*problem)
-    choice, blocks = strategy.start(*problem)
+    transformed, drawn = recipe.matrix.problem(part.objective, part.params, batch)
+    if not isinstance(recipe.strategy, Auto):
+        return recipe.strategy.blocks(transformed, part.params, drawn)
+    choice, blocks = recipe.strategy.start(transformed, part.params, drawn)
     attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
     return blocks
 
 
+def _shifted(span: slice, by: int) -> slice:
+    return slice(span.start + by, span.stop + by)
+
+
 def _certify(
-    recipe: Recipe, witness: tuple[Objective, Params], batch: Batch, products: Tensor, precision: torch.dtype
+    recipe: Recipe, part: Part, batch: Batch, probes: Tensor, products: Tensor, precision: torch.dtype
 ) -> Certificate:
-    objective, params = witness
-    exact = batch.to(dtype=torch.float64)
-    transformed, exact = recipe.matrix.problem(objective, params, exact)
-    return certify(transformed, params, exact, products, precision)
+    objective, params = part.witness
+    transformed, exact = recipe.matrix.problem(objective, params, batch.to(dtype=torch.float64))
+    return certify(transformed, params, exact, products[part.rows], precision, probes[part.rows])
 
 
 def _tell(what: str, verify: Verify) -> None:

@@ -26,6 +26,13 @@ class Dtype(Enum):
     float64 = "float64"
 
 
+class Blocks(Enum):
+    """Which part of the matrix is computed: all of it, or the diagonal blocks of the layers."""
+
+    all = "all"
+    layer = "layer"
+
+
 class Verify(Enum):
     """What becomes of a matrix that fails its certificate: refused, stored with a warning, or never looked at."""
 
@@ -53,6 +60,7 @@ class Config:
     num_batches: int | None = None
     checkpoint_steps: list[int] = field(default_factory=list)
     parameters: list[str] | None = None
+    blocks: Blocks = Blocks.all
     verify: Verify = Verify.error
     model: Any = MISSING
     data: Any = MISSING
@@ -69,7 +77,18 @@ class Config:
 
 # What the numbers in a shard depend on. Not: how many batches or checkpoints there are, where it is computed,
 # and all that comes after the shard.
-HASHED = ("seed", "dtype", "parameters", "model", "data", "criterion", "training", "matrix", "strategy")
+HASHED = (
+    "seed",
+    "dtype",
+    "parameters",
+    "blocks",
+    "model",
+    "data",
+    "criterion",
+    "training",
+    "matrix",
+    "strategy",
+)
 NOT_HASHED = (  # how fast, how often looked at, how often saved
     "strategy.chunk_size",
     "strategy.few_weights",

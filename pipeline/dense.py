@@ -136,15 +136,13 @@ def layer_hessians(
 ) -> dict[str, Tensor]:
     """The diagonal blocks of `hessian`, one for each layer: {"fc1": (P_1, P_1), ...}, at the cost of these alone.
 
-    A layer is what a module has of its own, its weight and bias together; what the model itself has goes by its class.
-    Arguments and errors are those of `hessian`.
+    A layer is what a module has of its own, its weight and bias together; what the model itself has goes by the name of
+    its first parameter. Arguments and errors are those of `hessian`.
     """
-    layers: dict[str, list[str]] = {}
-    for name in objective_of(model, criterion, parameters)[1]:
-        layers.setdefault(name.rpartition(".")[0] or type(model).__name__, []).append(name)
+    layout = Layout.of(objective_of(model, criterion, parameters)[1])
     return {
-        layer: hessian(model, criterion, inputs, targets, parameters=names, **options)
-        for layer, names in layers.items()
+        layer: hessian(model, criterion, inputs, targets, parameters=layout.names_in(span), **options)
+        for layer, span in layout.layers().items()
     }
 
 

@@ -39,3 +39,19 @@ class Layout:
         """The rows (and columns) of each parameter."""
         offsets = self.offsets
         return {name: slice(*offsets[i : i + 2]) for i, name in enumerate(self.names)}
+
+    def layers(self) -> dict[str, slice]:
+        """The rows (and columns) of each layer: what a module has of its own, which stands together in this order.
+
+        What the model itself has goes by the name of its first parameter.
+        """
+        spans: dict[str, slice] = {}
+        for name, span in self.slices().items():
+            layer = name.rpartition(".")[0]
+            spans[layer] = slice(spans[layer].start, span.stop) if layer in spans else span
+        own = next((name for name in self.names if "." not in name), "")
+        return {layer or own: span for layer, span in spans.items()}
+
+    def names_in(self, span: slice) -> list[str]:
+        """The parameters that begin in these rows."""
+        return [name for name, rows in self.slices().items() if span.start <= rows.start < span.stop]

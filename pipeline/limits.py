@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import PipelineError
-from pipeline.shards import file_size
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -45,13 +44,13 @@ def check_memory(num_parameters: int, needs: dict[str, int], available: int | No
             )
 
 
-def check_disk(folder: Path, num_parameters: int, itemsize: int, num_shards: int) -> None:
+def check_disk(folder: Path, num_parameters: int, bytes_each: int, num_shards: int) -> None:
     """Refuse shards that would not fit on the disk.
 
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
     """
-    needed = num_shards * file_size(num_parameters, itemsize)
+    needed = num_shards * bytes_each
     there = shutil.disk_usage(folder).free
     if needed > there:
         raise PipelineError(

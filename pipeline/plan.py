@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,20 @@ class Plan:
         held = strategy.memory(num_parameters, itemsize)
         size = num_parameters**2 * itemsize
         return Plan(num_parameters, batch.num_samples, cost.num_tangents, cost.flop, size, held, taken)
+
+    @staticmethod
+    def together(plans: Sequence[Plan]) -> Plan:
+        """Of several matrices on one batch, one after the other."""
+        first = plans[0]
+        return Plan(
+            sum(plan.num_parameters for plan in plans),
+            first.num_samples,
+            sum(plan.num_tangents for plan in plans),
+            sum(plan.flop for plan in plans),
+            sum(plan.matrix_bytes for plan in plans),
+            max(plan.strategy_bytes for plan in plans),
+            first.strategy,
+        )
 
     def __str__(self) -> str:
         flop = f" and {in_units(self.flop, 'FLOP')}" if self.flop else ""

@@ -5,6 +5,9 @@ triangle are written; everything above the diagonal reads as NaN in any HDF5 too
 a chunk, because HDF5's own checksum does not notice a chunk that was replaced by zeros. A file is written
 under a temporary name and takes its final one when it is whole and on disk, so a shard that exists is
 complete. The attribute `checksum` covers attributes, gradient and `/checksums`, and so all that is in the file.
+
+The attribute `blocks` is "all", or "layer" for a matrix that is zero outside the diagonal blocks of the layers. Then
+tiles that touch none of these blocks are not written either; `open_shard` gives zeros for them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pipeline.layout import Layout
 
 FORMAT_VERSION = 1
 TILE = 512
+ALL, LAYER = "all", "layer"
 Tile = tuple[int, int]
 
 
@@ -36,7 +40,10 @@ class ShardWriter:
         numbers. Use it through `write_shard`.
     """
 
-    def __init__(self, file: File, layout: Layout, dtype: str, tile: int, directions: Array) -> None:
+    def __init__(
+        self, file: File, layout: Layout, dtype: str, tile: int, directions: Array, blocks: str = ALL
+    ) -> None:
+        self._layers = _layer_of_each_row(layout) if blocks == LAYER else None
         self.num_rows = layout.num_parameters
         self.tile = min(tile, self.num_rows)
         shape, chunks = (self.num_rows, self.num_rows), (self.tile, self.tile)
@@ -74,15 +81,14 @@ class ShardWriter:
         top, bottom = max(rows.start, i * b), min(rows.stop, i * b + b, self.num_rows)
         left, right = max(cols.start, j * b), min(cols.stop, j * b + b, self.num_rows)
         part = values[top - rows.start : bottom - rows.start, left - cols.start : right - cols.start]
-        buffer, missing = self._begun.pop(tile, None) or (
-            np.full((b, b), np.nan, self._matrix.dtype),
-            self._size(tile),
-        )
+        buffer, missing = self._begun.pop(tile) if tile in self._begun else self._begin(tile)
         inside = buffer[top - i * b : bottom - i * b, left - j * b : right - j * b]
-        if i == j:
-            lower = np.arange(top, bottom)[:, None] >= np.arange(left, right)
-            inside[lower] = part[lower]
-            missing -= int(lower.sum())
+        if i == j or self._layers is not None:
+            wanted = self._wanted(slice(top, bottom), slice(left, right))
+            inside[wanted] = part[wanted]
+            missing -= int(wanted.sum())
+            if not wanted.any() and missing == 0:  # a tile outside the layers' blocks
+                return
         else:
             inside[...] = part
             missing -= part.size
@@ -90,6 +96,22 @@ class ShardWriter:
             self._begun[tile] = buffer, missing
         else:
             self._write(tile, buffer)
+
+    def _begin(self, tile: Tile) -> tuple[Array, int]:
+        """An empty tile, and how many entries it is to be given."""
+        buffer = np.full((self.tile, self.tile), np.nan, self._matrix.dtype)
+        if self._layers is None:
+            return buffer, self._size(tile)
+        rows, cols = (slice(k * self.tile, min((k + 1) * self.tile, self.num_rows)) for k in tile)
+        wanted = self._wanted(rows, cols)
+        lower = np.arange(rows.start, rows.stop)[:, None] >= np.arange(cols.start, cols.stop)
+        buffer[: rows.stop - rows.start, : cols.stop - cols.start][lower & ~wanted] = 0
+        return buffer, int(wanted.sum())
+
+    def _wanted(self, rows: slice, cols: slice) -> Array:
+        """Which of the entries rows x cols are given: those of the lower triangle, and of the layers' blocks."""
+        lower = np.arange(rows.start, rows.stop)[:, None] >= np.arange(cols.start, cols.stop)
+        return lower if self._layers is None else lower & (self._layers[rows, None] == self._layers[cols])
 
     def _size(self, tile: Tile) -> int:
         height, width = (min(self.tile, self.num_rows - k * self.tile) for k in tile)
@@ -117,7 +139,8 @@ class ShardWriter:
 
     def close(self) -> Array:
         """The checksums; every tile of the triangle must have been filled."""
-        expected = self.num_tile_rows * (self.num_tile_rows + 1) // 2
+        tiles = ((i, j) for i in range(self.num_tile_rows) for j in range(i + 1))
+        expected = sum(not _is_outside(tile, self.tile, self._layers) for tile in tiles)
         if self._num_written != expected:
             raise ValueError(
                 f"{expected - self._num_written} of {expected} tiles of the triangle were never filled"
@@ -145,8 +168,9 @@ def write_shard(
     """
     if directions is None:
         directions = np.zeros((layout.num_parameters, 0))
-    with writing(path, file_size(layout.num_parameters, np.dtype(dtype).itemsize, tile)) as file:
-        writer = ShardWriter(file, layout, dtype, tile, directions)
+    blocks = attrs.get("blocks", ALL)
+    with writing(path, file_size(layout, np.dtype(dtype).itemsize, blocks, tile)) as file:
+        writer = ShardWriter(file, layout, dtype, tile, directions, blocks)
         yield writer
         checksums = writer.close()
         shapes = [json.dumps(shape) for shape in layout.shapes]
@@ -188,6 +212,10 @@ class Shard:
         return self.parameters.num_parameters
 
     @cached_property
+    def _layers(self) -> Array | None:
+        return _layer_of_each_row(self.parameters) if self.attrs["blocks"] == LAYER else None
+
+    @cached_property
     def gradient(self) -> Array:
         """(P,), the gradient of the loss on this shard's batch."""
         with reading(self.path) as file:
@@ -205,6 +233,9 @@ class Shard:
         with reading(self.path) as file:
             matrix, checksums = file["matrix"], file["checksums"][:]
             for i, j in self.tile_indices() if wanted is None else wanted:
+                if _is_outside((i, j), b, self._layers):
+                    yield (i, j), np.zeros((min(b, n - i * b), b), self.dtype)
+                    continue
                 try:
                     content = matrix.id.read_direct_chunk((i * b, j * b))[1]
                 except (OSError, RuntimeError, ValueError):
@@ -280,6 +311,7 @@ def open_shard(path: str | Path) -> Shard:
             raise damaged(path, "its attributes or gradient do not match their checksum")
         names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
         layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
+        attrs.setdefault("blocks", ALL)
         return Shard(path, attrs, layout, file["matrix"].chunks[0], file["matrix"].dtype)
 
 
@@ -293,11 +325,30 @@ def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: s
         out[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start] = part
 
 
-def file_size(num_rows: int, itemsize: int, tile: int = TILE) -> int:
-    """Bytes of a shard of a (P, P) matrix, at most: its triangle of tiles, the gradient, and 1 MB for all the rest."""
-    b = min(tile, num_rows)
-    num_tile_rows = -(-num_rows // b)
-    return (num_tile_rows * (num_tile_rows + 1) // 2 * b * b + num_rows) * itemsize + 2**20
+def file_size(layout: Layout, itemsize: int, blocks: str = ALL, tile: int = TILE) -> int:
+    """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
+    b = min(tile, layout.num_parameters)
+    num_tile_rows = -(-layout.num_parameters // b)
+    num_tiles = num_tile_rows * (num_tile_rows + 1) // 2
+    if blocks == LAYER:
+        layers = _layer_of_each_row(layout)
+        tiles = ((i, j) for i in range(num_tile_rows) for j in range(i + 1))
+        num_tiles = sum(not _is_outside(tile, b, layers) for tile in tiles)
+    return (num_tiles * b * b + layout.num_parameters) * itemsize + 2**20
+
+
+def _layer_of_each_row(layout: Layout) -> Array:
+    """(P,), increasing."""
+    spans = layout.layers().values()
+    return np.repeat(np.arange(len(spans)), [span.stop - span.start for span in spans])
+
+
+def _is_outside(tile: Tile, size: int, layers: Array | None) -> bool:
+    """Whether a tile of the lower triangle touches no diagonal block: all its columns are of earlier layers."""
+    if layers is None:
+        return False
+    i, j = tile
+    return bool(layers[min((j + 1) * size, len(layers)) - 1] < layers[i * size])
 
 
 def mirrored(tile: Array) -> Array:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cluster import Cluster
-from pipeline.config import Stage, Verify
+from pipeline.config import Blocks, Stage, Verify
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.limits import available_memory, check_disk, check_memory, in_words
 from pipeline.matrix import MATRICES, Matrix
-from pipeline.objective import Batch, Objective, Params, objective_of
+from pipeline.objective import Batch, objective_of
+from pipeline.plan import Plan, expected_seconds
 from pipeline.results import open_run
 from pipeline.shards import file_size
 from pipeline.spectrum import Decomposition
@@ -127,9 +128,10 @@ def check_plan(
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
     """
-    num_parameters = subject.num_weights(settings["parameters"])
+    layout = subject.layout(settings["parameters"])
+    num_parameters = layout.num_parameters
     itemsize = 4 if settings["dtype"] == "float32" else 8
-    needs, batches, num_missing, num_steps = {}, [], 0, 0
+    needs, batches, bytes_each, num_missing, num_steps = {}, [], 0, 0, 0
     if "compute" in settings["stages"]:
         from pipeline.compute import split
 
@@ -138,7 +140,8 @@ def check_plan(
         num_there = len(list(folder.shards.glob("step-*/*.h5")))
         num_steps = len(steps)
         num_missing = max(0, num_steps * (len(batches) + 1) - num_there)  # each step has a mean too
-        check_disk(folder.path, num_parameters, itemsize, num_missing)
+        bytes_each = file_size(layout, itemsize, settings["blocks"])
+        check_disk(folder.path, num_parameters, bytes_each, num_missing)
         needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     if "aggregate" in settings["stages"]:
         needs[f"spectrum={type(spectrum).__name__.lower()}"] = spectrum.memory(num_parameters, itemsize)
@@ -151,37 +154,32 @@ def check_plan(
         in_words(max(needs.values(), default=0)),
         in_words(available_memory()),
     )
-    if num_missing > num_steps:
-        _tell_work(subject, settings, (matrix, strategy), batches[0], num_missing - num_steps)
+    num_matrices = num_missing - num_steps
+    if num_matrices > 0:
+        plan, seconds = _work(subject, settings, matrix, strategy, batches[0])
+        log.info(
+            "to compute: %d %s of %s, %s on disk; about %s, and what the disk takes.",
+            num_matrices,
+            "matrix" if num_matrices == 1 else "matrices",
+            plan,
+            in_words(num_matrices * bytes_each),
+            _duration(num_matrices * seconds),
+        )
 
 
-def _tell_work(
-    subject: Subject,
-    settings: Mapping[str, Any],
-    how: tuple[Matrix, Strategy],
-    batch: Batch,
-    num_matrices: int,
-) -> None:
-    """One line on what the matrices take, by the first batch."""
-    from pipeline.plan import Plan, expected_seconds
+def _work(
+    subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy, batch: Batch
+) -> tuple[Plan, float]:
+    """The plan of one batch, and how long it will take in seconds."""
+    from pipeline.compute import parts_of
 
-    objective, params = objective_of(subject.model, subject.criterion, settings["parameters"])
-    plan = Plan.of(how[1], *_arguments(how[0], objective, params, batch))
-    log.info(
-        "to compute: %d %s of %s, %s on disk; about %s, and what the disk takes.",
-        num_matrices,
-        "matrix" if num_matrices == 1 else "matrices",
-        plan,
-        in_words(num_matrices * file_size(plan.num_parameters, next(iter(params.values())).element_size())),
-        _duration(num_matrices * expected_seconds(plan, objective, params, batch)),
-    )
-
-
-def _arguments(
-    matrix: Matrix, objective: Objective, params: Params, batch: Batch
-) -> tuple[Objective, Params, Batch]:
-    transformed, drawn = matrix.problem(objective, params, batch)
-    return transformed, params, drawn
+    about = (subject.model, subject.criterion, settings["parameters"])
+    plans = []
+    for part in parts_of(*about, Blocks[settings["blocks"]]):
+        transformed, drawn = matrix.problem(part.objective, part.params, batch)
+        plans.append(Plan.of(strategy, transformed, part.params, drawn))
+    plan = Plan.together(plans)
+    return plan, expected_seconds(plan, *objective_of(*about), batch)
 
 
 def _duration(seconds: float) -> str:
@@ -231,7 +229,14 @@ def compute(
         "reduction": str(getattr(subject.criterion, "reduction", "mean")),
         "config_hash": settings["config_hash"],
     }
-    recipe = Recipe(matrix, strategy, settings["parameters"], names, Verify[settings["verify"]])
+    recipe = Recipe(
+        matrix,
+        strategy,
+        settings["parameters"],
+        names,
+        Verify[settings["verify"]],
+        Blocks[settings["blocks"]],
+    )
     with diary.stage(Stage.compute):
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)

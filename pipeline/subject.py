@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.data import Samples
+from pipeline.layout import Layout
 from pipeline.objective import Batch, Criterion, objective_of
 from pipeline.options import check_count
 from pipeline.training import check_fit
@@ -50,8 +51,6 @@ class Subject:
         check_fit(model, criterion, train)
         return Subject(model, criterion, train, test, batch_size)
 
-    def num_weights(self, parameters: list[str] | None) -> int:
-        """P, the weights that the matrix is taken by."""
-        return sum(
-            value.numel() for value in objective_of(self.model, self.criterion, parameters)[1].values()
-        )
+    def layout(self, parameters: list[str] | None) -> Layout:
+        """The weights that the matrix is taken by."""
+        return Layout.of(objective_of(self.model, self.criterion, parameters)[1])

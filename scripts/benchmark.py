@@ -1,11 +1,13 @@
 """Dense Hessians (or GGNs) by every strategy and by other tools: time, memory, agreement, and how far from the limit.
 
-    python scripts/benchmark.py --nets mlp,residual --threads 2
+    python scripts/benchmark.py --nets mlp,residual
+    python scripts/benchmark.py --nets 64-32-10@128,64-64-10@128 --json outputs/cost.json     # 64-width-10, N = 128
 
 A method is measured in a process of its own, which is stopped after `--limit` seconds or when it takes more memory than
-`--memory` GiB. There it runs once uncounted, then in `--rounds` rounds, all methods in turn.
+`--memory` GiB. There it runs once uncounted, then in `--rounds` rounds, all methods in turn; what is over in less than
+`TURN` seconds runs several times in its turn. Peers stand in brackets; they are the extra `bench`.
 
-seconds: the median, from the module to the dense symmetric matrix; "blocks alone" makes the blocks and drops them.
+seconds: the median, from the module to the dense symmetric matrix; "(blocks)" makes the blocks and drops them.
 peak: resident memory above what was there after a net of 17 weights, in MiB; the matrix itself is part of it.
 error: the largest difference to the matrix by khatri_rao in float64, as a part of its largest entry (which for nets
     up to 3,000 weights is itself compared with hvp).
@@ -20,6 +22,7 @@ import json
 import multiprocessing
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -28,7 +31,7 @@ from typing import Any
 
 import psutil
 import torch
-from benchmark_nets import NETS, Problem, warm_up
+from benchmark_nets import NETS, Problem, problem_of, warm_up
 from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
 from torch import Tensor
 
@@ -39,6 +42,7 @@ from pipeline.strategy import STRATEGIES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MIB = 2**20
+TURN = 0.5  # seconds
 ALONE = "khatri_rao (blocks)"
 CHUNKS = (32, 128, 512)
 
@@ -66,7 +70,7 @@ def serve(pipe: Connection, net: str, name: str, options: argparse.Namespace) ->
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     try:
-        problem = NETS[net]().to(device, dtype)
+        problem = problem_of(net).to(device, dtype)
         for _ in range(2):
             method_of(name, warm_up().to(device, dtype), options.matrix)()
         run = method_of(name, problem, options.matrix)
@@ -78,8 +82,11 @@ def serve(pipe: Connection, net: str, name: str, options: argparse.Namespace) ->
         error = None if result is None else difference(result, options.reference)
         del result
         pipe.send({"seconds": seconds, "peak": peak, "error": error})
+        times = max(1, int(TURN / seconds))
         while pipe.recv():
-            pipe.send({"seconds": timed(run)[0]})
+            pipe.send({"seconds": statistics.median(timed(run)[0] for _ in range(times))})
+    except EOFError:  # the parent has ended
+        pass
     except (NotApplicable, ImportError) as reason:
         pipe.send({"failed": "not installed" if isinstance(reason, ImportError) else str(reason)})
     except (MemoryError, RuntimeError) as reason:
@@ -174,7 +181,7 @@ def measure(net: str, names: list[str], options: argparse.Namespace) -> dict[str
 
 
 def reference_of(net: str, matrix: str) -> Tensor:
-    problem = NETS[net]().to(torch.device("cpu"), torch.float64)
+    problem = problem_of(net).to(torch.device("cpu"), torch.float64)
 
     def by(strategy: str) -> Tensor:
         return hessian(problem.model, problem.criterion, *problem.batch, strategy=strategy, matrix=matrix)
@@ -195,7 +202,7 @@ def gemm_rate(threads: int, dtype: str, device: str, size: int = 3072) -> float:
 
 
 def table(net: str, rows: dict[str, dict[str, Any]], rate: float, peers: set[str]) -> str:
-    problem = NETS[net]()
+    problem = problem_of(net)
     P, N = problem.num_parameters, problem.batch.num_samples
     seconds = {name: statistics.median(row["times"]) for name, row in rows.items() if row["times"]}
     best = min((value for name, value in seconds.items() if name in peers), default=None)
@@ -219,7 +226,9 @@ def table(net: str, rows: dict[str, dict[str, Any]], rate: float, peers: set[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Dense Hessians by every strategy and by other tools.")
-    parser.add_argument("--nets", default=",".join(NETS), help="of " + ", ".join(NETS))
+    parser.add_argument(
+        "--nets", default=",".join(NETS), help="of " + ", ".join(NETS) + ", or 64-width-10@samples"
+    )
     parser.add_argument("--methods", default="", help="strategies and peers; all by default")
     parser.add_argument("--matrix", choices=list(PEERS), default="hessian")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of one torch operation")
@@ -229,22 +238,23 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120, help="seconds, of one run")
     parser.add_argument("--patience", type=float, default=20, help="seconds above which one run is enough")
     parser.add_argument("--memory", type=float, default=18, help="GiB that a method may take")
-    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    parser.add_argument("--json", type=Path, help="a file to which the figures are added")
     options = parser.parse_args()
     names = options.methods.split(",") if options.methods else [*STRATEGIES, ALONE, *PEERS[options.matrix]]
     rate = gemm_rate(options.threads, options.dtype, options.device)
     print(f"torch {torch.__version__}, {options.dtype}, {options.threads} threads, {rate / 1e9:.0f} GFLOP/s")
-    found: dict[str, Any] = {"gemm": rate}
-    options.reference = str(Path("outputs") / ".benchmark-reference.pt")
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        options.reference = str(Path(folder) / "reference.pt")
         for net in options.nets.split(","):
             torch.save(reference_of(net, options.matrix), options.reference)
-            found[net] = measure(net, names, options)
-            print("\n" + table(net, found[net], rate, set(PEERS[options.matrix])), flush=True)
-    finally:
-        Path(options.reference).unlink(missing_ok=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+            rows = measure(net, names, options)
+            print("\n" + table(net, rows, rate, set(PEERS[options.matrix])), flush=True)
+            problem = problem_of(net)
+            sizes = {"P": problem.num_parameters, "N": problem.batch.num_samples}
+            if options.json:
+                found = json.loads(options.json.read_text()) if options.json.exists() else {}
+                found[net] = {**sizes, "gemm": rate, "methods": rows}
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

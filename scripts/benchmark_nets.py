@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +122,15 @@ def warm_up() -> Problem:
     """A net of 17 weights, on which everything is imported and set up before memory is measured."""
     torch.manual_seed(0)
     return Problem("2-3-2 tanh", mlp(2, 3, 2), CrossEntropy(), Batch(torch.eye(2), torch.arange(2)))
+
+
+def problem_of(name: str) -> Problem:
+    """The net of that name, or 64-width-10@samples."""
+    if found := re.fullmatch(r"64-(\d+)-10@(\d+)", name):
+        return mlp_on_digits(int(found[1]), int(found[2]))
+    if name not in NETS:
+        raise SystemExit(f"--nets: {name!r} is unknown: choose of {', '.join(NETS)}, or 64-100-10@128.")
+    return NETS[name]()
 
 
 IMAGE = (1, 8, 8)

@@ -222,7 +222,7 @@ def test_layers_of_a_selection() -> None:
 
     x, y = torch.randn(5, 3), torch.randn(5, 2)
     found = layer_hessians(Scaled(), loss, x, y, parameters=["scale", "*.weight"])
-    assert {layer: len(values) for layer, values in found.items()} == {"Scaled": 1, "0": 6, "1": 4}
+    assert {layer: len(values) for layer, values in found.items()} == {"scale": 1, "0": 6, "1": 4}
 
 
 @pytest.mark.parametrize("kind", list(MATRICES))

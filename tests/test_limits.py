@@ -59,14 +59,13 @@ def test_a_container_may_use_less_than_the_machine_has(limit):
 
 
 def test_a_disk_holds_what_fits(tmp_path, monkeypatch):
-    """P = 1,000: two rows of tiles of 512, so 3 tiles of 512² float64; the gradient; and 1 MB beside."""
-    one = (3 * 512**2 + 1000) * 8 + 2**20
+    one = 10**7
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 4 * one))
-    check_disk(tmp_path, 1000, 8, 4)
+    check_disk(tmp_path, 1000, one, 4)
     with pytest.raises(PipelineError) as caught:
-        check_disk(tmp_path, 1000, 8, 5)
+        check_disk(tmp_path, 1000, one, 5)
     assert str(caught.value) == (
         f"5 shards of P = 1,000 weights need {in_words(5 * one)} of disk, {in_words(4 * one)} are free in {tmp_path}: "
         "lower num_batches, choose another disk with hydra.run.dir=FOLDER, or dtype=float32."
     )
-    check_disk(tmp_path, 1000, 4, 5)
+    check_disk(tmp_path, 1000, one // 2, 5)

@@ -154,7 +154,7 @@ def test_attributes_and_names(path: Path) -> None:
     write(path, symmetric(23), step=120, batch_index=3, config_hash="abc", none_is_text="")
     shard = open_shard(path)
     expected = {**ATTRS, "step": 120, "batch_index": 3, "config_hash": "abc", "none_is_text": ""}
-    own = {"format_version": FORMAT_VERSION, "dtype": "float64", "complete": True}
+    own = {"format_version": FORMAT_VERSION, "dtype": "float64", "complete": True, "blocks": "all"}
     assert shard.attrs == {**expected, **own, "checksum": shard.attrs["checksum"]}
     assert {name: type(value) for name, value in shard.attrs.items() if name in ATTRS} == {
         name: type(value) for name, value in ATTRS.items()

@@ -41,7 +41,7 @@ class Auto:
     many, one pass of `autograd` is over before one of `hvp`.
     """
 
-    few_weights: int = 700
+    few_weights: int = 400
     very_few_weights: int = 100
 
     def __post_init__(self) -> None:
