@@ -6,8 +6,6 @@ import math
 import shutil
 from pathlib import Path
 
-import psutil
-
 from pipeline.errors import PipelineError
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -16,6 +14,8 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 def available_memory() -> int:
     """Bytes that this process may still take: what the machine has, or what the container or job is allowed."""
+    import psutil  # here, so that matrices can be computed where only torch is installed
+
     allowed = [int(psutil.virtual_memory().available)]
     for path in map(Path, CGROUP_LIMITS):
         try:

@@ -29,7 +29,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from benchmark_nets import NETS, Problem, problem_of, warm_up
 from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
@@ -102,11 +101,11 @@ def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
     return time.perf_counter() - start, result
 
 
-def resident(what: str) -> int:
-    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit(f"/proc/self/status has no {what}: memory is measured on Linux only.")
-    return 1024 * int(found[1])
+def resident(what: str, process: int | None = None) -> int:
+    """Bytes; 0 for a process that has just ended."""
+    path = Path(f"/proc/{process or 'self'}/status")
+    found = re.search(rf"{what}:\s+(\d+) kB", path.read_text() if path.exists() else "")
+    return 1024 * int(found[1]) if found else 0
 
 
 def difference(found: Tensor, path: str) -> float:
@@ -140,7 +139,7 @@ class Child:
                 return self.close({"failed": "ended"})
             if time.monotonic() > end:
                 return self.close({"failed": f"> {self.limit:g} s"})
-            if psutil.Process(self.process.pid).memory_info().rss > self.memory:
+            if resident("VmRSS", self.process.pid) > self.memory:
                 return self.close({"failed": f"> {self.memory / 2**30:g} GiB"})
         try:
             told: dict[str, Any] = self.pipe.recv()

@@ -62,10 +62,12 @@ def _of_loss(net: Net, objective: Objective, first: int, tangents: Shifts) -> Re
         inputs = {m: capture.calls[m].inputs for m in shifts if m > first}
         return value, {m: a for m, a in inputs.items() if a.is_floating_point()}
 
-    def response(tangent: Shifts) -> tuple[Shifts, Shifts]:
-        # a tangent of zeros, not none: PyTorch adds them in its C++ code, and none in its Python code
-        result: tuple[Shifts, Shifts] = push(grad(loss, has_aux=True), zeros, {**zeros, **tangent})
+    def reverse(moved: Shifts) -> tuple[Shifts, Shifts]:
+        result: tuple[Shifts, Shifts] = grad(loss, has_aux=True)({**zeros, **moved})
         return result
+
+    def response(tangent: Shifts) -> tuple[Shifts, Shifts]:
+        return push(reverse, {row: zeros[row] for row in tangent}, tangent)
 
     return _arranged(net, first, *vmap(response)(tangents))
 

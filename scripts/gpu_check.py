@@ -1,0 +1,118 @@
+"""Every strategy on a GPU: right on the table of cases, then timed against the card's own rates, in one call.
+
+    scripts/gpu_check.sh
+    python scripts/gpu_check.py --device cpu --sizes 64-100-10@128      # to try it without a GPU
+
+1. Each case of `tests/cases.py`, each strategy, float64, on the device, against `triangular` or `hvp` on the CPU (1e-10
+   of the largest entry). A strategy that refuses must refuse by name.
+2. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
+   N P² FLOP at the rate of multiplying square matrices, and the bytes of the matrix at the rate of writing memory.
+Ends with status 1 if any number is wrong. It needs torch, NumPy and h5py only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from benchmark import gemm_rate, timed
+from benchmark_nets import problem_of
+
+from pipeline.dense import hessian
+from pipeline.errors import PipelineError
+from pipeline.objective import objective_of
+from pipeline.strategy import STRATEGIES, KhatriRao
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cases import CASES, Case
+
+TOLERANCE = 1e-10
+
+
+def difference(case: Case, name: str, device: torch.device) -> float | str:
+    """From the matrix on the CPU, as a part of its largest entry; or in what words the strategy refuses."""
+    model, criterion, batch, parameters = case.build()
+    oracle = next(one for one in ("triangular", "hvp") if one not in case.refused_by)
+    expected = hessian(model, criterion, *batch, strategy=oracle, parameters=parameters)
+    model, batch = model.to(device), batch.to(device)
+    try:
+        found = hessian(model, criterion, *batch, strategy=name, parameters=parameters, device=device)
+    except PipelineError as error:
+        return str(error)
+    return float((found.cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+
+
+def check(device: torch.device) -> int:
+    """The number of wrong matrices."""
+    num_wrong = num_right = num_refused = 0
+    for case in CASES:
+        for name in STRATEGIES:
+            found = difference(case, name, device)
+            if isinstance(found, str):
+                num_refused += 1
+                expected = name in case.refused_by
+                num_wrong += not expected
+                if not expected:
+                    print(f"{case.id}, {name}: refused: {found}")
+            elif found <= TOLERANCE:
+                num_right += 1
+            else:
+                num_wrong += 1
+                print(f"{case.id}, {name}: off by {found:.1e}")
+    print(f"{len(CASES)} cases: {num_right} right, {num_refused} refused, {num_wrong} wrong")
+    return num_wrong
+
+
+def write_rate(device: torch.device, size: int = 2**28) -> float:
+    """Bytes a second."""
+    target = torch.empty(size, device=device)
+    return 4 * size / min(timed(lambda: target.fill_(1.0))[0] for _ in range(5))
+
+
+def time_net(name: str, device: torch.device) -> None:
+    problem = problem_of(name).to(device, torch.float32)
+    objective, params = objective_of(problem.model, problem.criterion)
+    strategy = KhatriRao(megabytes=1024 if device.type == "cuda" else 64)
+
+    def blocks_alone() -> None:
+        for _ in strategy.blocks(objective, params, problem.batch):
+            pass
+
+    def dense() -> torch.Tensor:
+        return hessian(problem.model, problem.criterion, *problem.batch, strategy=strategy)
+
+    P, N = problem.num_parameters, problem.batch.num_samples
+    limits = N * P**2 / gemm_rate("float32", device.type), 4 * P**2 / write_rate(device)
+    print(f"{name}: P = {P:,}, N = {N}: limits: products {limits[0]:.3f} s, writing {limits[1]:.3f} s")
+    for label, run in (("blocks alone", blocks_alone), ("dense", dense)):
+        run()
+        seconds = statistics.median(timed(run)[0] for _ in range(3))
+        shares = ", ".join(
+            f"{limit / seconds:.0%} of {what}"
+            for limit, what in zip(limits, ("products", "writing"), strict=True)
+        )
+        print(f"  {label:<14}{seconds:>9.3f} s: {shares}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Every strategy on a GPU.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--sizes", default="64-100-10@128,64-267-10@256,64-667-10@512", help="64-width-10@samples"
+    )
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU: --device cpu tries the script without one.")
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}")
+    num_wrong = check(device)
+    for name in options.sizes.split(","):
+        time_net(name, device)
+    sys.exit(1 if num_wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
