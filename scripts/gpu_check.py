@@ -75,7 +75,7 @@ def write_rate(device: torch.device, size: int = 2**28) -> float:
 def time_net(name: str, device: torch.device) -> None:
     problem = problem_of(name).to(device, torch.float32)
     objective, params = objective_of(problem.model, problem.criterion)
-    strategy = KhatriRao(megabytes=1024 if device.type == "cuda" else 64)
+    strategy = KhatriRao(megabytes=1024 if device.type == "cuda" else 256)
 
     def blocks_alone() -> None:
         for _ in strategy.blocks(objective, params, problem.batch):

@@ -32,7 +32,7 @@ class KhatriRao:
     Sources: Bishop 1992, doi:10.1162/neco.1992.4.4.494; Mizutani and Dreyfus 2007, doi:10.1109/IJCNN.2007.4371146.
     """
 
-    megabytes: int = 64
+    megabytes: int = 256
     tangents_per_product: int = 128
 
     def __post_init__(self) -> None:
