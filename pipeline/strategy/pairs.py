@@ -83,7 +83,7 @@ class Pair:
         assert row.weight is not None
         squares = Squares.of(self.net.inputs[self.first][:, 0])
         bytes_each = row.num_weights * row.num_inputs * delta_dot.element_size()
-        for group in _parts(units, min(8, 4 * FACTOR_BYTES // bytes_each)):
+        for group in _parts(units, min(2, 4 * FACTOR_BYTES // bytes_each)):
             part = slice(group.start - units.start, group.stop - units.start)
             values = squares.rows(delta_dot[part, :, : group.stop])  # later units lie above the diagonal
             yield Piece(row.weight, weights_of_units(row, group), row.weight, values, square=True)
@@ -112,7 +112,7 @@ class Pair:
             return False
         if use.num_positions > 1 or use.num_groups > 1:
             return False
-        size = self.net.most_samples * Squares.num_products(use.num_inputs)
+        size = self.net.most_samples * use.num_inputs**2
         return size * self.net.deltas[self.first].element_size() <= SQUARES_BYTES
 
     @property
