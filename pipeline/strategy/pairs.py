@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline.strategy.captured import Net
-from pipeline.strategy.squares import Squares
+from pipeline.strategy.products import Products
 from pipeline.strategy.sums import Piece, Rows
 from pipeline.strategy.uses import Use
 
 FACTOR_BYTES = 2 * 2**20  # of what a matrix product reads or writes at once: about what a core's cache holds
-SQUARES_BYTES = 16 * 2**20  # of products of inputs with each other, above which they are not kept
+PRODUCTS_BYTES = 16 * 2**20  # of products of inputs with each other, above which they are not kept
+UNITS_AT_ONCE = 2  # of which rows are made together: with more, what was made first has left the cache
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,14 @@ class Pair:
         """delta_dot: (u, T, N, S, k), a_dot: (u, T, N, S, q)."""
         if self.column.weight is None:
             return
-        if self._keeps_squares():
-            yield from self._by_squares(units, delta_dot[:, 0, :, 0])
-            return
+        if self._keeps_products():
+            if self.same:
+                yield from self._by_squares(units, delta_dot[:, 0, :, 0])
+                return
+            moves = None if a_dot is None else Moved.of(a_dot[:, 0, :, 0])
+            if moves is None or moves.few:
+                yield from self._by_products(units, delta_dot[:, 0, :, 0], moves)
+                return
         for group in self._groups_of(units):
             part = slice(group.start - units.start, group.stop - units.start)
             moved = None if a_dot is None else a_dot[part]
@@ -78,15 +84,36 @@ class Pair:
                 yield from self._by_factors(group, delta_dot[part], moved)
 
     def _by_squares(self, units: range, delta_dot: Tensor) -> Iterator[Piece]:
-        """Both uses are the same, without shared positions. delta_dot: (u, N, k)."""
-        row = self.row
+        """Both uses are the same. delta_dot: (u, N, k)."""
+        row, a = self.row, self.net.inputs[self.first][:, 0]
         assert row.weight is not None
-        squares = Squares.of(self.net.inputs[self.first][:, 0])
-        bytes_each = row.num_weights * row.num_inputs * delta_dot.element_size()
-        for group in _parts(units, min(2, 4 * FACTOR_BYTES // bytes_each)):
+        products = Products.of(a, a)
+        for group in _parts(units, UNITS_AT_ONCE):
             part = slice(group.start - units.start, group.stop - units.start)
-            values = squares.rows(delta_dot[part, :, : group.stop])  # later units lie above the diagonal
+            values = products.rows(delta_dot[part, :, : group.stop])  # later units lie above the diagonal
             yield Piece(row.weight, weights_of_units(row, group), row.weight, values, square=True)
+
+    def _by_products(self, units: range, delta_dot: Tensor, moved: Moved | None) -> Iterator[Piece]:
+        """The rows of the column's use against the columns of the row's. delta_dot: (u, N, k)."""
+        row, column = self.row, self.column
+        assert row.weight is not None
+        assert column.weight is not None
+        a, b = self.net.inputs[self.first][:, 0], self.net.inputs[self.second][:, 0]
+        delta = self.net.deltas[self.second][:, 0]
+        products = Products.of(b, a)
+        for group in _parts(range(column.num_units), UNITS_AT_ONCE):
+            part = slice(group.start, group.stop)
+            values = products.rows(delta_dot[..., part].permute(2, 1, 0))
+            if moved is not None:
+                moved.add_to(values.view(len(group), len(b.T), len(units), -1), delta[:, part], a)
+            rows = weights_of_units(column, group)
+            first = units.start * row.num_inputs
+            yield Piece(column.weight, rows, row.weight, values, first_column=first)
+        if row.bias is not None:
+            values = torch.matmul(delta_dot.transpose(1, 2), b)  # (u, k, q)
+            if moved is not None:
+                values += torch.matmul(delta.T, moved.a_dot)
+            yield Piece(row.bias, slice(units.start, units.stop), column.weight, values.flatten(1))
 
     def _by_factors(self, units: range, delta_dot: Tensor, a_dot: Tensor | None) -> Iterator[Piece]:
         row, column = self.row, self.column
@@ -105,15 +132,14 @@ class Pair:
                 rows, values = slice(units.start, units.stop), flat_columns(column, factor.sum(1))
                 yield Piece(row.bias, rows, column.weight, values, self.same, first)
 
-    def _keeps_squares(self) -> bool:
-        """Whether the products of this use's inputs with each other are made once, and not a factor for each unit."""
-        use = self.row
-        if not self.same or use.weight is None or use.order is not None:
-            return False
-        if use.num_positions > 1 or use.num_groups > 1:
-            return False
-        size = self.net.most_samples * use.num_inputs**2
-        return size * self.net.deltas[self.first].element_size() <= SQUARES_BYTES
+    def _keeps_products(self) -> bool:
+        """Whether the products of both inputs with each other are made once, and not a factor for each unit."""
+        row, column = self.row, self.column
+        for use in (row, column):
+            if use.weight is None or use.order is not None or use.num_positions > 1 or use.num_groups > 1:
+                return False
+        sizes = self.net.most_samples, row.num_inputs, column.num_inputs
+        return Products.num_bytes(*sizes, self.net.deltas[self.first].element_size()) <= PRODUCTS_BYTES
 
     @property
     def _shares(self) -> bool:
@@ -217,6 +243,31 @@ class Pair:
         if a_dot is not None:
             values += torch.matmul(delta.flatten(0, 1).T, a_dot.flatten(1, 2))
         return values.flatten(1)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """a_dot: ȧ[u, n, q]; units, inputs: where it is not zero for every sample, as (u, q)."""
+
+    a_dot: Tensor
+    units: Tensor
+    inputs: Tensor
+
+    @staticmethod
+    def of(a_dot: Tensor) -> Moved:
+        units, inputs = (a_dot != 0).any(1).nonzero(as_tuple=True)
+        return Moved(a_dot, units, inputs)
+
+    @property
+    def few(self) -> bool:
+        """As behind an activation function, where a unit moves one input only."""
+        return len(self.units) <= 2 * max(self.a_dot.shape[0], self.a_dot.shape[2])
+
+    def add_to(self, values: Tensor, delta: Tensor, a: Tensor) -> None:
+        """Add Σ_n δ[n, k] ȧ[u, n, q] ã[n, p] to the values (k, q, u, p)."""
+        moves = self.a_dot[self.units, :, self.inputs]  # (pairs, N)
+        sums = torch.matmul(delta.T[:, None] * moves, a)  # (k, pairs, p)
+        values[:, self.inputs, self.units] += sums
 
 
 def _moved_by_weights(a: Tensor, moves: Tensor) -> Tensor:
