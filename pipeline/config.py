@@ -58,7 +58,9 @@ class Config:
     dtype: Dtype = Dtype.float32
     stages: list[Stage] = field(default_factory=lambda: list(Stage))
     num_batches: int | None = None
-    checkpoint_steps: list[int] = field(default_factory=list)
+    checkpoint_steps: Any = field(
+        default_factory=list
+    )  # list[int], or "log"; check_settings is stricter than types
     parameters: list[str] | None = None
     blocks: Blocks = Blocks.all
     verify: Verify = Verify.error
@@ -101,6 +103,9 @@ NOT_HASHED = (  # how fast, how often looked at, how often saved
 )
 
 
+LOG = "log"
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check the values that the schema's types let through.
 
@@ -109,9 +114,26 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     check_count("seed", settings["seed"], minimum=0)
     check_count("num_batches", settings["num_batches"], or_null="all of them")
-    check_counts("checkpoint_steps", settings["checkpoint_steps"], minimum=0)
+    checkpoint_steps(settings)
     if not settings["stages"]:
         raise PipelineError(f"stages=[]: choose any of {', '.join(stage.value for stage in Stage)}.")
+
+
+def checkpoint_steps(settings: Mapping[str, Any]) -> list[int]:
+    """The steps that `checkpoint_steps` asks for; `log` stands for 0, 1, 2, 5, 10, 20, 50, … up to the last one.
+
+    >>> checkpoint_steps({"checkpoint_steps": "log", "training": {"num_steps": 30}})
+    [0, 1, 2, 5, 10, 20]
+
+    Raises:
+        PipelineError: it is neither `log` nor a list of whole numbers.
+    """
+    steps = settings["checkpoint_steps"]
+    if steps == LOG:
+        last = int(settings["training"].get("num_steps", 0))
+        spaced = (first * 10**power for power in range(len(str(last))) for first in (1, 2, 5))
+        return [0, *(step for step in spaced if step <= last)]
+    return list(check_counts("checkpoint_steps", steps, minimum=0, or_word=LOG))
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
@@ -127,7 +149,11 @@ def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
         PipelineError: the folder holds what other settings computed.
     """
     saved = settings_of(folder)
-    settings = {**settings, "config_hash": config_hash(settings)}
+    settings = {
+        **settings,
+        "checkpoint_steps": checkpoint_steps(settings),
+        "config_hash": config_hash(settings),
+    }
     if saved and saved["config_hash"] != settings["config_hash"]:
         changes = "; ".join(differences(settings, saved)[:3])
         raise PipelineError(

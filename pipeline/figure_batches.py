@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 MOST_NUMBERS = 8
 
 
-def spread(results: Results) -> Figure:
-    """Top eigenvalues of each batch and of the mean; distances to the mean; overlap of top eigenspaces."""
+def spread(results: Results) -> Figure | None:
+    """Top eigenvalues of each batch and of the mean; distances to the mean; overlap of top eigenspaces.
+
+    Nothing to draw for one batch, which is its own mean.
+    """
+    if len(results.arrays["batches/num_samples"]) < 2:
+        return None
     figure = new_figure(context_of(results), width=11.0, height=4.4)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.5, 0.9, 1.25])
     _eigenvalues(left, results)

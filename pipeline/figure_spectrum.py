@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from pipeline.evolution import linear_width
 from pipeline.figure_style import (
     BLUE,
     GREY,
@@ -75,21 +76,9 @@ def _density_axes(axes: Any, grid: Array, curves: Array, num_parameters: int) ->
     axes.set_ylim(floor, 3 * highest)
     seen = grid[(curves > floor).any(axis=0)]
     low, high = float(seen[0]), float(seen[-1])
-    signed_log(axes, "x", low, high, _linear_within(grid), num_ticks=11)
+    signed_log(axes, "x", low, high, linear_width(grid), num_ticks=11)
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     return floor
-
-
-def _linear_within(grid: Array) -> float:
-    """The half-width of the linear part of a grid that is linear around zero and geometric far from it.
-
-    Even steps d of the coordinate are steps of about width * d near zero and ratios of about exp(d) far away.
-    """
-    steps = np.diff(grid)
-    far = int(np.argmax(np.abs(grid)))
-    near = far - 1 if far else 1
-    ratio = abs(grid[far] / grid[near]) if grid[near] else math.e
-    return float(steps[steps > 0].min() / math.log(max(ratio, 1 + 1e-9)))
 
 
 def by_rank(results: Results) -> Figure:

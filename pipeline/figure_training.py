@@ -1,18 +1,15 @@
-"""What changes with the training step: losses, accuracies, and a few numbers of the spectrum."""
+"""Losses and accuracies along training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.figure_style import BLUE, GREEN, GREY, VERMILLION, Array, new_figure, value_axis
-
-if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+from pipeline.figure_style import BLUE, GREY, VERMILLION, Array, new_figure, value_axis
 
 SERIES = (("train", "training samples", BLUE, "-", "o"), ("test", "test samples", VERMILLION, "--", "s"))
 
@@ -74,22 +71,3 @@ def _mark(axes: Any, steps: Sequence[int]) -> None:
         axes.axvline(
             step, color=GREY, linewidth=1.2, linestyle=":", label="" if i else "spectrum taken here", zorder=1
         )
-
-
-def along_steps(results: Mapping[int, Results]) -> Figure | None:
-    """Largest eigenvalue and trace of the mean at each of the steps; nothing to draw for fewer than two."""
-    if len(results) < 2:
-        return None
-    steps = np.array(list(results))
-    figure = new_figure(width=10.0, height=4.2)
-    panels = figure.subplots(1, 2)
-    for axes, name, title, color in (
-        (panels[0], "lambda_max", r"largest eigenvalue $\lambda_{\max}$", BLUE),
-        (panels[1], "trace", r"trace $\mathrm{tr}\,H$", GREEN),
-    ):
-        values = np.array([float(each.attrs[name]) for each in results.values()])
-        axes.plot(steps, values, marker="o", markersize=6, color=color)
-        value_axis(axes, "y", values)
-        axes.set(title=title, xlabel="training step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    return figure

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from pipeline.figure_batches import spread
+from pipeline.figure_evolution import along_steps, densities_along, overlaps_along
 from pipeline.figure_layers import block_norms
 from pipeline.figure_spectrum import by_rank, density
 from pipeline.figure_style import Array, save_png, style
-from pipeline.figure_training import along_steps, training_curve
+from pipeline.figure_training import training_curve
 
 if TYPE_CHECKING:
+    from pipeline.evolution import Limit
     from pipeline.hdf5 import Results
 
 
@@ -69,6 +71,7 @@ SPREAD = Picture(
     "Left: top eigenvalues of each batch (dots) beside those of the mean (lines). Middle: how far each "
     "batch's matrix is from the mean. Right: 1 where two batches share their top eigenspace, 0 where they "
     "are orthogonal.",
+    "There is one batch: it is its own mean.",
 )
 TRAINING = Picture(
     "training",
@@ -78,8 +81,22 @@ TRAINING = Picture(
 )
 ALONG_STEPS = Picture(
     "steps",
-    "Largest eigenvalue and trace",
-    "Largest eigenvalue and trace of the mean matrix at each step for which a spectrum was taken.",
+    "Largest eigenvalue, trace and effective rank",
+    "The largest eigenvalue is the sharpest direction, the trace the sum of all, the effective rank over how many "
+    "directions the curvature is spread.",
+)
+DENSITIES = Picture(
+    "density_steps",
+    "Density of the spectrum as it evolves",
+    "A row a step, bright where many eigenvalues lie, grey where there is none; orange marks are the top eigenvalues, "
+    "which leave the bulk as classes are learnt.",
+    "No density was computed for this choice of spectrum.",
+)
+OVERLAPS = Picture(
+    "overlap_steps",
+    "Overlap of top eigenspaces between steps",
+    "1 where two steps have the same sharp directions, near 0 where those have turned away; a bright square means "
+    "that the directions have settled.",
 )
 OF_A_STEP: tuple[tuple[Picture, Callable[[Results], Figure | None]], ...] = (
     (DENSITY, density),
@@ -90,31 +107,29 @@ OF_A_STEP: tuple[tuple[Picture, Callable[[Results], Figure | None]], ...] = (
 
 
 def draw_figures(
-    results: Mapping[int, Results], history: Mapping[str, Array], folder: Path
+    results: Mapping[int, Results], history: Mapping[str, Array], limit: Limit, folder: Path
 ) -> Iterator[Drawn]:
-    """Draw and save all figures of a run into `folder`, yielding each as it is done.
+    """Draw and save the figures of a run into `folder`, yielding each as it is done.
 
-    results: by step, ascending. Figures of the last step have plain names (density.png), so that runs can be
-    compared file by file; those of earlier steps say the step (step-000100-density.png).
-    history: as `training_curve` takes it; empty if there is none.
+    results: by step, ascending; the last one has figures of its own, all together have those of the evolution.
+    history: as `training_curve` takes it; empty if there is none. limit: the line beside the largest eigenvalues.
     """
     last = max(results)
-    for step, each in results.items():
-        for picture, draw in OF_A_STEP:
-            name = picture.name if step == last else f"step-{step:06d}-{picture.name}"
-            yield _save(picture, step, folder / f"{name}.png", draw, each)
-    yield _save(TRAINING, None, folder / "training.png", training_curve, history, list(results))
-    yield _save(ALONG_STEPS, None, folder / "steps.png", along_steps, results)
+    for picture, draw in OF_A_STEP:
+        yield _save(picture, last, folder, draw, results[last])
+    yield _save(TRAINING, None, folder, training_curve, history, list(results))
+    yield _save(ALONG_STEPS, None, folder, along_steps, results, limit)
+    yield _save(DENSITIES, None, folder, densities_along, results)
+    yield _save(OVERLAPS, None, folder, overlaps_along, results)
 
 
-def num_figures(num_steps: int) -> int:
-    """How many `draw_figures` yields."""
-    return len(OF_A_STEP) * num_steps + 2
+NUM_FIGURES = len(OF_A_STEP) + 4
 
 
 def _save(
-    picture: Picture, step: int | None, path: Path, draw: Callable[..., Figure | None], *material: object
+    picture: Picture, step: int | None, folder: Path, draw: Callable[..., Figure | None], *material: object
 ) -> Drawn:
+    path = folder / f"{picture.name}.png"
     with style():
         figure = draw(*material)
         if figure is None:

@@ -21,15 +21,19 @@ def check_count(name: str, value: object, minimum: int = 1, or_null: str | None 
         raise PipelineError(f"{name}={value!r}: give a whole number of at least {minimum}{remedy}.")
 
 
-def check_counts(name: str, value: object, minimum: int = 1) -> tuple[int, ...]:
-    """The list as a tuple; refuse what is not a list of whole numbers of at least `minimum`."""
+def check_counts(name: str, value: object, minimum: int = 1, or_word: str | None = None) -> tuple[int, ...]:
+    """The list as a tuple; refuse what is not a list of whole numbers of at least `minimum`.
+
+    or_word: what the caller takes besides, for the message.
+    """
     fits = isinstance(value, Sequence) and not isinstance(value, str)
     if fits:
         items = list(value)  # type: ignore[call-overload]
         fits = all(_is_whole(item) and item >= minimum for item in items)
     if not fits:
+        other = f", or {or_word}" if or_word is not None else ""
         raise PipelineError(
-            f"{name}={value!r}: give a list of whole numbers of at least {minimum}, such as [32]."
+            f"{name}={value!r}: give a list of whole numbers of at least {minimum}, such as [32]{other}."
         )
     return tuple(int(item) for item in items)
 

@@ -30,7 +30,8 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
-    from pipeline.figures import draw_figures, num_figures  # matplotlib: not before it is needed
+    from pipeline.evolution import stability_limit
+    from pipeline.figures import NUM_FIGURES, draw_figures  # matplotlib: not before it is needed
     from pipeline.hdf5 import read_results
     from pipeline.terminal import progress
 
@@ -41,8 +42,10 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
         )
     results = {step: read_results(folder.spectrum(step)) for step in steps}
     history = tables.read_history(folder.history)
-    drawing = draw_figures(results, history, folder.figures)
-    drawn = list(progress(drawing, "report", total=num_figures(len(steps))))
+    chosen, *_ = tables.load_config(folder, config)
+    limit = stability_limit(chosen, str(results[max(results)].attrs["matrix"]))
+    drawing = draw_figures(results, history, limit, folder.figures)
+    drawn = list(progress(drawing, "report", total=NUM_FIGURES))
     write_atomically(folder.report, _page(folder, config, results, history, drawn))
     return folder.report
 
@@ -82,7 +85,6 @@ def _page(
         layers=tables.layers(results[last]),
         steps=tables.steps(results) if len(results) > 1 else [],
         now=[each for each in drawn if each.step == last],
-        earlier={step: [each for each in drawn if each.step == step] for step in results if step != last},
         whole_run=[each for each in drawn if each.step is None],
         files=tables.files(folder),
         shard=folder.shard(last, 0),

@@ -6,6 +6,7 @@ import yaml
 from pipeline.config import (
     HASHED,
     check_settings,
+    checkpoint_steps,
     config_hash,
     differences,
     flat,
@@ -47,6 +48,21 @@ def changed(**changes):
 def test_good_settings_pass():
     check_settings(SETTINGS)
     check_settings(changed(num_batches=3, checkpoint_steps=[0, 50]))
+    check_settings(changed(checkpoint_steps="log"))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [(0, [0]), (1, [0, 1]), (7, [0, 1, 2, 5]), (1000, [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])],
+)
+def test_log_stands_for_steps_that_crowd_at_the_start(num_steps, expected, folder):
+    settings = changed(checkpoint_steps="log", training={"num_steps": num_steps})
+    assert checkpoint_steps(settings) == expected
+    assert settle(folder, settings)["checkpoint_steps"] == expected
+
+
+def test_a_training_without_steps_has_step_zero_alone():
+    assert checkpoint_steps(changed(checkpoint_steps="log", training={"path": "weights.safetensors"})) == [0]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +74,12 @@ def test_good_settings_pass():
             r"^num_batches=0: give a whole number of at least 1, or null \(all of them\)\.$",
         ),
         ({"checkpoint_steps": [-5]}, r"^checkpoint_steps=\[-5\]: give a list of whole numbers of at least 0"),
+        (
+            {"checkpoint_steps": "logs"},
+            r"^checkpoint_steps='logs': give a list of whole numbers of at least 0, such as \[32\], or log\.$",
+        ),
+        ({"checkpoint_steps": [1.5]}, r"^checkpoint_steps=\[1\.5\]: give a list"),
+        ({"checkpoint_steps": None}, r"^checkpoint_steps=None: give a list"),
         ({"stages": []}, r"^stages=\[\]: choose any of train, compute, aggregate, report\.$"),
     ],
 )
