@@ -1,8 +1,8 @@
 """Hessians of neural networks with respect to their weights, on disk and in memory, and their spectra.
 
 `hessian(model, criterion, inputs, targets)` gives the matrix as a tensor, `layer_hessians` its blocks for each layer,
-`sample_hessians` one for each sample; `open_shard(path)` and `open_run(folder)`
-read what a run left behind. The pipeline itself is `python -m pipeline.run`.
+`sample_hessians` one for each sample; `open_shard(path)`, `open_run(folder)`
+and `open_sweep(folder)` read what runs left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pipeline.dense import hessian, layer_hessians, sample_hessians
     from pipeline.results import open_run
     from pipeline.shards import open_shard
+    from pipeline.sweep_jobs import open_sweep
 
-__all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "sample_hessians"]
+__all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "open_sweep", "sample_hessians"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "sample_hessians": "pipeline.dense",
     "open_run": "pipeline.results",
     "open_shard": "pipeline.shards",
+    "open_sweep": "pipeline.sweep_jobs",
 }
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
 
 STEP = re.compile(r"step-(\d{6,})")
+PATIENCE = 10  # hundredths of a second
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def status(self) -> Path:
+        """How the last start of the run ended, or that it has not yet."""
+        return self.path / "status.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}.safetensors"
@@ -101,7 +108,7 @@ class RunFolder:
             ) from error
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(handle)
             except BlockingIOError:
                 raise PipelineError(
                     f"another run is at work in {self.path}: wait for it to end, "
@@ -111,6 +118,29 @@ class RunFolder:
             fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was just started may hold a copy of the handle
         finally:
             os.close(handle)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work in the folder now."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+
+def _take(handle: int) -> None:
+    """Lock it, and wait a little: `is_held` holds it for a moment."""
+    for _ in range(PATIENCE):
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.01)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _steps(paths: Iterable[Path]) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
@@ -27,6 +28,9 @@ from pipeline.config import Config, Stage, check_settings, flat, keep, run_name,
 from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
 from pipeline.folder import RunFolder
+from pipeline.multirun import launched
+from pipeline.status import told
+from pipeline.sweep_jobs import has_jobs
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
@@ -35,9 +39,9 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 def run(config: DictConfig, folder: RunFolder) -> None:
     """Do what the config asks for, and leave it in the folder."""
-    check_settings(plain(config))
     wanted = set(config.stages)
-    with folder.lock():
+    with folder.lock(), told(folder):
+        check_settings(plain(config))
         subject = build_subject(config) if wanted & {Stage.train, Stage.compute} else None
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
@@ -167,29 +171,40 @@ def job(config: DictConfig) -> None:
             log.error("%s", line)
         else:
             log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        if sweeping:
-            error.add_note(f"job {HydraConfig.get().job.num} failed")
-        if sweeping or SHOW_TRACEBACKS:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or SHOW_TRACEBACKS:
             raise  # the other jobs of a sweep go on, and Hydra ends with status 1
         sys.exit(1)
 
 
 def main() -> None:
     """The command: mistakes are told in one line, with status 1; HYDRA_FULL_ERROR=1 shows the traceback instead."""
-    if SHOW_TRACEBACKS:
-        job()
-        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print in a form of its own
+    status, untold = 0, None
     try:
         job()
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except Exception as error:
-        if not HydraConfig.initialized():  # the mistake came before a job could tell it, or many jobs ago
-            line = explain(error) or f"unexpected {type(error).__name__}: {error}"
-            print(": ".join([*getattr(error, "__notes__", ()), line]), file=sys.stderr)
-        sys.exit(1)
+        status, untold = 1, error
+    sweep = [folder for folder in launched if has_jobs(folder)]
+    if untold and SHOW_TRACEBACKS:
+        traceback.print_exception(untold)
+    elif untold and not sweep:  # the table of a sweep tells what became of its jobs
+        print(explain(untold) or f"unexpected {type(untold).__name__}: {untold}", file=sys.stderr)
+    for folder in sweep:
+        status = conclude(folder) or status
+    sys.exit(status)
+
+
+def conclude(folder: Path) -> int:
+    """Sum up the sweep in a folder; 1 if a job is not finished or the table cannot be made."""
+    from pipeline import sweep
+
+    try:
+        return 1 if sweep.conclude(folder).unfinished else 0
+    except PipelineError as error:
+        log.error("%s", error)
+        return 1
 
 
 if __name__ == "__main__":

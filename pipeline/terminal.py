@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import accumulate
 from typing import TypeVar
 
 import rich
@@ -54,6 +55,19 @@ def table(title: str, rows: Mapping[str, str], note: str) -> None:
         grid.add_row(name, value)
     rich.get_console().print(grid)
     say(note)
+
+
+def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with a row a line; columns that the terminal is too narrow for are left out from the right."""
+    console = rich.get_console()
+    widths = [max(len(row[i]) for row in [head, *rows]) + 3 for i in range(len(head))]  # with its border
+    num_columns = max(1, sum(total < console.width for total in accumulate(widths)))
+    lines = Table(title=title, title_justify="left")
+    for name in head[:num_columns]:
+        lines.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        lines.add_row(*row[:num_columns])
+    console.print(lines)
 
 
 def say(text: str, style: str = "") -> None:

@@ -78,5 +78,6 @@ def contents(folder):
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not str(path.relative_to(folder)).startswith((".hydra", "run.log", ".lock"))
+        if path.is_file()
+        and not str(path.relative_to(folder)).startswith((".hydra", "run.log", ".lock", "status.json"))
     }

@@ -102,7 +102,7 @@ def test_a_run_folder_has_what_was_promised_and_nothing_else(finished):
     steps = ("step-000000", "step-000020")
     assert found == {
         *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
-        *(".lock", "config.yaml", "run.log", "report.html", "summary.json"),
+        *(".lock", "config.yaml", "run.log", "report.html", "status.json", "summary.json"),
         *("checkpoints/history.csv", "checkpoints/state.pt"),
         *(f"checkpoints/{step}.safetensors" for step in steps),
         *(f"shards/{step}/{name}.h5" for step in steps for name in ("batch-00000", "batch-00001", "batch-00002")),
@@ -290,7 +290,7 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(sweep):
         assert shard.attrs["strategy"] == config["strategy"]["_target_"].rpartition(".")[2].lower()
         runs[shard.attrs["strategy"], config["seed"]] = shard.dense()
     assert len(runs) == 8
-    assert lines[-1] == f"run folder: {folder / '7'}"
+    assert lines[-2:] == ["8 of 8 jobs finished.", f"table: {folder / 'summary.csv'}"]
     for (_, seed), matrix in runs.items():
         np.testing.assert_allclose(matrix, runs["autograd", seed], atol=1e-12)
     assert np.abs(runs["hvp", 0] - runs["hvp", 1]).max() > 1e-3
@@ -310,7 +310,8 @@ def test_a_failing_job_of_a_sweep_leaves_the_others_going(tmp_path):
     refusal = "num_batches=9: 40 training samples make 3 batches of 16: lower num_batches or data.batch_size."
     lines = done.stdout.splitlines()
     assert lines.count(refusal) == 1  # where it happened, and once more at the end
-    assert lines[-1] == f"job 1 failed: {refusal}"
+    assert f"job 1 (num_batches=9) failed: {refusal}" in lines
+    assert "2 of 3 jobs finished." in lines
     shards = [len(list((tmp_path / "jobs" / str(job)).glob("shards/*/*.h5"))) for job in range(3)]
     assert shards == [1, 0, 2]
 

@@ -1,0 +1,79 @@
+"""How a run ended, told by the run itself in `status.json`: what a sweep needs to know of jobs that it cannot see.
+
+    {"state": "failed", "reason": "num_batches=9: 40 training samples make 3 batches of 16: lower num_batches."}
+
+A launcher that knows more than the job could say (cancelled in the queue, out of time) may write it with `tell`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from pipeline.explain import explain
+from pipeline.folder import RunFolder, write_atomically
+
+RUNNING, FINISHED, FAILED, CANCELLED, KILLED, MISSING = (
+    "running",
+    "finished",
+    "failed",
+    "cancelled",
+    "killed",
+    "missing",
+)
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run, and one line on why it is not `finished`."""
+
+    state: str
+    reason: str = ""
+
+
+def tell(folder: RunFolder, state: str, reason: str = "") -> None:
+    """Write the status of a run."""
+    write_atomically(folder.status, json.dumps(asdict(Status(state, reason)), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def told(folder: RunFolder) -> Iterator[None]:
+    """Tell how the body ends. To be used while the folder is locked: the status is of the run that holds it.
+
+    A process that is killed, or leaves by SystemExit to be started again, tells nothing: `status_of` sees that.
+    """
+    tell(folder, RUNNING)
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # the reason that the body gave counts
+            tell(folder, FAILED, explain(error) or f"unexpected {type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            tell(folder, CANCELLED, "interrupted by Ctrl-C.")
+        raise
+    tell(folder, FINISHED)
+
+
+def status_of(folder: RunFolder) -> Status:
+    """What the run told; `killed` if it was at work and no process is any more, `missing` if it never began."""
+    status = _read(folder)
+    if status.state != RUNNING or folder.is_held():
+        return status
+    status = _read(folder)  # it may have ended in between
+    if status.state != RUNNING:
+        return status
+    return Status(KILLED, "its process ended without a word: killed, or its machine stopped.")
+
+
+def _read(folder: RunFolder) -> Status:
+    try:
+        found = json.loads(folder.status.read_text())
+        return Status(str(found["state"]), str(found.get("reason", "")))
+    except FileNotFoundError:
+        return Status(MISSING, "it has not begun.")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Status(MISSING, f"{folder.status} cannot be read ({error}).")

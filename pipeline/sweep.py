@@ -1,0 +1,107 @@
+"""The end of a sweep: one table, one report and one MLflow run over all its jobs. `python -m pipeline.sweep FOLDER`.
+
+    sweep.json      what was to be run: the command, and the overrides of each job by its number
+    0/ 1/ 2/ …      the run folders of the jobs
+    summary.csv     a row a job: its state, the choices that vary, the headline numbers, why it is not finished
+    mlflow.json     the MLflow run under which those of the jobs hang; it carries the table
+
+All of it is made from the folder, so it does not matter where the jobs ran, which of them failed, or whether the
+process that launched them lived to see their end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.folder import write_atomically
+from pipeline.report_words import number, percent
+from pipeline.sweep_jobs import Job, Sweep, open_sweep
+from pipeline.terminal import grid, say
+from pipeline.tracking.parent import record
+
+TABLE = "summary.csv"
+COLUMNS = {  # of the table in the terminal, the ones that do not fit left out; `summary.csv` has them all
+    "lambda_max": "λ max",
+    "lambda_min": "λ min",
+    "trace": "trace",
+    "test_accuracy": "test acc.",
+    "num_negative_eigenvalues": "negative",
+    "effective_rank": "eff. rank",
+    "train_loss": "train loss",
+    "num_parameters": "P",
+}
+log = logging.getLogger("pipeline")
+
+
+def conclude(folder: Path) -> Sweep:
+    """Write the table, log it to the sweep's MLflow run, and print it.
+
+    Raises:
+        PipelineError: no sweep was begun there, or a file cannot be written.
+    """
+    sweep = open_sweep(folder)
+    try:
+        write_atomically(sweep.folder / TABLE, sweep.table.to_csv())
+    except OSError as error:
+        raise PipelineError(f"{sweep.folder / TABLE} cannot be written ({error.strerror}).") from error
+    try:
+        record(sweep, [sweep.folder / TABLE])
+    except PipelineError as error:  # the files are there; what is lost can be had again with `pipeline.sweep`
+        log.warning("the sweep is not in MLflow: %s", error)
+    show(sweep)
+    return sweep
+
+
+def show(sweep: Sweep) -> None:
+    """Print the table, each job that is not finished with its reason, and where the files are."""
+    unfinished = sweep.unfinished
+    head = ["job", *(["state"] if unfinished else []), *(key.rpartition(".")[2] for key in sweep.varying)]
+    head += [label for key, label in COLUMNS.items() if key in sweep.table]
+    grid(f"sweep of {_count(len(sweep.jobs))}", head, [_cells(sweep, job) for job in sweep.jobs])
+    for job in unfinished:
+        choices = " ".join(f"{key}={job.overrides[key]}" for key in sweep.varying if key in job.overrides)
+        say(f"job {job.number} ({choices}) {job.status.state}: {job.status.reason}", "bold red")
+    done = len(sweep.jobs) - len(unfinished)
+    say(f"{done} of {_count(len(sweep.jobs))} finished.")
+    say(f"table: {sweep.folder / TABLE}")
+
+
+def _cells(sweep: Sweep, job: Job) -> list[str]:
+    state = [job.status.state] if sweep.unfinished else []
+    numbers = [_text(key, job.summary.get(key)) for key in COLUMNS if key in sweep.table]
+    return [str(job.number), *state, *(job.overrides.get(key, "") for key in sweep.varying), *numbers]
+
+
+def _text(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return percent(value) if key.endswith("accuracy") else number(value)
+
+
+def _count(jobs: int) -> str:
+    return "1 job" if jobs == 1 else f"{jobs} jobs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Sum up the sweep in a folder; 0 if all of its jobs are finished."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.sweep",
+        description="Sum up a sweep: its table and its run in MLflow. Status 1 if a job is not finished.",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="of the sweep, such as outputs/multirun/2026-01-31/12-00-00"
+    )
+    try:
+        return 1 if conclude(parser.parse_args(arguments).folder).unfinished else 0
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
