@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from pipeline.errors import PipelineError
+from pipeline.folder import remedy
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -24,10 +25,10 @@ def explain(error: BaseException) -> str | None:
                 f"out of memory{f' ({asked[1]} were asked for)' if asked else ''}: choose fewer weights, "
                 "a smaller strategy.chunk_size or data.batch_size, strategy=hvp or spectrum=topk."
             )
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return f"{cause.filename or 'a file'}: {cause.strerror}: {remedy(cause)}."
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
         return _about_options(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir=FOLDER."
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -154,17 +155,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A file with the final name is therefore always whole. When the body raises, the temporary file is removed
     and what stood at `path` before stays.
+
+    Raises:
+        PipelineError: the file cannot be written: no room, no right to, or the disk has a fault.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _flush(partial)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        _flush(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong first is what is told
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # not: a connection that was lost
+            raise unwritable(path, error) from error
         raise
-    _flush(path.parent)
+
+
+def unwritable(path: Path, error: OSError) -> PipelineError:
+    reason = error.strerror or str(error)
+    return PipelineError(
+        f"{path} could not be written ({reason}): {remedy(error)}; what was complete before is kept."
+    )
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that cannot be opened, read or written."""
+    other = "another folder with hydra.run.dir=FOLDER"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"make room or choose {other}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"give yourself the right to it or choose {other}"
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return "end other programs, or raise the limit that `ulimit -a` shows, and run again"
+    if error.errno == errno.EIO:
+        return f"look after the disk (`dmesg` may say more) and run again, or choose {other}"
+    return f"choose {other}"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.folder import replacing
+from pipeline.raw_file import RawFile
 
 Array = NDArray[Any]
 File = h5py.File
@@ -68,34 +67,21 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
 def writing(path: Path, num_bytes: int) -> Iterator[h5py.File]:
     """A new file, which takes its name when it is whole and on disk.
 
-    Room for it is reserved first, so that a full disk is an error of one system call, before anything is computed. HDF5
-    itself cannot close a file that it cannot write, and takes the process down with it.
+    Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
+    `RawFile`, as it cannot close a file that it cannot write.
+
+    Raises:
+        PipelineError: the file cannot be written.
     """
-    try:
-        with replacing(path) as partial:
-            _reserve(partial, num_bytes)
-            with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
-                _reserve(partial, num_bytes)  # opening has cut the file to nothing
-                yield file
-                file.flush()
-                size = file.id.get_filesize()
-            os.truncate(partial, size)
-    except OSError as error:
-        raise PipelineError(
-            f"{path} could not be written ({error.strerror or error}): make room or choose another folder; "
-            "what was complete before is kept."
-        ) from error
+    with replacing(path) as partial:
+        partial.unlink(missing_ok=True)
+        raw = RawFile(partial, num_bytes)
+        with closing(raw), _created(partial, raw) as file:
+            yield file
 
 
-def _reserve(path: Path, num_bytes: int) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        os.posix_fallocate(handle, 0, num_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not: a file system that cannot reserve
-            raise
-    finally:
-        os.close(handle)
+def _created(path: Path, raw: RawFile) -> h5py.File:
+    return h5py.File(path, "w", libver=("earliest", "v110"), driver="fileobj", fileobj=raw)
 
 
 @contextmanager

@@ -178,6 +178,9 @@ def job(config: DictConfig) -> None:
 
 def main() -> None:
     """The command: mistakes are told in one line, with status 1; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    logging.raiseExceptions = (
+        SHOW_TRACEBACKS  # a line that does not reach run.log is no reason for a traceback
+    )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print in a form of its own
     status, untold = 0, None
     try:

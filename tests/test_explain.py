@@ -102,6 +102,15 @@ def test_a_file_that_cannot_be_used(tmp_path):
     )
 
 
+def test_a_full_disk_under_files_that_are_not_the_pipelines_own():
+    """Hydra's: the error that it raises has the system's as its cause, which need not name a file."""
+    outer = ValueError("Unable to configure handler 'file'")
+    outer.__cause__ = OSError(28, "No space left on device", "/run/run.log")
+    remedy = "No space left on device: make room or choose another folder with hydra.run.dir=FOLDER."
+    assert explain(outer) == f"/run/run.log: {remedy}"
+    assert explain(OSError(28, "No space left on device")) == f"a file: {remedy}"
+
+
 def test_the_pipelines_own_errors_are_told_as_they_are_from_whatever_depth():
     outer = RuntimeError("outer")
     outer.__cause__ = ValueError("between")
