@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipeline.chart_batches import top_of_batches
 from pipeline.figure_style import (
     BLUE,
     HEAT,
@@ -71,14 +72,6 @@ def _eigenvalues(axes: Any, results: Results) -> None:
     axes.set(xlabel=r"index $j$", ylabel=r"eigenvalue $\lambda_j$")
     axes.grid(visible=False, axis="x")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.4)
-
-
-def top_of_batches(results: Results) -> np.ndarray[Any, Any]:
-    """The top eigenvalues of each batch, (B, k) descending, whether the file holds k or all P of them."""
-    batches = results.arrays["batches/eigenvalues"]
-    num_top = len(results.arrays["mean/top_eigenvalues"])
-    ascending = batches.shape[1] > num_top or bool((np.diff(batches, axis=1) > 0).any())
-    return batches[:, ::-1][:, :num_top] if ascending else batches
 
 
 def _distances(axes: Any, results: Results) -> None:

@@ -17,9 +17,8 @@ from pipeline.figure_style import (
     log_labels,
     new_figure,
     say,
-    short,
 )
-from pipeline.report_words import number
+from pipeline.report_words import number, short
 
 if TYPE_CHECKING:
     from pipeline.hdf5 import Results

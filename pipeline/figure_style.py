@@ -121,14 +121,6 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def short(name: str, width: int = 32) -> str:
-    """A name cut in its middle where it is longer than `width` characters."""
-    if len(name) <= width:
-        return name
-    head = (width - 1) // 3
-    return f"{name[:head]}…{name[head + 1 - width :]}"
-
-
 def power(exponent: int, sign: int = 1) -> str:
     """A power of ten as a tick label."""
     return f"${'-' if sign < 0 else ''}10^{{{exponent}}}$"

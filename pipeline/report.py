@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +10,31 @@ from typing import TYPE_CHECKING, Any
 from pipeline import report_tables as tables
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
-from pipeline.report_words import matrix_name, number
+from pipeline.report_words import matrix_name
 
 if TYPE_CHECKING:
-    from pipeline.figures import Drawn
+    from pipeline.evolution import Limit
     from pipeline.hdf5 import Results
 
 TEMPLATE = "report.html.jinja"
+EXTENT = {
+    "exact": "every eigenvalue of the mean matrix",
+    "topk": "the extreme eigenvalues of the mean matrix",
+    "slq": "the extreme eigenvalues and an estimated density of the mean matrix",
+}
 
 
 def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> Path:
     """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
 
     config: the resolved config; None reads the one that the run left in its folder. The page opens from disk
-    with no network: figures and style are inside. Each file is written whole or not at all.
+    with no network: plotly, numbers and style are inside. Each file is written whole or not at all.
 
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
     from pipeline.evolution import stability_limit
-    from pipeline.figures import NUM_FIGURES, draw_figures  # matplotlib: not before it is needed
+    from pipeline.figures import figures_of, save_figures  # matplotlib: not before it is needed
     from pipeline.hdf5 import read_results
     from pipeline.terminal import progress
 
@@ -43,10 +46,11 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
     results = {step: read_results(folder.spectrum(step)) for step in steps}
     history = tables.read_history(folder.history)
     chosen, *_ = tables.load_config(folder, config)
-    limit = stability_limit(chosen, str(results[max(results)].attrs["matrix"]))
-    drawing = draw_figures(results, history, limit, folder.figures)
-    drawn = list(progress(drawing, "report", total=NUM_FIGURES))
-    write_atomically(folder.report, _page(folder, config, results, history, drawn))
+    limit = stability_limit(chosen, str(results[steps[-1]].attrs["matrix"]))
+    figures = figures_of(results, history, limit)
+    for _ in progress(save_figures(figures, folder.figures), "report", total=len(figures)):
+        pass
+    write_atomically(folder.report, _page(folder, config, results, history, limit))
     return folder.report
 
 
@@ -55,37 +59,38 @@ def _page(
     config: Mapping[str, Any] | None,
     results: Mapping[int, Results],
     history: Mapping[str, tables.Array],
-    drawn: Sequence[Drawn],
+    limit: Limit,
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from pipeline.charts import charts_of
+    from pipeline.page import Arrays, render
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, embed=_embed, quote=shlex.quote)
     last = max(results)
     chosen, yaml, command = tables.load_config(folder, config)
-    attrs = results[last].attrs
-    return environment.get_template(TEMPLATE).render(
+    attrs, arrays = results[last].attrs, Arrays()
+    sections = charts_of(results, history, limit, arrays)
+    headline = tables.headline(results[last], history)
+    return render(
+        TEMPLATE,
+        [chart for charts in sections.values() for chart in charts],
+        arrays,
+        {"step": str(last)},
+        sections=sections,
         name=folder.path.resolve().name,
         path=folder.path,
         step=last,
+        all_steps=list(results),
         attrs=attrs,
+        extent=EXTENT.get(str(attrs["spectrum"]), f"spectrum={attrs['spectrum']} of the mean matrix"),
         matrix=matrix_name(str(attrs["matrix"])),
         choices=_choices(chosen),
         seed=chosen.get("seed"),
         config=yaml,
         command=command,
-        headline=tables.headline(results[last], history),
+        headline=headline,
+        tiles=tables.tiles(headline),
         batches=tables.batches(results[last]),
         layers=tables.layers(results[last]),
         steps=tables.steps(results) if len(results) > 1 else [],
-        now=[each for each in drawn if each.step == last],
-        whole_run=[each for each in drawn if each.step is None],
         files=tables.files(folder),
         shard=folder.shard(last, 0),
         spectrum=folder.spectrum(last),
@@ -101,7 +106,3 @@ def _choices(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         for group, options in config.items()
         if isinstance(options, Mapping) and "_target_" in options
     ]
-
-
-def _embed(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.report_words import HEADLINE, UNKNOWN, number, percent
+from pipeline.report_words import HEADLINE, TILES, UNKNOWN, number, percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Rows = list[list[str]]
-PACKAGES = ("torch", "numpy", "scipy", "h5py", "dask", "hydra-core", "mlflow", "matplotlib")
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "dask", "hydra-core", "mlflow", "plotly", "matplotlib")
 
 
 def read_history(path: Path) -> dict[str, Array]:
@@ -45,14 +46,38 @@ def read_history(path: Path) -> dict[str, Array]:
     return dict(zip(header, columns, strict=True)) if rows else {}
 
 
-def headline(results: Results, history: Mapping[str, Array]) -> list[tuple[str, Rows]]:
-    """Groups of (name, symbol, value, meaning); numbers that are not defined for this run are left out."""
+@dataclass(frozen=True)
+class Number:
+    """A number of the headline as a person reads it, by the name that it has in summary.json.
+
+    exact: all its digits.
+    """
+
+    key: str
+    name: str
+    symbol: str
+    value: str
+    meaning: str
+    exact: str
+
+
+def headline(results: Results, history: Mapping[str, Array]) -> list[tuple[str, list[Number]]]:
+    """Numbers in groups; those that are not defined for this run are left out."""
     groups = []
-    rounded = {key: number(value, 2) for key, value in results.attrs.items()}
+    attrs = results.attrs
+    rounded = {key: number(value, 2) for key, value in attrs.items()}
     for title, quantities in HEADLINE.items():
-        known = [q for q in quantities if q.key in results.attrs]
         rows = [
-            [q.name, q.symbol, number(results.attrs[q.key]), q.meaning.format_map(rounded)] for q in known
+            Number(
+                q.key,
+                q.name,
+                q.symbol,
+                number(attrs[q.key]),
+                q.meaning.format_map(rounded),
+                repr(attrs[q.key]),
+            )
+            for q in quantities
+            if q.key in attrs
         ]
         if rows:
             groups.append((title, rows))
@@ -60,16 +85,22 @@ def headline(results: Results, history: Mapping[str, Array]) -> list[tuple[str, 
     return [*groups, ("Training", training)] if training else groups
 
 
-def _training(history: Mapping[str, Array]) -> Rows:
+def _training(history: Mapping[str, Array]) -> list[Number]:
     rows = []
     for who, samples in (("train", "training"), ("test", "test")):
         for kind, show in (("loss", number), ("accuracy", percent)):
             values = history.get(f"{who}_{kind}", np.empty(0))
             if len(values) and np.isfinite(values[-1]):
-                step = int(history["step"][-1])
+                last, step = float(values[-1]), int(history["step"][-1])
                 meaning = f"On all {samples} samples, at the last step of training, {step:,}."
-                rows.append([f"{samples} {kind}", "", show(float(values[-1])), meaning])
+                rows.append(Number(f"{who}_{kind}", f"{samples} {kind}", "", show(last), meaning, repr(last)))
     return rows
+
+
+def tiles(groups: list[tuple[str, list[Number]]]) -> list[tuple[str, str]]:
+    """What a reader wants to see first: label and value."""
+    known = {row.key: row for _, rows in groups for row in rows}
+    return [(label, known[key].value) for key, label in TILES.items() if key in known]
 
 
 def batches(results: Results) -> Rows:
@@ -106,8 +137,9 @@ def _shape(shape: str) -> str:
 
 
 def steps(results: Mapping[int, Results]) -> Rows:
-    """A row a step: loss, gradient norm, largest and smallest eigenvalue, trace, negative eigenvalues."""
-    names = ["loss", "gradient_norm", "lambda_max", "lambda_min", "trace", "num_negative_eigenvalues"]
+    """A row a step: loss, gradient norm, largest and smallest eigenvalue, trace, and so on."""
+    names = ["loss", "gradient_norm", "lambda_max", "lambda_min", "trace"]
+    names += ["effective_rank", "num_negative_eigenvalues"]
     return [
         [number(step), *(number(each.attrs.get(name)) for name in names)] for step, each in results.items()
     ]
@@ -133,7 +165,7 @@ def files(folder: RunFolder) -> Rows:
         "shards": "the matrices: one HDF5 file a step and batch, and the mean of each step",
         "spectra": "all arrays behind these figures: one HDF5 file a step",
         "checkpoints": "weights as safetensors at each step, and the training history",
-        "figures": "the figures of this page as PNG, 300 dots an inch",
+        "figures": "figures for papers and slides: PNG, 300 dots an inch",
         "config.yaml": "the config with every choice resolved, its hash, and the command",
         "summary.json": "the headline numbers, by the names they have in the tracker",
         "run.log": "what the run logged",

@@ -14,6 +14,7 @@ MATRICES = {
     "ggn": "generalized Gauss-Newton matrix",
     "fisher": "Fisher matrix",
     "empirical_fisher": "empirical Fisher matrix",
+    "residual": "residual (Hessian minus GGN)",
 }
 
 
@@ -41,6 +42,14 @@ def number(value: object, num_digits: int = 4) -> str:
     if -3 <= exponent <= 4:
         return f"{value:,.{max(0, num_digits - 1 - exponent)}f}".replace("-", MINUS)
     return f"{mantissa.replace('-', MINUS)}×10{str(exponent).translate(SUPERSCRIPTS)}"
+
+
+def short(name: str, width: int = 32) -> str:
+    """A name cut in its middle where it is longer than `width` characters."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 3
+    return f"{name[:head]}…{name[head + 1 - width :]}"
 
 
 def percent(value: float) -> str:
@@ -142,4 +151,14 @@ HEADLINE = {
             "1: batches share their sharp directions; 0: orthogonal.",
         ),
     ),
+}
+
+TILES = {  # the first things that a reader wants to know, at the top of the page
+    "lambda_max": "largest eigenvalue",
+    "lambda_min": "smallest eigenvalue",
+    "trace": "trace",
+    "effective_rank": "effective rank",
+    "loss": "loss",
+    "test_accuracy": "test accuracy",
+    "largest_probe_error": "certificate: error of <i>H v</i>",
 }

@@ -62,6 +62,7 @@ def spectra(
         "matrix": "hessian",
         "strategy": "func",
         "spectrum": spectrum,
+        "blocks": "all",
         "reduction": "mean",
         "dtype": "float64",
         "config_hash": "0f1e2d3c",

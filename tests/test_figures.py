@@ -6,13 +6,15 @@ import pytest
 from PIL import Image
 from report_cases import CASES, spectra
 
+from pipeline.chart_batches import top_of_batches
 from pipeline.evolution import stability_limit
-from pipeline.figure_batches import spread, top_of_batches
+from pipeline.figure_batches import spread
 from pipeline.figure_layers import block_norms
 from pipeline.figure_spectrum import by_rank, density
-from pipeline.figure_style import new_figure, save_png, short, signed_log, style
+from pipeline.figure_style import new_figure, save_png, signed_log, style
 from pipeline.figure_training import training_curve
-from pipeline.figures import NUM_FIGURES, OF_A_STEP, draw_figures
+from pipeline.figures import OF_A_STEP, figures_of, save_figures
+from pipeline.report_words import short
 
 NO_LIMIT = stability_limit({}, "hessian")
 EMPTY = np.full(3, np.nan)
@@ -161,7 +163,7 @@ def apart(labels):
     return not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
-@pytest.mark.parametrize("draw", [draw for _, draw in OF_A_STEP], ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", OF_A_STEP.values(), ids=OF_A_STEP)
 @pytest.mark.parametrize("case", CASES)
 def test_texts_of_odd_cases_neither_overlap_nor_leave_the_figure(case, draw):
     figure = draw(spectra(**CASES[case]))
@@ -211,18 +213,17 @@ def test_signed_log_has_zero_and_a_few_powers_of_ten(low, high):
     np.testing.assert_allclose(powers, np.round(powers), atol=1e-9)
 
 
-def test_pngs_are_whole_have_the_size_told_and_their_names(tmp_path, monkeypatch):
+def test_pngs_are_whole_have_their_names_and_a_resolution(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.figure_style.DPI", 100)
     results = {60: spectra(step=60, num_layers=2), 120: spectra(step=120, num_layers=2)}
-    drawn = list(draw_figures(results, HISTORY, NO_LIMIT, tmp_path))
-    assert len(drawn) == NUM_FIGURES
+    figures = figures_of(results, HISTORY, NO_LIMIT)
+    paths = list(save_figures(figures, tmp_path))
     of_a_step = {"density.png", "eigenvalues.png", "block_norms.png", "batches.png"}
     of_all = {"training.png", "steps.png", "density_steps.png", "overlap_steps.png"}
-    assert {path.name for path in tmp_path.iterdir()} == of_a_step | of_all
-    for each in drawn:
-        with Image.open(each.path) as image:
+    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()} == of_a_step | of_all
+    for path in paths:
+        with Image.open(path) as image:
             image.load()
-            assert image.size == (each.width, each.height)
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.1)
             assert image.convert("L").getextrema()[0] < 100  # something dark is drawn
 
@@ -238,15 +239,8 @@ def test_a_figure_that_is_not_drawn_leaves_none_of_an_earlier_report(tmp_path):
     results = spectra(num_layers=1)
     for name in ("grid", "values", "batches"):
         del results.arrays[f"density/{name}"]
-    drawn = list(draw_figures({120: results}, {}, NO_LIMIT, tmp_path))
-    absent = [each.picture for each in drawn if each.path is None]
-    assert [picture.name for picture in absent] == [
-        "density",
-        "training",
-        "steps",
-        "density_steps",
-        "overlap_steps",
-    ]
+    list(save_figures(figures_of({120: results}, {}, NO_LIMIT), tmp_path))
+    assert {path.stem for path in tmp_path.iterdir()} == {"eigenvalues", "block_norms", "batches"}
     assert not (tmp_path / "training.png").exists()
 
 

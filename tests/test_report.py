@@ -1,13 +1,15 @@
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
-from io import BytesIO
+from importlib import resources
 
+import numpy as np
 import pytest
-from PIL import Image
 from report_cases import CASES, put, spectra
 
 from pipeline.errors import PipelineError
@@ -29,7 +31,8 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.sections, self.attributes, self.images, self.rows = [], [], [], [], []
+        self.open, self.sections, self.attributes, self.figures, self.rows = [], [], [], [], []
+        self.scripts, self.numbers = {}, {}
         self.feed(text)
         assert self.open == []
 
@@ -40,8 +43,13 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "section":
             self.sections.append(attrs["id"])
-        if tag == "img":
-            self.images.append(attrs)
+        if tag == "figure":
+            self.figures.append(attrs["id"])
+        if tag == "script":
+            self.script = attrs.get("id", "code")
+            self.scripts[self.script] = ""
+        if tag == "td" and "data-key" in attrs:
+            self.numbers[attrs["data-key"]] = attrs["title"]
         if tag == "tr":
             self.rows.append([])
         if tag in {"td", "th"}:
@@ -51,8 +59,31 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[self.script] += data
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
+
+    def described(self):
+        """What the page's script is given, with the arrays in place of their numbers."""
+        found = json.loads(self.scripts["charts"])
+        content = np.frombuffer(zlib.decompress(base64.b64decode(self.scripts["arrays"])), np.float32)
+        arrays = [
+            content[start : start + math.prod(shape)].reshape(shape) for start, *shape in found["arrays"]
+        ]
+
+        def filled(value):
+            if isinstance(value, list):
+                return [filled(inner) for inner in value]
+            if isinstance(value, dict):
+                return (
+                    arrays[value["$"]]
+                    if "$" in value
+                    else {key: filled(inner) for key, inner in value.items()}
+                )
+            return value
+
+        return filled(found)
 
     def row(self, first):
         (found,) = [row for row in self.rows if row[0] == first]
@@ -90,27 +121,29 @@ def whole(tmp_path_factory):
 def test_has_every_section_and_every_figure(whole):
     page, folder = whole
     assert page.sections == [
-        *[
-            "numbers",
-            "figures",
-            "along",
-            "batch-table",
-            "layer-table",
-            "reproduce",
-            "stored",
-            "config",
-            "versions",
-        ]
+        "along",
+        "spectrum",
+        "batches",
+        "layers",
+        "training",
+        "numbers",
+        "reproduce",
+        "stored",
+        "config",
+        "versions",
     ]
-    assert len(page.images) == 4 + 1 + 3
-    pictures = {path.read_bytes() for path in folder.figures.glob("*.png")}
-    for image in page.images:
-        kind, content = image["src"].split(",", 1)
-        content = base64.b64decode(content, validate=True)
-        assert kind == "data:image/png;base64"
-        assert content in pictures
-        assert Image.open(BytesIO(content)).size == (int(image["width"]), int(image["height"]))
-        assert len(image["alt"]) > 40
+    assert page.figures == [
+        *("along_lambda_max", "along_trace", "overlap_steps", "density_steps"),
+        *("density", "eigenvalues"),
+        *("batch_eigenvalues", "batch_distances", "batch_overlaps"),
+        "block_norms",
+        *("loss", "accuracy"),
+    ]
+    described = [chart["name"] for chart in page.described()["charts"]]
+    assert sorted(described) == sorted(page.figures)
+    plain = {"density", "eigenvalues", "block_norms", "batches", "training"}
+    of_all = {"steps", "density_steps", "overlap_steps"}
+    assert {path.stem for path in folder.figures.glob("*.png")} == plain | of_all
 
 
 def test_links_lead_inside_the_page_and_nothing_comes_from_elsewhere(whole):
@@ -119,13 +152,20 @@ def test_links_lead_inside_the_page_and_nothing_comes_from_elsewhere(whole):
     for tag, name, value in page.attributes:
         if name == "href":
             assert value.removeprefix("#") in places
-        assert name not in {"srcset", "action", "background", "onload"}
-        assert tag not in {"script", "link", "iframe", "base", "object"}
+        assert name not in {"src", "srcset", "action", "background", "onload"}
+        assert tag not in {"link", "iframe", "base", "object", "img"}
     text = folder.report.read_text(encoding="utf-8")
     assert not re.search(r"(src|href|content)\s*=\s*[\"']?\s*(https?:)?//", text)
     assert not re.search(r"@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+
+
+def test_plotly_is_inside_as_it_is_installed(whole):
+    page, folder = whole
+    code = zlib.decompress(base64.b64decode(page.scripts["plotly"]))
+    assert code == (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    assert folder.report.stat().st_size < 3e6
 
 
 def test_headline_numbers_are_those_of_the_last_step(whole):
@@ -135,6 +175,8 @@ def test_headline_numbers_are_those_of_the_last_step(whole):
     assert page.row("smallest eigenvalue")[2] == number(attrs["lambda_min"])
     assert page.row("negative eigenvalues")[2] == str(attrs["num_negative_eigenvalues"])
     assert number(attrs["negative_threshold"], 2) in page.row("negative eigenvalues")[3]
+    assert page.numbers["lambda_max"] == repr(attrs["lambda_max"])
+    assert page.numbers["test_accuracy"] == "0.97"
     assert page.row("test accuracy")[2] == "97.0 %"
     assert page.row("training loss")[2] == "0.05000"
 
@@ -173,7 +215,8 @@ def test_says_how_to_reproduce(whole):
 def test_odd_cases(case, folder):
     page = report(folder, spectra(**CASES[case]), history="")
     text = folder.report.read_text(encoding="utf-8")
-    assert len(page.images) == (3 if case == "one batch" else 4)
+    assert len(page.figures) == (3 if case == "one batch" else 6)
+    assert len(page.described()["charts"]) == len(page.figures)
     assert "Nothing was trained in this folder" in text
     assert "along" not in page.sections
     assert not re.search(r">\s*(nan|inf|None|Undefined)\s*<", text)
@@ -191,9 +234,10 @@ def test_names_and_config_are_escaped(folder):
     names = ["<script>alert(1)</script>", "a&b", '"quoted"', "plain"]
     page = report(folder, spectra(names=names), config={"note": "<img src=http://example.org/x.png>"})
     assert page.row(names[0])[1] == "12 × 2"
-    assert not [tag for tag, *_ in page.attributes if tag == "script"]
     text = folder.report.read_text(encoding="utf-8")
-    assert "<script" not in text
+    assert "<script>alert" not in text
+    (norms,) = [chart for chart in page.described()["charts"] if chart["name"] == "block_norms"]
+    assert norms["traces"][0]["x"] == names
     assert "&lt;img src=http://example.org/x.png&gt;" in text
 
 
@@ -231,7 +275,7 @@ def test_history_with_ragged_rows_empty_cells_or_no_rows(tmp_path):
 def test_a_second_report_equals_the_first_and_leaves_no_partial_files(folder):
     first = report(folder, spectra())
     second = report(folder, spectra())
-    assert [image["src"] for image in first.images] == [image["src"] for image in second.images]
+    assert first.scripts == second.scripts
     assert not list(folder.path.rglob("*.partial"))
 
 
