@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from pipeline.terminal import progress
 
 log = logging.getLogger(__name__)
 
-TILES_PER_TASK = 32
+TILES_PER_TASK = 16
 QUADRATURE = {"num_vectors": 8, "num_steps": 64, "seed": 0}
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
@@ -120,8 +121,7 @@ def _aggregate_step(
     """Attributes and arrays of one spectra file."""
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
-    moments = _write_mean(folder, step, shards, weighting, num_workers)
-    mean = open_shard(folder.mean(step))
+    mean, moments = write_mean(folder, step, shards, weighting, num_workers)
     matrices = [Part(shard.path) for shard in shards]
     spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
     tasks = [delayed(_decompose)(matrix, spectrum.of_batch(), spectrum.in_memory) for matrix in matrices]
@@ -160,14 +160,21 @@ def _aggregate_step(
     return attrs, arrays
 
 
-def _write_mean(
+def write_mean(
     folder: RunFolder, step: int, shards: Sequence[Shard], weighting: Weighting, num_workers: int
-) -> Moments:
-    """Write the weighted mean of the shards as a shard of its own; give the sums over all tiles."""
-    paths = [shard.path for shard in shards]
+) -> tuple[Shard, Moments]:
+    """The weighted mean of the shards, and the sums over all tiles; the mean of one shard is that shard."""
     first, tiles = shards[0], shards[0].tile_indices()
     groups = [tiles[i : i + TILES_PER_TASK] for i in range(0, len(tiles), TILES_PER_TASK)]
-    tasks = [delayed(pool_tiles)(paths, weighting, group) for group in groups]
+    bare = [replace(shard) for shard in shards]  # without what they have read: they go to other processes
+    tasks = [delayed(pool_tiles)(bare, weighting, group) for group in groups]
+    results = _results(tasks, num_workers, f"mean at step {step}")
+    moments = Moments.zero(len(shards), first.parameters)
+    if len(shards) == 1:
+        folder.mean(step).unlink(missing_ok=True)  # of more batches, once
+        for _, sums in results:
+            moments.add(sums)
+        return first, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
         "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
@@ -175,21 +182,33 @@ def _write_mean(
         "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),
         "gradient_norm": float(np.linalg.norm(gradient)),
     }
-    moments = Moments.zero(len(shards), first.parameters)
     dtype = str(first.dtype)
     with write_shard(folder.mean(step), first.parameters, dtype, attrs, gradient, first.tile) as writer:
-        for means, sums in _results(tasks, num_workers, f"mean at step {step}"):
+        for means, sums in results:
             moments.add(sums)
             for tile, values in means:
                 writer.put(tile, values)
-    return moments
+    return open_shard(folder.mean(step)), moments
 
 
 def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:
-    """Results in the order of the tasks, computed two a worker at a time, so that few of them lie in memory."""
+    """Results in the order of the tasks, computed two a worker at a time, so that few of them lie in memory.
+
+    While the results of some tasks are used, the next ones are computed.
+    """
     wave = 2 * num_workers
-    waves = (dask_compute(*tasks[i : i + wave]) for i in range(0, len(tasks), wave))
-    return progress(chain.from_iterable(waves), description, total=len(tasks))
+    waves = [tasks[i : i + wave] for i in range(0, len(tasks), wave)]
+
+    def computed() -> Iterator[Any]:
+        with ThreadPoolExecutor(1) as ahead:
+            futures = deque(ahead.submit(dask_compute, *wave) for wave in waves[:1])
+            for following in [*waves[1:], None]:
+                results = futures.popleft().result()
+                if following is not None:
+                    futures.append(ahead.submit(dask_compute, *following))
+                yield from results
+
+    return progress(computed(), description, total=len(tasks))
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.hdf5 import Array
 from pipeline.layout import Layout
-from pipeline.shards import Tile, mirrored, open_shard
+from pipeline.shards import Shard, Tile, mirrored
+
+AT_ONCE = 16  # shards that are open at a time
+STRIP = 2**13  # entries of a tile that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -73,44 +75,102 @@ class Moments:
 
 
 def pool_tiles(
-    paths: Sequence[Path], weighting: Weighting, wanted: Sequence[Tile]
+    shards: Sequence[Shard], weighting: Weighting, wanted: Sequence[Tile], at_once: int = AT_ONCE
 ) -> tuple[list[tuple[Tile, Array]], Moments]:
     """The weighted mean of the shards in some tiles, in their dtype, and the sums over these tiles.
 
-    Memory: the tiles wanted, and B tiles.
+    The tiles of `at_once` shards after the others are added up. Distances from the mean are taken when the mean is
+    known, as sums of squares of differences: of the tiles that are in memory where those are all, else of tiles that
+    are read a second time, while the system has them cached. The formula ‖H_b‖² - 2⟨H_b, H⟩ + ‖H‖² would need no
+    second look, and be wrong where batches are nearly alike.
+
+    Memory: at_once tiles, and the tiles wanted in float64; the number of shards does not matter.
     """
-    shards = [open_shard(path) for path in paths]
-    layout, b = shards[0].parameters, shards[0].tile
-    moments = Moments.zero(len(shards), layout)
-    means = []
-    for same in zip(*(shard.tiles(wanted) for shard in shards), strict=True):
-        i, j = same[0][0]
-        tiles = [mirrored(values) if i == j else values for _, values in same]
-        mean = weighting.mean(tiles)
-        twice = 1 if i == j else 2  # an off-diagonal tile stands for its mirror image too
-        for index, (tile, scale) in enumerate(zip(tiles, weighting.scales, strict=True)):
-            exact = tile.astype(np.float64)
-            moments.squares[index] += twice * np.vdot(exact, exact)
-            difference = scale * exact - mean
-            moments.deviations[index] += twice * np.vdot(difference, difference)
-            if i == j:
-                moments.traces[index] += np.trace(exact)
-        _add_mean(moments, layout, mean, i * b, j * b)
-        means.append(((i, j), mean.astype(shards[0].dtype)))
-    return means, moments
+    first, b = shards[0], shards[0].tile
+    pool = _Pool(Moments.zero(len(shards), first.parameters), weighting, b, at_once)
+    means = [np.zeros(_shape(tile, b, first.num_rows)) for tile in wanted]
+    parts = [range(start, len(shards))[:at_once] for start in range(0, len(shards), at_once)]
+    looks = [(True, True)] if len(parts) == 1 else [(True, False), (False, True)]
+    for look in looks:
+        for part in parts:
+            for tile, mean, tiles in _side_by_side(shards, part, wanted, means):
+                pool.look(part, tile, mean, tiles, *look)
+    for (i, j), mean in zip(wanted, means, strict=True):
+        _add_mean(pool.moments, first.parameters, mean, i * b, j * b)
+    return [(tile, mean.astype(first.dtype)) for tile, mean in zip(wanted, means, strict=True)], pool.moments
+
+
+def _shape(tile: Tile, size: int, num_rows: int) -> tuple[int, int]:
+    height, width = (min(size, num_rows - k * size) for k in tile)
+    return height, width
+
+
+def _side_by_side(
+    shards: Sequence[Shard], part: range, wanted: Sequence[Tile], means: Sequence[Array]
+) -> Iterator[tuple[Tile, Array, list[Array]]]:
+    """Each tile wanted, its mean, and what some shards hold there; those on the diagonal with their upper part."""
+    streams = zip(*(shards[index].tiles(wanted) for index in part), strict=True)
+    for mean, same in zip(means, streams, strict=True):
+        tile = same[0][0]
+        yield tile, mean, [mirrored(values) if tile[0] == tile[1] else values for _, values in same]
+
+
+class _Pool:
+    """Sums that grow tile by tile, with room for a few rows of some shards' tiles that stays in a core's cache."""
+
+    def __init__(self, moments: Moments, weighting: Weighting, size: int, at_once: int) -> None:
+        self.moments = moments
+        self.weighting = weighting
+        self._height = max(1, STRIP // size)
+        self._room = np.empty(at_once * self._height * size)
+
+    def look(
+        self, part: range, tile: Tile, mean: Array, tiles: Sequence[Array], adding: bool, comparing: bool
+    ) -> None:
+        """Add some shards' tiles to the mean, norms and traces; compare them with the mean, once it is complete."""
+        sums, scales = self.moments, self.weighting.scales
+        factors = np.array([self.weighting.shares[index] * scales[index] for index in part])
+        twice = 1 if tile[0] == tile[1] else 2  # an off-diagonal tile stands for its mirror image too
+        for center, exact in self._strips(mean, tiles):
+            if adding:
+                for index, values in zip(part, exact, strict=True):
+                    sums.squares[index] += twice * np.dot(values, values)
+                center += factors @ exact
+            if comparing:
+                for index, values in zip(part, exact, strict=True):
+                    if scales[index] != 1:
+                        values *= scales[index]
+                    values -= center
+                    sums.deviations[index] += twice * np.dot(values, values)
+        if adding and tile[0] == tile[1]:
+            for index, values in zip(part, tiles, strict=True):
+                sums.traces[index] += np.trace(values, dtype=np.float64)
+
+    def _strips(self, mean: Array, tiles: Sequence[Array]) -> Iterator[tuple[Array, Array]]:
+        """A few rows at a time: those of the mean, (n,), which may be written, and those of m tiles, (m, n)."""
+        for start in range(0, len(mean), self._height):
+            center = mean[start : start + self._height].reshape(-1)
+            exact = self._room[: len(tiles) * len(center)].reshape(len(tiles), -1)
+            for values, whole in zip(exact, tiles, strict=True):
+                values[...] = whole[start : start + self._height].reshape(-1)
+            yield center, exact
 
 
 def _add_mean(moments: Moments, layout: Layout, mean: Array, top: int, left: int) -> None:
     rows, row_starts = _parameters_in(layout, top, len(mean))
     cols, col_starts = _parameters_in(layout, left, mean.shape[1])
-    sums = np.add.reduceat(np.add.reduceat(mean**2, row_starts, axis=0), col_starts, axis=1)
+    if len(rows) == len(cols) == 1:  # most tiles of a large matrix: no temporary, no sums by parameters
+        sums = np.array([[np.vdot(mean, mean)]])
+    else:
+        sums = np.add.reduceat(np.add.reduceat(mean**2, row_starts, axis=0), col_starts, axis=1)
     moments.block_squares[np.ix_(rows, cols)] += sums
     if top == left:
         moments.layer_traces[rows] += np.add.reduceat(np.diagonal(mean), row_starts)
     else:
         moments.block_squares[np.ix_(cols, rows)] += sums.T
-    moments.live[top : top + len(mean)] |= mean.any(axis=1)
-    moments.live[left : left + mean.shape[1]] |= mean.any(axis=0)
+    alive = mean != 0
+    moments.live[top : top + len(mean)] |= alive.any(axis=1)
+    moments.live[left : left + mean.shape[1]] |= alive.any(axis=0)
 
 
 def _parameters_in(layout: Layout, start: int, length: int) -> tuple[list[int], list[int]]:

@@ -111,15 +111,15 @@ def check_plan(
     layout = subject.layout(settings["parameters"])
     num_parameters = layout.num_parameters
     itemsize = 4 if settings["dtype"] == "float32" else 8
-    needs, batches, bytes_each, num_missing, num_steps = {}, [], 0, 0, 0
+    needs, batches, bytes_each, num_missing, num_means = {}, [], 0, 0, 0
     if "compute" in settings["stages"]:
         from pipeline.compute import split
 
         batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
         steps = {*settings["checkpoint_steps"], settings["training"].get("num_steps", 0)}
         num_there = len(list(folder.shards.glob("step-*/*.h5")))
-        num_steps = len(steps)
-        num_missing = max(0, num_steps * (len(batches) + 1) - num_there)  # each step has a mean too
+        num_means = len(steps) if len(batches) > 1 else 0  # the mean of one shard is that shard
+        num_missing = max(0, len(steps) * len(batches) + num_means - num_there)
         bytes_each = file_size(layout, itemsize, settings["blocks"])
         check_disk(folder.path, num_parameters, bytes_each, num_missing)
         needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
@@ -134,7 +134,7 @@ def check_plan(
         in_words(max(needs.values(), default=0)),
         in_words(available_memory()),
     )
-    num_matrices = num_missing - num_steps
+    num_matrices = num_missing - num_means
     if num_matrices > 0:
         plan, seconds = _work(subject, settings, matrix, strategy, batches[0])
         log.info(

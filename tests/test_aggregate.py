@@ -275,7 +275,9 @@ def test_a_folder_without_shards_is_refused(folder):
 def test_one_batch_is_its_own_mean(folder):
     problem = known()
     write_one(folder, problem, 0, num_samples=16, num_batches=1)
+    folder.mean(STEP).write_bytes(b"of more batches, once")
     results = of_folder(folder)
+    assert not folder.mean(STEP).exists()  # no copy of the one shard, and none that is of something else
     np.testing.assert_allclose(results.arrays["mean/eigenvalues"], eigh(problem.matrices[0])[0], atol=1e-12)
     assert results.arrays["batches/distance_to_mean"].tolist() == [0]
     assert "mean_overlap_between_batches" not in results.attrs

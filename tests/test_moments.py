@@ -1,8 +1,10 @@
 """Oracle: the same numbers from whole matrices in NumPy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from shard_cases import ATTRS, LAYOUT, NUM_SAMPLES, known, write
+from shard_cases import ATTRS, LAYOUT, NUM_SAMPLES, known, write, write_one
 
 from pipeline.folder import RunFolder
 from pipeline.moments import Moments, Weighting, pool_tiles
@@ -13,16 +15,16 @@ CASES = pytest.mark.parametrize(
 )
 
 
-def pooled(tmp_path, problem, tile):
+def pooled(tmp_path, problem, tile, at_once=16):
     """The mean as one matrix, with NaN where no tile was given, and the sums; three tiles at a time."""
     folder = write(RunFolder(tmp_path), problem, tile)
     paths = folder.shard_paths(ATTRS["step"])
-    shard = open_shard(paths[0])
-    b, tiles = shard.tile, shard.tile_indices()
+    shards = [open_shard(path) for path in paths]
+    b, tiles = shards[0].tile, shards[0].tile_indices()
     mean, sums = np.full((37, 37), np.nan), Moments.zero(len(paths), LAYOUT)
     for start in range(0, len(tiles), 3):
         weighting = Weighting.of(NUM_SAMPLES, problem.reduction)
-        means, part = pool_tiles(paths, weighting, tiles[start : start + 3])
+        means, part = pool_tiles(shards, weighting, tiles[start : start + 3], at_once)
         sums.add(part)
         for (i, j), values in means:
             mean[i * b : i * b + len(values), j * b : j * b + values.shape[1]] = values
@@ -56,6 +58,43 @@ def test_sums_over_tiles_are_those_of_whole_matrices(tmp_path, tile, reduction):
             np.testing.assert_allclose(sums.block_squares[i, j], (block**2).sum(), **close)
     traces = [np.diagonal(problem.mean)[ends[i] : ends[i + 1]].sum() for i in range(5)]
     np.testing.assert_allclose(sums.layer_traces, traces, **close)
+
+
+@CASES
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_second_look_finds_the_same(tmp_path, tile, reduction, at_once):
+    """Shards whose tiles do not all fit into memory side by side."""
+    problem = known(reduction, dead=(2,))
+    (mean, sums), (expected, whole) = (pooled(tmp_path, problem, tile, n) for n in (at_once, 16))
+    np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-14 * np.abs(expected).max())
+    np.testing.assert_allclose(sums.deviations, whole.deviations, rtol=1e-13)
+    np.testing.assert_allclose(sums.squares, whole.squares, rtol=1e-13)
+    np.testing.assert_allclose(sums.block_squares, whole.block_squares, rtol=1e-13)
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_distances_of_batches_that_are_nearly_alike(tmp_path, at_once):
+    """Where ‖H_b‖² - 2⟨H_b, H⟩ + ‖H‖² would be rounding alone."""
+    problem = known()
+    noise = 1e-9 * (problem.matrices - problem.mean)
+    problem.matrices[:] = problem.matrices[0] + noise
+    _, sums = pooled(tmp_path, problem, 16, at_once)
+    expected = ((problem.matrices - problem.mean) ** 2).sum((1, 2))
+    assert (expected < 1e-15 * (problem.mean**2).sum()).all()
+    np.testing.assert_allclose(sums.deviations, expected, rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
+    path = write_one(RunFolder(tmp_path), many := known(), 0, tile=37)
+    shard, peaks = open_shard(path), []
+    for number in (4, 64):
+        weighting = Weighting.of([5] * number, "mean")
+        tracemalloc.start()
+        pool_tiles([shard] * number, weighting, [(0, 0)], at_once=4)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert many.matrices[0].nbytes == 37 * 37 * 8
+    assert peaks[1] < peaks[0] + 5 * many.matrices[0].nbytes  # not 60 of them
 
 
 def test_a_mean_in_float32_is_the_rounded_mean_in_float64(tmp_path):
