@@ -19,12 +19,15 @@ from pipeline.certificate import Certificate, certify, directions
 from pipeline.config import Blocks, Verify
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
+from pipeline.journal import Journal
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
-from pipeline.shards import open_shard, write_shard
+from pipeline.shard_writer import ShardWriter, write_shard
+from pipeline.shards import open_shard
 from pipeline.strategy import Auto, Strategy
 from pipeline.terminal import progress
+from pipeline.tiles import TILE
 
 MAY_DIFFER = (
     "torch_version",
@@ -146,6 +149,7 @@ def compute_step(
         if path.exists():
             attrs = open_shard(path).attrs
             _check_same(str(path), attrs, identity)
+            Journal.beside(path, {}).remove()  # of a process that was killed between its last two steps
             yield attrs
         else:
             yield _compute_shard(folder, (objective, params), parts, batch, recipe, identity)
@@ -173,9 +177,16 @@ def _compute_shard(
     dtype = str(gradient.dtype).removeprefix("torch.")
     path, layout = folder.shard(identity["step"], identity["batch_index"]), Layout.of(params)
     probes = directions(layout.num_parameters)
-    with write_shard(path, layout, dtype, attrs, gradient.cpu().numpy(), directions=probes.numpy()) as writer:
+    depends_on = {key: value for key, value in identity.items() if key != "num_batches"}
+    with write_shard(
+        path, layout, dtype, attrs, gradient.cpu().numpy(), TILE, probes.numpy(), depends_on
+    ) as writer:
+        if writer.num_there:
+            log.info(
+                "%s: %d tiles are there already, %d are to do.", path.name, writer.num_there, writer.num_to_do
+            )
         for part in parts:
-            for block in _blocks(recipe, attrs, part, batch):
+            for block in _blocks(recipe, attrs, part, batch, writer):
                 rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
                 writer.add(rows, cols, block.values.detach().cpu().numpy())
         if recipe.verify != Verify.off:
@@ -188,12 +199,18 @@ def _compute_shard(
     return {**attrs, "seconds": time.perf_counter() - start}
 
 
-def _blocks(recipe: Recipe, attrs: dict[str, Any], part: Part, batch: Batch) -> Iterator[Block]:
-    """The blocks of the strategy; what `auto` takes, and why, goes into the attributes."""
+def _blocks(
+    recipe: Recipe, attrs: dict[str, Any], part: Part, batch: Batch, writer: ShardWriter
+) -> Iterator[Block]:
+    """The blocks of the strategy that are not there yet; what `auto` takes, and why, goes into the attributes."""
     transformed, drawn = recipe.matrix.problem(part.objective, part.params, batch)
+
+    def wanted(rows: slice, cols: slice) -> bool:
+        return writer.wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
+
     if not isinstance(recipe.strategy, Auto):
-        return recipe.strategy.blocks(transformed, part.params, drawn)
-    choice, blocks = recipe.strategy.start(transformed, part.params, drawn)
+        return recipe.strategy.blocks(transformed, part.params, drawn, wanted)
+    choice, blocks = recipe.strategy.start(transformed, part.params, drawn, wanted)
     attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
     return blocks
 

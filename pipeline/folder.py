@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,16 +150,16 @@ def _steps(paths: Iterable[Path]) -> list[int]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, kept: Callable[[BaseException], bool] | None = None) -> Iterator[Path]:
     """A temporary name beside `path`; on success it is flushed to disk and takes the final name in one step.
 
-    A file with the final name is therefore always whole. When the body raises, the temporary file is removed
-    and what stood at `path` before stays.
+    A file with the final name is therefore always whole. When the body raises, the temporary file is removed, unless
+    `kept` says of what was raised that the next process can go on with it; what stood at `path` before stays.
 
     Raises:
         PipelineError: the file cannot be written: no room, no right to, or the disk has a fault.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -167,8 +167,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _flush(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # what went wrong first is what is told
-            partial.unlink(missing_ok=True)
+        if kept is None or not kept(error):
+            with suppress(OSError):  # what went wrong first is what is told
+                partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:  # not: a connection that was lost
             raise unwritable(path, error) from error
         raise
@@ -193,6 +194,11 @@ def remedy(error: OSError) -> str:
     if error.errno == errno.EIO:
         return f"look after the disk (`dmesg` may say more) and run again, or choose {other}"
     return f"choose {other}"
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which `path` is written."""
+    return path.with_name(path.name + ".partial")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,10 @@ class Results:
 def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
-    with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as file:
-        file.attrs.update(attrs)
+    with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
+        output.file.attrs.update(attrs)
         for name, array in encoded.items():
-            file[name] = strings(array) if array.dtype.kind in "UO" else array
+            output.file[name] = strings(array) if array.dtype.kind in "UO" else array
 
 
 def read_results(path: Path) -> Results:
@@ -63,25 +63,66 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
         return {name: _values(file[name]) for name in names}
 
 
+@dataclass(frozen=True)
+class Output:
+    """An HDF5 file that is being written, and the file under it."""
+
+    file: h5py.File
+    raw: RawFile
+
+    def flush(self) -> None:
+        """Hand all that HDF5 holds to the system: a process that is killed after this leaves a file that opens."""
+        self.file.flush()
+        self.raw.check()
+
+    def write_chunk(self, dataset: h5py.Dataset, corner: tuple[int, ...], content: Array) -> None:
+        """Write the chunk that begins at `corner`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        dataset.id.write_direct_chunk(corner, content)
+        self.raw.check()
+
+
 @contextmanager
-def writing(path: Path, num_bytes: int) -> Iterator[h5py.File]:
+def writing(
+    path: Path, num_bytes: int, go_on: bool = False, kept: Callable[[BaseException], bool] | None = None
+) -> Iterator[Output]:
     """A new file, which takes its name when it is whole and on disk.
 
     Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
     `RawFile`, as it cannot close a file that it cannot write.
+    go_on: with what an earlier process left under the temporary name, if it can be opened. kept: see `replacing`.
 
     Raises:
         PipelineError: the file cannot be written.
     """
-    with replacing(path) as partial:
-        partial.unlink(missing_ok=True)
+    with replacing(path, kept) as partial:
+        go_on = go_on and _opens(partial)
+        if not go_on:
+            partial.unlink(missing_ok=True)
         raw = RawFile(partial, num_bytes)
-        with closing(raw), _created(partial, raw) as file:
-            yield file
+        with closing(raw), _opened(partial, raw, "r+" if go_on else "w") as file:
+            yield Output(file, raw)
 
 
-def _created(path: Path, raw: RawFile) -> h5py.File:
-    return h5py.File(path, "w", libver=("earliest", "v110"), driver="fileobj", fileobj=raw)
+def _opens(path: Path) -> bool:
+    try:
+        h5py.File(path, "r").close()
+    except OSError:
+        return False
+    return True
+
+
+def _opened(path: Path, raw: RawFile, mode: str) -> h5py.File:
+    """With metadata that stay in memory between flushes, so that what a kill leaves is the file as last flushed."""
+    file = h5py.File(path, mode, libver=("earliest", "v110"), driver="fileobj", fileobj=raw)
+    cache = file.id.get_mdc_config()
+    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0
+    cache.evictions_enabled = False
+    file.id.set_mdc_config(cache)
+    return file
 
 
 @contextmanager
@@ -97,6 +138,18 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
             yield file
         except (KeyError, OSError, RuntimeError) as error:
             raise damaged(path, str(error).strip("'\""), remedy) from error
+
+
+def chunk_of(dataset: h5py.Dataset, corner: tuple[int, ...], num_bytes: int) -> bytes:
+    """The bytes of the chunk that begins at `corner`; none, where there are not `num_bytes` of them to be had."""
+    try:
+        info = dataset.id.get_chunk_info_by_coord(corner)
+        if info.byte_offset is None or info.size != num_bytes:
+            return b""
+        content: bytes = dataset.id.read_direct_chunk(corner)[1]
+    except (OSError, RuntimeError, ValueError, MemoryError):  # whatever HDF5 makes of a damaged file
+        return b""
+    return content
 
 
 def strings(values: Any) -> Array:

@@ -79,6 +79,10 @@ class RawFile:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def sync(self) -> None:
+        """Wait until what was written is on the disk; more may be written meanwhile."""
+        os.fdatasync(self._handle)
+
     def check(self) -> None:
         """Raise what went wrong so far.
 

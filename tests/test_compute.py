@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.compute import Recipe, compute_step, split
+from pipeline.config import Blocks
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
@@ -221,3 +222,40 @@ def test_only_the_weights_asked_for_are_rows(folder, model, samples, strategy):
     shard = open_shard(folder.shard(5, 0))
     assert shard.parameters.names == ("2.weight", "2.bias")
     assert shard.num_rows == 10
+
+
+@pytest.mark.parametrize("blocks", list(Blocks))
+def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, blocks, monkeypatch, caplog):
+    """Rows that are there are not computed again, and the shard and its certificate have the same bits."""
+    monkeypatch.setattr("pipeline.compute.TILE", 4)
+    batches, rows = split(samples, None, None, seed=0), []
+
+    class Interrupted(Triangular):
+        def blocks(self, *arguments):
+            for block in super().blocks(*arguments):
+                if len(rows) == self.stop:
+                    raise KeyboardInterrupt
+                rows.append(block.rows)
+                yield block
+
+    def run(where, stop):
+        Interrupted.stop = stop
+        recipe = Recipe(Hessian(), Interrupted(), None, NAMES, blocks=blocks)
+        return list(compute_step(where, 5, model, CrossEntropy(), batches, recipe))
+
+    monkeypatch.setattr("pipeline.strategy.triangular.ROWS_PER_BLOCK", 3)
+    [whole] = run(RunFolder(folder.path / "whole"), -1)
+    num_blocks = len(rows)
+    rows.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, num_blocks // 2)
+    caplog.set_level("INFO")
+    rows.clear()
+    [attrs] = run(folder, -1)
+    assert 0 < len(rows) < num_blocks
+    assert "tiles are there already" in caplog.text
+    assert {**attrs, "seconds": 0} == {**whole, "seconds": 0}
+    with h5py.File(folder.shard(5, 0)) as one, h5py.File(RunFolder(folder.path / "whole").shard(5, 0)) as two:
+        assert dict(one.attrs) == dict(two.attrs)
+        for name in ("matrix", "checksums", "gradient"):
+            np.testing.assert_array_equal(one[name][:], two[name][:])

@@ -127,8 +127,8 @@ def test_a_run_computes_the_blocks_of_the_layers(tmp_path, model, batch, name, m
 
 def test_a_wrong_block_is_refused(tmp_path, model, batch):
     class Wrong(STRATEGIES["hvp"]):
-        def blocks(self, objective, params, batch):
-            for block in super().blocks(objective, params, batch):
+        def blocks(self, objective, params, batch, wanted):
+            for block in super().blocks(objective, params, batch, wanted):
                 block.values.mul_(1.01 if "2.weight" in params else 1)
                 yield block
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.hdf5 import read_arrays, read_results, write_results
 from pipeline.layout import Layout
-from pipeline.shards import FORMAT_VERSION, Shard, ShardWriter, mirrored, open_shard, write_shard
+from pipeline.shards import FORMAT_VERSION, Shard, mirrored, open_shard, write_shard
+from pipeline.tile_stream import TileStream
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
@@ -385,7 +386,7 @@ def test_an_error_of_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "_write", fail)
+    monkeypatch.setattr(TileStream, "_store", fail)
     with pytest.raises(PipelineError, match=r"could not be written \(No space left on device\)"):
         write(path, symmetric(9))
     assert not list(path.parent.iterdir())

@@ -18,13 +18,19 @@ from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
+from pipeline.strategy.wanted import Wanted, everything
 
 
 class Strategy(Protocol):
     """Options of one way to compute the Hessian of `objective.loss` with respect to `params`."""
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
-        """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`."""
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
+        """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`.
+
+        wanted: rectangles for which it says no may be left out; what is made has the same bits, whatever is left out.
+        """
         ...
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
@@ -45,4 +51,16 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "khatri_rao": KhatriRao,
 }
 
-__all__ = ["HVP", "STRATEGIES", "Auto", "Autograd", "Cost", "Func", "KhatriRao", "Strategy", "Triangular"]
+__all__ = [
+    "HVP",
+    "STRATEGIES",
+    "Auto",
+    "Autograd",
+    "Cost",
+    "Func",
+    "KhatriRao",
+    "Strategy",
+    "Triangular",
+    "Wanted",
+    "everything",
+]

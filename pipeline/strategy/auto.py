@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from pipeline.blocks import Block
@@ -18,6 +19,7 @@ from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
+from pipeline.strategy.wanted import Wanted, everything
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +50,23 @@ class Auto:
         check_count("strategy.few_weights", self.few_weights)
         check_count("strategy.very_few_weights", self.very_few_weights)
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
-        yield from self.start(objective, params, batch)[1]
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
+        yield from self.start(objective, params, batch, wanted)[1]
 
-    def start(self, objective: Objective, params: Params, batch: Batch) -> tuple[Choice, Iterator[Block]]:
+    def start(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> tuple[Choice, Iterator[Block]]:
         """The choice, once its first block is there, and the blocks."""
         choice = self.choose(objective, params, batch)
         try:
-            blocks = _begun(choice.strategy.blocks(objective, params, batch))
+            blocks = _begun(choice.strategy.blocks(objective, params, batch, wanted))
         except PipelineError as error:
             if "forward mode" not in str(error):
                 raise
             choice = Choice(Triangular(), "triangular", str(error).partition(": use strategy=")[0])
-            blocks = _begun(choice.strategy.blocks(objective, params, batch))
+            blocks = _begun(choice.strategy.blocks(objective, params, batch, wanted))
         _tell(choice.name, choice.reason)
         return choice, blocks
 
@@ -94,10 +100,5 @@ def _tell(name: str, reason: str) -> None:
 
 def _begun(blocks: Iterator[Block]) -> Iterator[Block]:
     """The same blocks, the first of them made now: what cannot be differentiated says so before one is handed out."""
-    first = next(blocks)
-
-    def all_blocks() -> Iterator[Block]:
-        yield first
-        yield from blocks
-
-    return all_blocks()
+    first = list(islice(blocks, 1))  # none, where none is wanted
+    return chain(first, blocks)

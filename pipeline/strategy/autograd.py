@@ -16,6 +16,7 @@ from pipeline.objective import Batch, Objective, Params, flatten
 from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import unit_vectors
+from pipeline.strategy.wanted import Wanted, everything
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,19 @@ class Autograd:
     def __post_init__(self) -> None:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         weights = tuple(leaves.values())
         loss = objective.loss(leaves, batch)
         parts = derivatives(loss, weights, create_graph=True)
         gradient = flatten(dict(zip(leaves, parts, strict=True)))
+        columns = slice(0, len(gradient))
         for start in range(0, len(gradient), self.rows_at_once):
             rows = slice(start, min(start + self.rows_at_once, len(gradient)))
-            yield Block(rows, slice(0, len(gradient)), _rows(gradient, weights, rows))
+            if wanted(rows, columns):
+                yield Block(rows, columns, _rows(gradient, weights, rows))
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)

@@ -19,6 +19,7 @@ from pipeline.objective import Batch, Inputs, Objective, Params
 from pipeline.options import check_count
 from pipeline.strategy.chunks import weighted_chunks
 from pipeline.strategy.cost import Cost
+from pipeline.strategy.wanted import Wanted, everything
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,25 @@ class Func:
     def __post_init__(self) -> None:
         check_count("strategy.chunk_size", self.chunk_size)
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
         by_sample = Objective(partial(_predict_each, objective), objective.criterion)
         _check_samples_are_independent(objective, by_sample, params, batch)
         spans = Layout.of(params).slices()
+        pairs = [(row, column) for row, column in _lower_pairs(params) if wanted(spans[row], spans[column])]
         total: dict[tuple[str, str], Tensor] = {}
         for weight, chunk in weighted_chunks(objective, params, batch, self.chunk_size):
+            if not pairs:
+                return
             nested = hessian(lambda p, chunk=chunk: by_sample.loss(p, chunk))(params)
-            for row, column in _lower_pairs(params):
+            for row, column in pairs:
                 values = nested[row].pop(column).reshape(params[row].numel(), params[column].numel())
                 if (row, column) in total:
                     total[row, column].add_(values, alpha=weight)
                 else:
                     total[row, column] = values.mul(weight)
-        for row, column in _lower_pairs(params):
+        for row, column in pairs:
             yield Block(spans[row], spans[column], total.pop((row, column)))
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:

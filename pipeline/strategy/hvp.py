@@ -18,6 +18,7 @@ from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.tangent import push
 from pipeline.strategy.triangle import columns_of, unit_vectors
+from pipeline.strategy.wanted import Wanted, everything
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,14 @@ class HVP:
     def __post_init__(self) -> None:
         check_count("strategy.chunk_size", self.chunk_size)
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
-        if Layout.of(params).num_parameters <= self.chunk_size:
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
+        num_parameters = Layout.of(params).num_parameters
+        if num_parameters <= self.chunk_size:
+            everywhere = slice(0, num_parameters)
+            if not wanted(everywhere, everywhere):
+                return
             try:
                 yield _all_rows(objective, params, batch)
             except torch.OutOfMemoryError:
@@ -48,7 +55,7 @@ class HVP:
             else:
                 return
         for name, columns in columns_of(params).items():
-            yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size)
+            yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size, wanted)
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)
@@ -76,7 +83,13 @@ def _all_rows(objective: Objective, params: Params, batch: Batch) -> Block:
 
 
 def rows_by_product(
-    objective: Objective, params: Params, batch: Batch, name: str, columns: Sequence[str], chunk_size: int
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    name: str,
+    columns: Sequence[str],
+    chunk_size: int,
+    wanted: Wanted = everything,
 ) -> Iterator[Block]:
     """The blocks (name, column) of the Hessian, for each of the columns, by one product for each row.
 
@@ -87,6 +100,10 @@ def rows_by_product(
     start, size = 0, params[name].numel()
     while start < size:
         stop = min(start + chunk_size, size)
+        rows = slice(spans[name].start + start, spans[name].start + stop)
+        if not any(wanted(rows, spans[column]) for column in columns):
+            start = stop
+            continue
         try:
             products = vmap(product)(unit_vectors(params[name], start, stop))
         except torch.OutOfMemoryError:
@@ -95,7 +112,6 @@ def rows_by_product(
             chunk_size = (stop - start) // 2
             log.warning("out of memory with %d rows at once: going on with %d.", stop - start, chunk_size)
             continue
-        rows = slice(spans[name].start + start, spans[name].start + stop)
         for column, values in products.items():
             yield Block(rows, spans[column], values.reshape(len(values), -1)).lower()
         start = stop

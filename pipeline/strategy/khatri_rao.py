@@ -13,6 +13,7 @@ from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import rows_by_product
 from pipeline.strategy.rows import numbers_of, pieces_of, tangents_of_use
 from pipeline.strategy.sums import Sums
+from pipeline.strategy.wanted import Wanted, everything
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,22 @@ class KhatriRao:
         check_count("strategy.megabytes", self.megabytes)
         check_count("strategy.tangents_per_product", self.tangents_per_product)
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
         nets = self._nets(objective, params, batch)
         net = nets[0]
-        sums = Sums.over(net)
-        for piece in pieces_of(nets, self.megabytes * 2**20):
+        sums = Sums.over(net, wanted)
+        for piece in pieces_of(nets, self.megabytes * 2**20, sums.is_wanted):
             yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()
         columns = list(net.names)
         for name in params:
             if name not in net.names:
                 columns.append(name)
-                yield from rows_by_product(objective, params, batch, name, columns, self.tangents_per_product)
+                yield from rows_by_product(
+                    objective, params, batch, name, columns, self.tangents_per_product, wanted
+                )
 
     def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
         """The net on the batch; on parts of it where the tangents of one unit would take four times `megabytes`."""

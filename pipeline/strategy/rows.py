@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.strategy.captured import Net
-from pipeline.strategy.moves import BiasMoves, UnitMoves, WeightMoves
+from pipeline.strategy.moves import BiasMoves, Part, PieceWanted, UnitMoves, WeightMoves
 from pipeline.strategy.response import respond
 from pipeline.strategy.sums import Piece
 from pipeline.strategy.uses import Use
@@ -26,17 +26,20 @@ def tangents_of_use(use: Use) -> int:
     return min(use.num_units * use.num_positions, _num_rows(use))
 
 
-def pieces_of(nets: Sequence[Net], num_bytes: int) -> Iterator[Piece]:
+def pieces_of(nets: Sequence[Net], num_bytes: int, is_wanted: PieceWanted) -> Iterator[Piece]:
     """All rows, use by use in order of execution; num_bytes: for the tangents that are held at once.
 
     nets: the same net on parts of the batch, whose rows add up. When memory does not hold the tangents of a pass, it
-    is made again with half as many, and so are those that follow.
+    is made again with half as many, and so are those that follow. A pass of which nothing is wanted is left out.
     """
     jobs, most = _jobs(nets[0]), None
     while jobs:
         together = _next(nets[0], jobs, num_bytes, most)
+        parts = [moves.parts(is_wanted) for moves in together]
+        if not any(parts):
+            continue
         try:
-            pieces = _pieces(nets, together)
+            pieces = _pieces(nets, together, parts)
         except torch.OutOfMemoryError:
             num_tangents = sum(moves.num_tangents for moves in together)
             if num_tangents == 1:
@@ -77,13 +80,15 @@ def _next(net: Net, jobs: deque[Moves], num_bytes: int, most: int | None) -> lis
     return together
 
 
-def _pieces(nets: Sequence[Net], together: Sequence[Moves]) -> Iterable[Piece]:
+def _pieces(
+    nets: Sequence[Net], together: Sequence[Moves], parts: Sequence[Sequence[Part]]
+) -> Iterable[Piece]:
     """Those of one pass; where the batch is in parts, they are added up."""
     if len(nets) == 1:
-        return _of_pass(nets[0], together)
+        return _of_pass(nets[0], together, parts)
     total: list[Piece] = []
     for net in nets:
-        pieces = _of_pass(net, together)
+        pieces = _of_pass(net, together, parts)
         if not total:
             total = list(pieces)
             continue
@@ -92,16 +97,15 @@ def _pieces(nets: Sequence[Net], together: Sequence[Moves]) -> Iterable[Piece]:
     return total
 
 
-def _of_pass(net: Net, together: Sequence[Moves]) -> Iterator[Piece]:
+def _of_pass(net: Net, together: Sequence[Moves], parts: Sequence[Sequence[Part]]) -> Iterator[Piece]:
     """The pass is made now, the pieces as they are asked for."""
     here = [replace(moves, net=net) for moves in together]
     response = respond(net, _side_by_side(here))
     stops = list(accumulate(moves.num_tangents for moves in here))
-    parts = (
-        response.part(moves.row, slice(stop - moves.num_tangents, stop))
-        for moves, stop in zip(here, stops, strict=True)
+    return chain.from_iterable(
+        moves.pieces(response.part(moves.row, slice(stop - moves.num_tangents, stop)), wanted)
+        for moves, stop, wanted in zip(here, stops, parts, strict=True)
     )
-    return chain.from_iterable(moves.pieces(part) for moves, part in zip(here, parts, strict=True))
 
 
 def _side_by_side(together: Sequence[Moves]) -> dict[int, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.blocks import Block
 from pipeline.layout import Layout
 from pipeline.strategy.captured import Net
+from pipeline.strategy.wanted import Wanted, everything
 
 Rows = slice | Tensor  # entries of a flat parameter: a stretch of it, or their indices
 
@@ -39,15 +40,25 @@ class Sums:
 
     layout: Layout
     many: frozenset[str]
+    wanted: Wanted = everything
     totals: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def over(net: Net) -> Sums:
+    def over(net: Net, wanted: Wanted = everything) -> Sums:
         counts = Counter(name for use in net.uses for name in use.names)
         reordered = {use.weight for use in net.uses if use.order is not None and use.weight is not None}
-        return Sums(
-            Layout.of(net.params), frozenset(reordered | {name for name, n in counts.items() if n > 1})
-        )
+        many = frozenset(reordered | {name for name, n in counts.items() if n > 1})
+        return Sums(Layout.of(net.params), many, wanted)
+
+    def is_wanted(self, row: str, rows: Rows, column: str) -> bool:
+        """Whether these rows of the parameter `row` are, against all columns of `column`; sums are made whole."""
+        if self.wanted is everything:
+            return True
+        spans = self.layout.slices()
+        span = spans[row]
+        if not self.many & {row, column} and isinstance(rows, slice):
+            span = slice(span.start + rows.start, span.start + rows.stop)
+        return self.wanted(span, spans[column])
 
     def blocks_of(self, piece: Piece) -> Iterator[Block]:
         if not self.many & {piece.row, piece.column} and isinstance(piece.rows, slice):
@@ -57,7 +68,8 @@ class Sums:
             columns = slice(column + piece.first_column, column + piece.first_column + piece.values.shape[1])
             yield Block(rows, columns, piece.values).lower()
             return
-        self._add(piece)
+        if self.is_wanted(piece.row, piece.rows, piece.column):  # else some of its sum would be missing
+            self._add(piece)
 
     def blocks_at_the_end(self) -> Iterator[Block]:
         spans = self.layout.slices()

@@ -13,6 +13,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
+from pipeline.strategy.wanted import Wanted, everything
 
 ROWS_PER_BLOCK = 64
 
@@ -34,7 +35,9 @@ class Triangular:
     gradient, and 64 rows of the widest parameter.
     """
 
-    def blocks(self, objective: Objective, params: Params, batch: Batch) -> Iterator[Block]:
+    def blocks(
+        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    ) -> Iterator[Block]:
         layout = Layout.of(params)
         spans = layout.slices()
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -44,6 +47,8 @@ class Triangular:
         gradient_of = dict(zip(leaves, gradients, strict=True))
         for name, columns in columns_of(params).items():
             for rows in rows_of(layout, name, ROWS_PER_BLOCK):
+                if not any(wanted(rows, spans[column]) for column in columns):
+                    continue
                 first = rows.start - spans[name].start
                 units = unit_vectors(params[name], first, first + rows.stop - rows.start)
                 needed = [leaves[column] for column in columns]

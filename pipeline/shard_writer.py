@@ -1,0 +1,197 @@
+"""Writing a shard: rectangles of the matrix come in any order, tiles go to the disk as they are full."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import PipelineError
+from pipeline.folder import partial_of
+from pipeline.hdf5 import Array, File, attributes, strings, writing
+from pipeline.journal import Entry, Journal
+from pipeline.layout import Layout
+from pipeline.tile_stream import TileStream
+from pipeline.tiles import ALL, TILE, Grid, Tile, file_size
+
+FORMAT_VERSION = 1
+
+
+class ShardWriter:
+    """Collects rectangles of a symmetric matrix, and hands on each tile as soon as its lower part is there.
+
+    Memory: the tiles that are begun and not full; strategies that go row by row keep one row of tiles, b·P
+        numbers. Use it through `write_shard`.
+    """
+
+    def __init__(self, grid: Grid, stream: TileStream, missing: Array, num_there: int) -> None:
+        self._grid, self._stream, self._missing = grid, stream, missing
+        self._to_fill = missing.copy()
+        self._begun: dict[Tile, tuple[Array, int]] = {}
+        self.num_there, self.num_to_do = num_there, int(missing.sum())  # tiles, when it began
+
+    def wanted(self, rows: slice, cols: slice) -> bool:
+        """Whether any entry rows x cols, or its mirror image, lay in a tile that was missing when writing began."""
+        if cols.start >= rows.stop:
+            rows, cols = cols, rows
+        b = self._grid.size
+        part = self._missing[rows.start // b : -(-rows.stop // b), cols.start // b : -(-cols.stop // b)]
+        return bool(part.any())
+
+    def add(self, rows: slice, cols: slice, values: Array) -> None:
+        """Take the entries rows x cols; those above the diagonal, and those of tiles that are there, are ignored.
+
+        Raises:
+            PipelineError: a tile that is full holds a NaN or an infinity.
+        """
+        b = self._grid.size
+        for i in range(rows.start // b, -(-rows.stop // b)):
+            for j in range(cols.start // b, min(-(-cols.stop // b), i + 1)):
+                if self._to_fill[i, j]:
+                    self._fill((i, j), rows, cols, values)
+
+    def put(self, tile: Tile, values: Array) -> None:
+        """Take the whole tile (i, j), j <= i, as (b, b) numbers; the last row and column of tiles are cut at P."""
+        if self._to_fill[tile]:
+            rows, cols = map(self._grid.span, tile)
+            self._fill(tile, rows, cols, values)
+
+    @property
+    def products(self) -> Array:
+        """H v for the directions v, (P, m), from the tiles that are full so far."""
+        self._stream.drain()
+        return self._stream.products
+
+    def close(self) -> Array:
+        """The checksums; every tile must have been filled."""
+        self._stream.drain()
+        if left := int(self._to_fill.sum()):
+            raise ValueError(f"{left} of {self.num_to_do} tiles of the triangle were never filled")
+        return self._stream.checksums
+
+    def _fill(self, tile: Tile, rows: slice, cols: slice, values: Array) -> None:
+        i, j = (span.start for span in map(self._grid.span, tile))
+        b, n = self._grid.size, self._grid.num_rows
+        top, bottom = max(rows.start, i), min(rows.stop, i + b, n)
+        left, right = max(cols.start, j), min(cols.stop, j + b, n)
+        part = values[top - rows.start : bottom - rows.start, left - cols.start : right - cols.start]
+        buffer, num_left = self._begun.pop(tile) if tile in self._begun else self._begin(tile)
+        inside = buffer[top - i : bottom - i, left - j : right - j]
+        if i == j or self._grid.layers is not None:
+            given = self._grid.given(slice(top, bottom), slice(left, right))
+            inside[given] = part[given]
+            num_left -= int(given.sum())
+        else:
+            inside[...] = part
+            num_left -= part.size
+        if num_left > 0:
+            self._begun[tile] = buffer, num_left
+        else:
+            self._to_fill[tile] = False
+            self._stream.put(tile, buffer)
+
+    def _begin(self, tile: Tile) -> tuple[Array, int]:
+        """An empty tile, and how many entries it is to be given."""
+        buffer = self._stream.empty()
+        if self._grid.layers is None:
+            return buffer, self._grid.num_entries(tile)
+        rows, cols = map(self._grid.span, tile)
+        given = self._grid.given(rows, cols)
+        lower = np.arange(rows.start, rows.stop)[:, None] >= np.arange(cols.start, cols.stop)
+        buffer[: rows.stop - rows.start, : cols.stop - cols.start][lower & ~given] = 0
+        return buffer, int(given.sum())
+
+
+@contextmanager
+def write_shard(
+    path: Path,
+    layout: Layout,
+    dtype: str,
+    attrs: dict[str, Any],
+    gradient: Array,
+    tile: int = TILE,
+    directions: Array | None = None,
+    identity: Mapping[str, Any] | None = None,
+    part: Collection[Tile] | None = None,
+) -> Iterator[ShardWriter]:
+    """Write the shard `path` through the writer that the body gets; nothing is at `path` unless all of it went well.
+
+    attrs: taken when the body ends, so that it may add to them. directions: (P, m), multiplied by the matrix as it is
+    written: `writer.products`. part: write these tiles alone.
+    identity: all that the entries depend on. With it, tiles are recorded as they reach the disk, in a journal beside
+    the unfinished file. When the body is cut short, by a kill or by anything but a PipelineError, the next call with
+    the same identity takes those that are as they were recorded, and `writer.wanted` says what is still to do.
+
+    Raises:
+        PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
+    """
+    if directions is None:
+        directions = np.zeros((layout.num_parameters, 0))
+    blocks = attrs.get("blocks", ALL)
+    grid = Grid.of(layout, tile, blocks)
+    journal, recorded = None, list[Entry]()
+    if identity is not None:
+        form = [layout.names, layout.shapes, dtype, grid.size, blocks, part and sorted(part), FORMAT_VERSION]
+        journal = Journal.beside(path, {"of": dict(identity), "form": form})
+        recorded = journal.read()
+    num_bytes = file_size(layout, np.dtype(dtype).itemsize, blocks, tile, part)
+    try:
+        with writing(path, num_bytes, bool(recorded), lambda error: _is_kept(error, journal)) as output:
+            matrix = _matrix(output.file, grid, dtype)
+            with TileStream(output, matrix, grid, directions, journal) as stream:
+                missing, there = grid.stored(part), stream.restore(recorded)
+                for sound in there:
+                    missing[sound] = False
+                writer = ShardWriter(grid, stream, missing, len(there))
+                yield writer
+                checksums = writer.close()
+            _finish(output.file, layout, checksums, gradient, {**attrs, "dtype": dtype})
+    finally:
+        if journal is not None and not partial_of(path).exists():
+            journal.remove()
+
+
+def _is_kept(error: BaseException, journal: Journal | None) -> bool:
+    """Whether the unfinished file is worth keeping: not, where it is its numbers that were refused."""
+    refused = isinstance(error, PipelineError) and not isinstance(error.__cause__, OSError)
+    return journal is not None and journal.path.exists() and not refused
+
+
+def _matrix(file: File, grid: Grid, dtype: str) -> Any:
+    """The dataset of the matrix: a new one, or that of a file that is taken up again."""
+    if "matrix" in file:
+        return file["matrix"]
+    shape, chunks = (grid.num_rows, grid.num_rows), (grid.size, grid.size)
+    matrix = file.create_dataset("matrix", shape, dtype, chunks=chunks, fillvalue=np.nan)
+    matrix.attrs["triangle"] = "lower"
+    return matrix
+
+
+def _finish(file: File, layout: Layout, checksums: Array, gradient: Array, attrs: dict[str, Any]) -> None:
+    for name in ("checksums", "gradient", "parameters"):  # from a process that was killed at this very point
+        if name in file:
+            del file[name]
+    for name in list(file.attrs):
+        del file.attrs[name]
+    file["checksums"] = checksums
+    file["gradient"] = gradient
+    file["parameters/names"] = strings(layout.names)
+    file["parameters/shapes"] = strings([json.dumps(shape) for shape in layout.shapes])
+    file["parameters/offsets"] = np.array(layout.offsets)
+    file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "complete": True})
+    file.attrs["checksum"] = checksum_of(file)
+
+
+def checksum_of(file: File) -> int:
+    """CRC-32 of everything but the tiles, which have checksums of their own."""
+    told = {name: value for name, value in attributes(file).items() if name != "checksum"}
+    texts = [list(file[f"parameters/{key}"].asstr()[:]) for key in ("names", "shapes")]
+    crc = zlib.crc32(json.dumps([told, texts], sort_keys=True).encode())
+    for name in ("checksums", "gradient", "parameters/offsets"):
+        crc = zlib.crc32(file[name][:].tobytes(), crc)
+    return crc

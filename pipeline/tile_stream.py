@@ -1,0 +1,195 @@
+"""Full tiles on their way to the disk: checked, written and recorded in a thread, while the next ones are computed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import PipelineError
+from pipeline.hdf5 import Array, Output, chunk_of
+from pipeline.journal import Entry, Journal
+from pipeline.tiles import Grid, Tile, mirrored
+
+QUEUE_BYTES = 64 * 2**20  # of tiles that wait to be written
+RECORD_BYTES = 256 * 2**20  # of tiles after which they are recorded: what a kill may lose
+RECORD_SECONDS = 5.0  # without a new tile, after which those before it are recorded
+
+
+class TileStream:
+    """Takes full tiles, and writes them in the order in which they come, so that products add up to the same bits.
+
+    Three things go on at once: the caller computes, a thread writes (finite? CRC-32, file, products), and another
+    waits for the disk and records in the journal what has reached it. What fails there is raised by `put`, `drain` and
+    on leaving.
+
+    products: H v for the directions v, (P, m), from the tiles written so far. checksums: (n, n), by tile.
+    Memory: QUEUE_BYTES and two tiles.
+    """
+
+    def __init__(
+        self, output: Output, matrix: Any, grid: Grid, directions: Array, journal: Journal | None
+    ) -> None:
+        self._output, self._matrix, self._grid, self._journal = output, matrix, grid, journal
+        self._directions = directions.astype(matrix.dtype)
+        self.products = np.zeros(directions.shape)
+        self.checksums = np.zeros((grid.num_tile_rows, grid.num_tile_rows), np.uint32)
+        self._shape = (grid.size, grid.size)
+        self._tile_bytes = tile_bytes = grid.size**2 * matrix.dtype.itemsize
+        self._tiles: queue.Queue[tuple[Tile, Array] | None] = queue.Queue(max(2, QUEUE_BYTES // tile_bytes))
+        self._spare: queue.SimpleQueue[Array] = queue.SimpleQueue()
+        self._tiles_a_record = max(1, RECORD_BYTES // tile_bytes)
+        self._restored: list[Entry] | None = []  # None: they are in the journal of this process
+        self._written: list[Entry] = []  # and not yet recorded
+        self._recording: Future[None] | None = None
+        self._recorder = ThreadPoolExecutor(1, "recorder")
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tiles", daemon=True)
+
+    def __enter__(self) -> TileStream:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tiles.put(None)
+        self._thread.join()
+        if (
+            error is not None
+        ):  # what is written is kept for the next run; where all went well, the file will be whole
+            self._guarded(self._wait)
+            self._guarded(self._record)
+        self._guarded(self._wait)
+        self._recorder.shutdown()
+        if error is None:
+            self._check()
+
+    def restore(self, entries: Iterable[Entry]) -> list[Tile]:
+        """Take tiles that are in the file already; gives those that are what was recorded."""
+        self._restored = []
+        for entry in entries:
+            tile = entry.row, entry.column
+            content = chunk_of(self._matrix, self._corner(tile), self._tile_bytes)
+            if content and zlib.crc32(content) == entry.checksum:
+                self._multiply(tile, np.frombuffer(content, self._matrix.dtype).reshape(self._shape))
+                self.checksums[tile] = entry.checksum
+                self._restored.append(entry)
+        return [(entry.row, entry.column) for entry in self._restored]
+
+    def empty(self) -> Array:
+        """A tile of NaN to be filled: the memory of one that has been written, where there is one."""
+        try:
+            buffer = self._spare.get_nowait()
+        except queue.Empty:
+            buffer = np.empty(self._shape, self._matrix.dtype)
+        buffer.fill(np.nan)
+        return buffer
+
+    def put(self, tile: Tile, buffer: Array) -> None:
+        """Hand over a full tile from `empty`; waits while too many are under way.
+
+        Raises:
+            PipelineError: a tile before this one holds a NaN or an infinity.
+            OSError: one could not be written.
+        """
+        self._check()
+        self._tiles.put((tile, buffer))
+
+    def drain(self) -> None:
+        """Wait until all tiles are written; raises as `put` does."""
+        self._tiles.join()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do it, unless something has failed before; the caller of `put` is told what fails."""
+        try:
+            if self._failure is None:
+                action(*arguments)
+        except BaseException as failure:
+            self._failure = failure
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self._tiles.get(timeout=RECORD_SECONDS)
+            except queue.Empty:
+                self._guarded(self._record)
+                continue
+            if item is None:
+                return
+            self._guarded(self._write, *item)
+            self._tiles.task_done()
+
+    def _write(self, tile: Tile, buffer: Array) -> None:
+        if not self._is_finite(tile, buffer):
+            i, j = (span.start for span in map(self._grid.span, tile))
+            raise PipelineError(
+                f"the matrix has NaN or infinite entries (near row {i}, column {j}): "
+                "look at the loss and the weights of this checkpoint, or use dtype=float64."
+            )
+        checksum = self._store(tile, buffer)
+        self.checksums[tile] = checksum
+        self._multiply(tile, buffer)
+        self._written.append(Entry(*tile, checksum))
+        self._spare.put(buffer)
+        if len(self._written) >= self._tiles_a_record:
+            if len(self._written) >= 2 * self._tiles_a_record:
+                self._wait()  # lest the system has more to write than it wants to hold
+            self._record()
+
+    def _is_finite(self, tile: Tile, buffer: Array) -> bool:
+        num_entries = self._grid.num_entries(tile)
+        if num_entries == buffer.size and np.isfinite(buffer.sum()):  # tells it in one pass
+            return True
+        return int(np.isfinite(buffer).sum()) == num_entries
+
+    def _store(self, tile: Tile, buffer: Array) -> int:
+        """Write a tile; gives the CRC-32 of its content."""
+        self._output.write_chunk(self._matrix, self._corner(tile), buffer)
+        return zlib.crc32(buffer.data)
+
+    def _corner(self, tile: Tile) -> tuple[int, int]:
+        return tile[0] * self._grid.size, tile[1] * self._grid.size
+
+    def _multiply(self, tile: Tile, buffer: Array) -> None:
+        rows, cols = map(self._grid.span, tile)
+        values = buffer[: rows.stop - rows.start, : cols.stop - cols.start]
+        self.products[rows] += (mirrored(values) if rows == cols else values) @ self._directions[cols]
+        if rows != cols:
+            self.products[cols] += values.T @ self._directions[rows]
+
+    def _record(self) -> None:
+        """Let the other thread record what is written, unless it is still at work."""
+        if self._recording is not None and self._recording.done():
+            self._wait()
+        if self._recording is None and self._written:
+            if self._journal is not None:
+                self._output.flush()
+            entries, self._written = self._written, []
+            self._recording = self._recorder.submit(self._to_disk, entries)
+
+    def _wait(self) -> None:
+        if self._recording is not None:
+            self._recording.result()
+            self._recording = None
+
+    def _to_disk(self, entries: list[Entry]) -> None:
+        self._output.raw.sync()
+        if self._journal is None:
+            return
+        if self._restored is not None:
+            self._journal.begin([*self._restored, *entries])
+            self._restored = None
+        else:
+            self._journal.add(entries)
