@@ -12,6 +12,8 @@ peak: resident memory above what was there after a net of 17 weights, in MiB; th
 error: the largest difference to the matrix by khatri_rao in float64, as a part of its largest entry (which for nets
     up to 3,000 weights is itself compared with hvp).
 x: times as fast as the best peer. GEMM: N P² FLOP a second, as a part of what multiplying square matrices reaches here.
+write: the bytes of the result a second, as a part of what writing as much fresh memory reaches. Both limits hold for a
+    method, one after the other.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from benchmark_nets import NETS, Problem, problem_of, warm_up
 from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
+from benchmark_rates import Rates, timed
 from torch import Tensor
 
 from pipeline.dense import hessian
@@ -91,14 +94,6 @@ def serve(pipe: Connection, net: str, name: str, options: argparse.Namespace) ->
     except (MemoryError, RuntimeError) as reason:
         told = str(reason)
         pipe.send({"failed": "out of memory" if "memory" in told else told.splitlines()[0][:60]})
-
-
-def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
-    start = time.perf_counter()
-    result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def resident(what: str, process: int | None = None) -> int:
@@ -193,21 +188,14 @@ def reference_of(net: str, matrix: str) -> Tensor:
     return dense
 
 
-def gemm_rate(threads: int, dtype: str, device: str, size: int = 3072) -> float:
-    """FLOP a second that multiplying square matrices reaches, the best of five."""
-    torch.set_num_threads(threads)
-    one, other = torch.randn(2, size, size, dtype=DTYPES[dtype], device=device)
-    return 2 * size**3 / min(timed(lambda: one @ other)[0] for _ in range(6))
-
-
-def table(net: str, rows: dict[str, dict[str, Any]], rate: float, peers: set[str]) -> str:
+def table(net: str, rows: dict[str, dict[str, Any]], rates: Rates, peers: set[str]) -> str:
     problem = problem_of(net)
     P, N = problem.num_parameters, problem.batch.num_samples
     seconds = {name: statistics.median(row["times"]) for name, row in rows.items() if row["times"]}
     best = min((value for name, value in seconds.items() if name in peers), default=None)
     lines = [
         f"{net}: {problem.title}: P = {P:,}, N = {N}",
-        f"  {'':<26}{'seconds':>10}{'x':>8}{'peak MiB':>10}{'error':>10}{'GEMM':>7}",
+        f"  {'':<26}{'seconds':>10}{'x':>8}{'peak MiB':>10}{'error':>10}{'GEMM':>7}{'write':>7}",
     ]
     for name, row in rows.items():
         label = name if name not in peers else f"({name})"
@@ -216,9 +204,11 @@ def table(net: str, rows: dict[str, dict[str, Any]], rate: float, peers: set[str
             continue
         times = f"{best / seconds[name]:.1f}" if best is not None and name not in peers else ""
         error = f"{row['error']:.0e}" if row["error"] is not None else ""
-        share = f"{N * P * P / seconds[name] / rate:.0%}"
+        products = f"{N * P**2 / rates.flop / seconds[name]:.0%}"
+        writing = f"{P**2 * rates.itemsize / rates.bytes / seconds[name]:.0%}" if name != ALONE else ""
+        peak = f"{row['peak'] / MIB:.0f}"
         lines.append(
-            f"  {label:<26}{seconds[name]:>10.4f}{times:>8}{row['peak'] / MIB:>10.0f}{error:>10}{share:>7}"
+            f"  {label:<26}{seconds[name]:>10.4f}{times:>8}{peak:>10}{error:>10}{products:>7}{writing:>7}"
         )
     return "\n".join(lines)
 
@@ -240,19 +230,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file to which the figures are added")
     options = parser.parse_args()
     names = options.methods.split(",") if options.methods else [*STRATEGIES, ALONE, *PEERS[options.matrix]]
-    rate = gemm_rate(options.threads, options.dtype, options.device)
-    print(f"torch {torch.__version__}, {options.dtype}, {options.threads} threads, {rate / 1e9:.0f} GFLOP/s")
+    torch.set_num_threads(options.threads)
+    rates = Rates.of(DTYPES[options.dtype], torch.device(options.device))
+    print(f"torch {torch.__version__}, {options.dtype}, {options.threads} threads: {rates}")
     with tempfile.TemporaryDirectory() as folder:
         options.reference = str(Path(folder) / "reference.pt")
         for net in options.nets.split(","):
             torch.save(reference_of(net, options.matrix), options.reference)
             rows = measure(net, names, options)
-            print("\n" + table(net, rows, rate, set(PEERS[options.matrix])), flush=True)
+            print("\n" + table(net, rows, rates, set(PEERS[options.matrix])), flush=True)
             problem = problem_of(net)
             sizes = {"P": problem.num_parameters, "N": problem.batch.num_samples}
             if options.json:
                 found = json.loads(options.json.read_text()) if options.json.exists() else {}
-                found[net] = {**sizes, "gemm": rate, "methods": rows}
+                found[net] = {**sizes, "gemm": rates.flop, "methods": rows}
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ rows and columns in the order of `model.named_parameters()`. Peers that know no 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -152,7 +153,10 @@ def backpack_ggn(problem: Problem, chunk: int) -> Dense:
     model, loss = extend(copy.deepcopy(problem.model)), extend(nn.CrossEntropyLoss())
 
     def dense() -> Tensor:
-        with backpack(SqrtGGNExact()):
+        with warnings.catch_warnings(), backpack(SqrtGGNExact()):
+            warnings.filterwarnings(
+                "ignore", "Full backward hook"
+            )  # the inputs need no gradient, and get none
             loss(model(problem.batch.inputs), problem.batch.targets).backward()
         factors = [
             value.sqrt_ggn_exact.flatten(2).flatten(0, 1) for value in model.parameters()

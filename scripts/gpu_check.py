@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from benchmark import gemm_rate, timed
 from benchmark_nets import problem_of
+from benchmark_rates import Rates, timed
 
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
@@ -45,10 +46,11 @@ def difference(case: Case, name: str, device: torch.device) -> float | str:
     return float((found.cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
-def check(device: torch.device) -> int:
-    """The number of wrong matrices."""
+def check(device: torch.device, pattern: str) -> int:
+    """The number of wrong matrices, of the cases whose names match."""
+    cases = [case for case in CASES if fnmatch(case.id, pattern)]
     num_wrong = num_right = num_refused = 0
-    for case in CASES:
+    for case in cases:
         for name in STRATEGIES:
             found = difference(case, name, device)
             if isinstance(found, str):
@@ -62,17 +64,11 @@ def check(device: torch.device) -> int:
             else:
                 num_wrong += 1
                 print(f"{case.id}, {name}: off by {found:.1e}")
-    print(f"{len(CASES)} cases: {num_right} right, {num_refused} refused, {num_wrong} wrong")
+    print(f"{len(cases)} cases: {num_right} right, {num_refused} refused, {num_wrong} wrong")
     return num_wrong
 
 
-def write_rate(device: torch.device, size: int = 2**28) -> float:
-    """Bytes a second."""
-    target = torch.empty(size, device=device)
-    return 4 * size / min(timed(lambda: target.fill_(1.0))[0] for _ in range(5))
-
-
-def time_net(name: str, device: torch.device) -> None:
+def time_net(name: str, device: torch.device, rates: Rates) -> None:
     problem = problem_of(name).to(device, torch.float32)
     objective, params = objective_of(problem.model, problem.criterion)
     strategy = KhatriRao(megabytes=1024 if device.type == "cuda" else 256)
@@ -85,7 +81,7 @@ def time_net(name: str, device: torch.device) -> None:
         return hessian(problem.model, problem.criterion, *problem.batch, strategy=strategy)
 
     P, N = problem.num_parameters, problem.batch.num_samples
-    limits = N * P**2 / gemm_rate("float32", device.type), 4 * P**2 / write_rate(device)
+    limits = N * P**2 / rates.flop, 4 * P**2 / rates.bytes
     print(f"{name}: P = {P:,}, N = {N}: limits: products {limits[0]:.3f} s, writing {limits[1]:.3f} s")
     for label, run in (("blocks alone", blocks_alone), ("dense", dense)):
         run()
@@ -103,14 +99,17 @@ def main() -> None:
     parser.add_argument(
         "--sizes", default="64-100-10@128,64-267-10@256,64-667-10@512", help="64-width-10@samples"
     )
+    parser.add_argument("--cases", default="*", help="a glob of their names; all by default")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU: --device cpu tries the script without one.")
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}")
-    num_wrong = check(device)
+    num_wrong = check(device, options.cases)
+    rates = Rates.of(torch.float32, device)
+    print(rates)
     for name in options.sizes.split(","):
-        time_net(name, device)
+        time_net(name, device, rates)
     sys.exit(1 if num_wrong else 0)
 
 

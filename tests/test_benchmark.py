@@ -77,3 +77,11 @@ def test_the_script_ends_with_a_table_and_a_figure(tmp_path):
         assert net["methods"]["khatri_rao"]["error"] < 1e-5
     script("scripts/benchmark_figure.py", figures, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_check_on_a_gpu_runs_without_one():
+    options = ("--device", "cpu", "--cases", "thread", "--sizes", "64-4-10@5")
+    told = script("scripts/gpu_check.py", *options)
+    assert "0 wrong" in told
+    assert " 0 right" not in told
+    assert "64-4-10@5: P = 310, N = 5: limits: products" in told
