@@ -42,13 +42,13 @@ def run(config: DictConfig, folder: RunFolder) -> None:
     wanted = set(config.stages)
     with folder.lock(), told(folder):
         check_settings(plain(config))
+        tracking = build(config, "tracking")
+        tracker = tracking.ready()
         subject = build_subject(config) if wanted & {Stage.train, Stage.compute} else None
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
 
-        matrix, strategy, spectrum, tracking = (
-            build(config, group) for group in ("matrix", "strategy", "spectrum", "tracking")
-        )
+        matrix, strategy, spectrum = (build(config, group) for group in ("matrix", "strategy", "spectrum"))
         if subject is not None:
             stages.check_plan(folder, subject, settings, matrix, strategy, spectrum)
             keep(folder, settings)
@@ -56,7 +56,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
                 folder.path,
             )
-        with tracking.start(folder, *_labels(settings), _sweep()) as tracked:
+        with tracker.start(folder, *_labels(settings), _sweep()) as tracked:
             diary = stages.Diary(folder, tracked)
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))

@@ -11,11 +11,11 @@ from pipeline.folder import RunFolder
 from pipeline.tracking.mlflow import MLflow
 from pipeline.tracking.none import NoTracking
 
-__all__ = ["MLflow", "NoTracking", "TrackedRun", "Tracking"]
+__all__ = ["MLflow", "NoTracking", "Starter", "TrackedRun", "Tracking"]
 
 
 class TrackedRun(Protocol):
-    """What can be told about a run while it works; each call is on disk or at the server when it returns."""
+    """What can be told about a run while it works; carried out in this order, and all of it when the run ends."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
 
@@ -24,7 +24,7 @@ class TrackedRun(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
 
-class Tracking(Protocol):
+class Starter(Protocol):
     def start(
         self,
         folder: RunFolder,
@@ -38,6 +38,12 @@ class Tracking(Protocol):
         `params` may be nested: `{"model": {"bias": True}}` is the param `model.bias`. `sweep` is the folder
         of a multirun, whose jobs are grouped; None for a single run.
         """
+        ...
+
+
+class Tracking(Protocol):
+    def ready(self) -> Starter:
+        """What starts runs; to be called well before, as it may take its time to get ready beside the caller."""
         ...
 
     def fetch(self, uri: str, to: Path) -> Path:

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
+from pipeline.options import check_switch
 from pipeline.tracking import faults, origin, store
 from pipeline.tracking.texts import flat_texts, key_text, value_text
+
+if TYPE_CHECKING:
+    from pipeline.tracking.beside import Recorder
 
 RECORD = "mlflow.json"  # in a run folder: which MLflow run it is; in a sweep's folder: the parent of its runs
 PARENT = "mlflow.parentRunId"
@@ -34,12 +38,14 @@ class MLflow:
     `<root>/mlflow.db`, with artifacts in `<root>/mlflow-artifacts`. SQLite needs a local disk: its locks fail on
     a network disk.
 
-    Starting a run takes about 2 s, nearly all of it the import of mlflow; a metric or a tag takes about 5 ms.
+    Starting a run takes about 2 s, nearly all of it the import of mlflow; a metric or a tag takes about 5 ms. With
+    `background` all of that happens in a process beside the work (`ready`).
     """
 
     uri: str | None = None
     experiment: str = "curvature"
     root: str = "outputs"
+    background: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("experiment", self.experiment), ("root", self.root)):
@@ -51,7 +57,16 @@ class MLflow:
             raise PipelineError(
                 f"tracking.uri is an address, not {self.uri!r}: give http://HOST:PORT, or null."
             )
+        check_switch("tracking.background", self.background)
         store.resolve(self.uri, self.root)
+
+    def ready(self) -> MLflow | Recorder:
+        """What has `start`: this, or a process that begins to import mlflow now and takes the calls of the run."""
+        if not self.background:
+            return self
+        from pipeline.tracking.beside import recorder
+
+        return recorder(self)
 
     @contextmanager
     def start(

@@ -26,6 +26,9 @@ class UntrackedRun:
 class NoTracking:
     """Records nothing, imports nothing."""
 
+    def ready(self) -> NoTracking:
+        return self
+
     @contextmanager
     def start(
         self,
