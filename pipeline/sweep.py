@@ -3,7 +3,8 @@
     sweep.json      what was to be run: the command, and the overrides of each job by its number
     0/ 1/ 2/ …      the run folders of the jobs
     summary.csv     a row a job: its state, the choices that vary, the headline numbers, why it is not finished
-    mlflow.json     the MLflow run under which those of the jobs hang; it carries the table
+    report.html     the spectra of all jobs over each other, headline numbers against the choices, the table
+    mlflow.json     the MLflow run under which those of the jobs hang; it carries the table and the page
 
 All of it is made from the folder, so it does not matter where the jobs ran, which of them failed, or whether the
 process that launched them lived to see their end.
@@ -24,7 +25,7 @@ from pipeline.sweep_jobs import Job, Sweep, open_sweep
 from pipeline.terminal import grid, say
 from pipeline.tracking.parent import record
 
-TABLE = "summary.csv"
+TABLE, REPORT = "summary.csv", "report.html"
 COLUMNS = {  # of the table in the terminal, the ones that do not fit left out; `summary.csv` has them all
     "lambda_max": "λ max",
     "lambda_min": "λ min",
@@ -39,18 +40,22 @@ log = logging.getLogger("pipeline")
 
 
 def conclude(folder: Path) -> Sweep:
-    """Write the table, log it to the sweep's MLflow run, and print it.
+    """Write the table and the page, log both to the sweep's MLflow run, and print the table.
 
     Raises:
         PipelineError: no sweep was begun there, or a file cannot be written.
     """
+    from pipeline.sweep_report import page_of
+
     sweep = open_sweep(folder)
+    files = {sweep.folder / TABLE: sweep.table.to_csv(), sweep.folder / REPORT: page_of(sweep)}
+    for path, content in files.items():
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise PipelineError(f"{path} cannot be written ({error.strerror}).") from error
     try:
-        write_atomically(sweep.folder / TABLE, sweep.table.to_csv())
-    except OSError as error:
-        raise PipelineError(f"{sweep.folder / TABLE} cannot be written ({error.strerror}).") from error
-    try:
-        record(sweep, [sweep.folder / TABLE])
+        record(sweep, list(files))
     except PipelineError as error:  # the files are there; what is lost can be had again with `pipeline.sweep`
         log.warning("the sweep is not in MLflow: %s", error)
     show(sweep)
@@ -69,6 +74,7 @@ def show(sweep: Sweep) -> None:
     done = len(sweep.jobs) - len(unfinished)
     say(f"{done} of {_count(len(sweep.jobs))} finished.")
     say(f"table: {sweep.folder / TABLE}")
+    say(f"report: {sweep.folder / REPORT}")
 
 
 def _cells(sweep: Sweep, job: Job) -> list[str]:
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Sum up the sweep in a folder; 0 if all of its jobs are finished."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.sweep",
-        description="Sum up a sweep: its table and its run in MLflow. Status 1 if a job is not finished.",
+        description="Sum up a sweep: its table, its page and its run in MLflow. Status 1 if a job is not finished.",
     )
     parser.add_argument(
         "folder", type=Path, help="of the sweep, such as outputs/multirun/2026-01-31/12-00-00"

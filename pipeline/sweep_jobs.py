@@ -102,6 +102,14 @@ class Sweep:
         return " ".join((" × ".join(self.varying) or "of one job", *self.folder.parts[-2:]))
 
     @property
+    def command(self) -> str:
+        """The command that began it; empty where it is not known."""
+        try:
+            return str(json.loads((self.folder / PLAN).read_text())["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    @property
     def unfinished(self) -> list[Job]:
         return [job for job in self.jobs if job.status.state != FINISHED]
 

@@ -290,7 +290,11 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(sweep):
         assert shard.attrs["strategy"] == config["strategy"]["_target_"].rpartition(".")[2].lower()
         runs[shard.attrs["strategy"], config["seed"]] = shard.dense()
     assert len(runs) == 8
-    assert lines[-2:] == ["8 of 8 jobs finished.", f"table: {folder / 'summary.csv'}"]
+    assert lines[-3:] == [
+        "8 of 8 jobs finished.",
+        f"table: {folder / 'summary.csv'}",
+        f"report: {folder / 'report.html'}",
+    ]
     for (_, seed), matrix in runs.items():
         np.testing.assert_allclose(matrix, runs["autograd", seed], atol=1e-12)
     assert np.abs(runs["hvp", 0] - runs["hvp", 1]).max() > 1e-3

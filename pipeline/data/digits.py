@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.samples import Samples
 from pipeline.data.split import SplitDataset
@@ -20,7 +24,22 @@ class Digits(SplitDataset):
     input_shape: Sequence[int] | None = (1, 8, 8)
 
     def load(self) -> Samples:
-        from sklearn.datasets import load_digits
+        rows = _rows()
+        images, labels = rows[:, :64] / 16, rows[:, 64]
+        return self.split(images.astype(np.float32).reshape(-1, 1, 8, 8), labels.astype(np.int64))
 
-        images, labels = load_digits(return_X_y=True)
-        return self.split((images / 16).astype(np.float32).reshape(-1, 1, 8, 8), labels.astype(np.int64))
+
+def _rows() -> NDArray[np.float64]:
+    """64 pixels and the label of each image (1797, 65), read from the file that scikit-learn's `load_digits` reads.
+
+    The import of scikit-learn takes a second; where the file is not where it was, it is asked after all.
+    """
+    found = find_spec("sklearn")  # imports nothing
+    for place in (found.submodule_search_locations or ()) if found else ():
+        path = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            with gzip.open(path, "rt") as file:
+                return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))

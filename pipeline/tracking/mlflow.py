@@ -45,7 +45,7 @@ class MLflow:
     uri: str | None = None
     experiment: str = "curvature"
     root: str = "outputs"
-    background: bool = False
+    background: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("experiment", self.experiment), ("root", self.root)):
