@@ -63,7 +63,8 @@ def aggregate(
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
             attrs = read_results(path).attrs if path.exists() else {}
-            if attrs.get("inputs_hash") == inputs_hash:
+            there = len(shards) == 1 or folder.mean(step).exists()
+            if there and attrs.get("inputs_hash") == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
                 attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.utils import _pytree as pytree
 from pipeline.blocks import Block
 from pipeline.certificate import Certificate, certify, directions
 from pipeline.config import Blocks, Verify
-from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.errors import DamagedFile, PipelineError
+from pipeline.folder import RunFolder, set_aside
 from pipeline.journal import Journal
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
@@ -146,13 +147,22 @@ def compute_step(
     for index, batch in enumerate(progress(batches, f"Hessians at step {step}")):
         path = folder.shard(step, index)
         identity = {**names, "batch_index": index, "num_samples": batch.num_samples}
-        if path.exists():
-            attrs = open_shard(path).attrs
+        attrs = _attrs_of(path)
+        if attrs is not None:
             _check_same(str(path), attrs, identity)
             Journal.beside(path, {}).remove()  # of a process that was killed between its last two steps
             yield attrs
         else:
             yield _compute_shard(folder, (objective, params), parts, batch, recipe, identity)
+
+
+def _attrs_of(path: Path) -> dict[str, Any] | None:
+    """Of a shard that is there; one that is damaged is set aside."""
+    try:
+        return open_shard(path).attrs if path.exists() else None
+    except DamagedFile as damage:
+        log.warning("%s", set_aside(damage, "it is computed again"))
+        return None
 
 
 def _compute_shard(

@@ -1,4 +1,8 @@
-"""The one exception that is meant for the user."""
+"""The exceptions that are meant for the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class PipelineError(Exception):
@@ -6,3 +10,14 @@ class PipelineError(Exception):
 
     `pipeline.run` prints it without a traceback and exits with status 1.
     """
+
+
+class DamagedFile(PipelineError):
+    """A file that is not what was written. path: which one; why: what is wrong with it; remedy: what to do."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        super().__init__(path, why, remedy)  # all of them, so that another process can raise it here
+        self.path, self.why, self.remedy = path, why, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged ({self.why}): {self.remedy}."

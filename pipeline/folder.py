@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import DamagedFile, PipelineError
 
 STEP = re.compile(r"step-(\d{6,})")
 PATIENCE = 10  # hundredths of a second
@@ -180,6 +180,19 @@ def unwritable(path: Path, error: OSError) -> PipelineError:
     return PipelineError(
         f"{path} could not be written ({reason}): {remedy(error)}; what was complete before is kept."
     )
+
+
+def unreadable(path: Path, error: OSError) -> PipelineError:
+    return PipelineError(f"{path} could not be read ({error.strerror or error}): {remedy(error)}.")
+
+
+def set_aside(
+    damage: DamagedFile, remedy: str = "run again, which makes this file alone again"
+) -> DamagedFile:
+    """Give a damaged file another name, so that it is made again; gives what there is to say about it."""
+    aside = damage.path.with_name(damage.path.name + ".damaged")
+    os.replace(damage.path, aside)
+    return DamagedFile(damage.path, damage.why, f"it is now {aside.name}; {remedy}")
 
 
 def remedy(error: OSError) -> str:

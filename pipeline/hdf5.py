@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
-from pipeline.folder import replacing
+from pipeline.errors import DamagedFile, PipelineError
+from pipeline.folder import replacing, unreadable
 from pipeline.raw_file import RawFile
 
 Array = NDArray[Any]
@@ -108,9 +108,11 @@ def writing(
 
 
 def _opens(path: Path) -> bool:
+    """Whether what an earlier process left can be gone on with: its chunks are found."""
     try:
-        h5py.File(path, "r").close()
-    except OSError:
+        with h5py.File(path, "r") as file:
+            file["matrix"].id.chunk_iter(lambda _: None)
+    except (KeyError, OSError, RuntimeError):
         return False
     return True
 
@@ -132,6 +134,8 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        if error.errno:  # the system refused, whatever is in the file
+            raise unreadable(path, error) from error
         raise damaged(path, "HDF5 cannot open it", remedy) from error
     with file:
         try:
@@ -140,16 +144,21 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
             raise damaged(path, str(error).strip("'\""), remedy) from error
 
 
-def chunk_of(dataset: h5py.Dataset, corner: tuple[int, ...], num_bytes: int) -> bytes:
-    """The bytes of the chunk that begins at `corner`; none, where there are not `num_bytes` of them to be had."""
-    try:
-        info = dataset.id.get_chunk_info_by_coord(corner)
-        if info.byte_offset is None or info.size != num_bytes:
-            return b""
-        content: bytes = dataset.id.read_direct_chunk(corner)[1]
-    except (OSError, RuntimeError, ValueError, MemoryError):  # whatever HDF5 makes of a damaged file
-        return b""
-    return content
+def places_of(dataset: h5py.Dataset, num_bytes: int) -> Array:
+    """Where in the file each chunk of a matrix begins, by row and column of chunks; -1 where none of that size is.
+
+    Whoever knows it reads chunks without HDF5, which lets one thread in at a time.
+    """
+    rows, cols = (-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True))
+    places = np.full((rows, cols), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        if chunk.size == num_bytes and chunk.byte_offset is not None:
+            i, j = (start // size for start, size in zip(chunk.chunk_offset, dataset.chunks, strict=True))
+            places[i, j] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    return places
 
 
 def strings(values: Any) -> Array:
@@ -164,8 +173,8 @@ def attributes(file: h5py.File) -> dict[str, Any]:
     }
 
 
-def damaged(path: Path, why: str, remedy: str = RECOMPUTE) -> PipelineError:
-    return PipelineError(f"{path} is damaged ({why}): {remedy}.")
+def damaged(path: Path, why: str, remedy: str = RECOMPUTE) -> DamagedFile:
+    return DamagedFile(path, why, remedy)
 
 
 def _values(dataset: h5py.Dataset) -> Array:

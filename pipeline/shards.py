@@ -13,19 +13,20 @@ tiles that touch none of these blocks are not written either; `open_shard` gives
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.hdf5 import Array, attributes, chunk_of, damaged, reading
+from pipeline.hdf5 import Array, attributes, damaged, places_of, reading
 from pipeline.layout import Layout
+from pipeline.multiply import multiplied
 from pipeline.shard_writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
+from pipeline.tile_file import TileFile
 from pipeline.tiles import ALL, TILE, Grid, Tile, file_size, mirrored
 
 __all__ = [
@@ -78,18 +79,20 @@ class Shard:
         Raises:
             PipelineError: a tile is not what was written.
         """
-        b, n = self.tile, self.num_rows
-        with reading(self.path) as file:
-            matrix, checksums = file["matrix"], file["checksums"][:]
-            for i, j in self.tile_indices() if wanted is None else wanted:
-                if self.grid.is_outside((i, j)):
-                    yield (i, j), np.zeros((min(b, n - i * b), b), self.dtype)
+        tiles = self.grid.all_tiles() if wanted is None else list(wanted)
+        stored = [tile for tile in tiles if not self.grid.is_outside(tile)]
+        places, checksums = _chunks_of(self.path, _stamp(self.path), self.tile**2 * self.dtype.itemsize)
+        with TileFile(self.path, places, self.dtype, self.tile) as file:
+            found = file.read(stored)
+            for tile in tiles:
+                height, width = (span.stop - span.start for span in map(self.grid.span, tile))
+                if self.grid.is_outside(tile):
+                    yield tile, np.zeros((height, width), self.dtype)
                     continue
-                content = chunk_of(matrix, (i * b, j * b), b * b * self.dtype.itemsize)
-                if not content or zlib.crc32(content) != checksums[i, j]:
-                    raise damaged(self.path, f"tile ({i}, {j}) does not match its checksum")
-                whole = np.frombuffer(content, self.dtype).reshape(b, b)
-                yield (i, j), whole[: min(b, n - i * b), : min(b, n - j * b)]
+                _, values, checksum = next(found)
+                if values is None or checksum != checksums[tile]:
+                    raise damaged(self.path, f"tile {tile} does not match its checksum")
+                yield tile, values[:height, :width]
 
     def tile_indices(self) -> list[Tile]:
         """All (i, j), j <= i, row by row."""
@@ -100,8 +103,19 @@ class Shard:
         everything = slice(0, self.num_rows)
         return self.block(everything, everything)
 
-    def block(self, rows: slice, cols: slice) -> Array:
-        """The entries rows x cols of the matrix; only the tiles that they lie in are read."""
+    def rows(self, start: int, stop: int) -> Array:
+        """The rows start to stop - 1 of the symmetric matrix, (stop - start, P)."""
+        return self.block(slice(start, stop), slice(0, self.num_rows))
+
+    def block(self, rows: slice | str, cols: slice | str) -> Array:
+        """The entries rows x cols of the matrix, each a slice or the name of a parameter.
+
+        Only the tiles that they lie in are read.
+
+        Raises:
+            PipelineError: there is no parameter of that name, or the matrix has no such rows.
+        """
+        rows, cols = self._span(rows), self._span(cols)
         b = self.tile
         out = np.empty((rows.stop - rows.start, cols.stop - cols.start), self.dtype)
         wanted = {
@@ -120,19 +134,29 @@ class Shard:
         """The matrix times (P, m) vectors, in one pass over the file, each tile used for both triangles.
 
         rows: multiply the principal submatrix of these rows and columns alone; vectors are as long as it is.
+        Vectors of the matrix's own dtype are multiplied in it, others in float64; sums over tiles are float64.
         """
-        b, span = self.tile, rows or slice(0, self.num_rows)
-        tiles = range(span.start // b, -(-span.stop // b))
-        shape = (self.num_rows, *vectors.shape[1:])
-        full = np.zeros(shape, vectors.dtype)
-        full[span] = vectors
-        out = np.zeros(shape, np.result_type(self.dtype, vectors.dtype))
-        for (i, j), tile in self.tiles((i, j) for i in tiles for j in tiles if j <= i):
-            r, c = slice(i * b, i * b + tile.shape[0]), slice(j * b, j * b + tile.shape[1])
-            out[r] += (mirrored(tile) if i == j else tile) @ full[c]
-            if i != j:
-                out[c] += tile.T @ full[r]
-        return out[span]
+        return multiplied(self, vectors, rows or slice(0, self.num_rows))
+
+    def as_dask(self, tiles_per_chunk: int = 4) -> Any:
+        """The symmetric matrix as a `dask.array`, which reads chunks of so many tiles each way when they are needed."""
+        from pipeline.lazy import lazy_matrix  # dask only for those who ask for it
+
+        return lazy_matrix(self, tiles_per_chunk)
+
+    def _span(self, rows: slice | str) -> slice:
+        if isinstance(rows, str):
+            known = self.parameters.slices()
+            if rows not in known:
+                raise PipelineError(f"{self.path} has no parameter {rows!r}: it has {', '.join(known)}.")
+            return known[rows]
+        start, stop, step = rows.indices(self.num_rows)
+        beyond = rows.stop is not None and rows.stop > self.num_rows
+        if step != 1 or beyond or start > stop:
+            raise PipelineError(
+                f"{self.path} has no rows {rows}: give a slice within 0 to {self.num_rows}, of step 1."
+            )
+        return slice(start, stop)
 
 
 def open_shard(path: str | Path) -> Shard:
@@ -161,6 +185,20 @@ def open_shard(path: str | Path) -> Shard:
         return Shard(path, attrs, layout, file["matrix"].chunks[0], file["matrix"].dtype)
 
 
+@lru_cache(maxsize=32)
+def _chunks_of(path: Path, stamp: tuple[int, ...], num_bytes: int) -> tuple[Array, Array]:
+    """Where the tiles begin in the file, and their checksums, (n, n); known once in a process, as long as it stays."""
+    with reading(path) as file:
+        return places_of(file["matrix"], num_bytes), file["checksums"][:]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file.")
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: slice) -> None:
     """Copy what a tile at `corner` and `out`, the entries rows x cols, have in common."""
     (top, left), (height, width) = corner, tile.shape
@@ -169,3 +207,9 @@ def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: s
     if r.start < r.stop and c.start < c.stop:
         part = tile[r.start - top : r.stop - top, c.start - left : c.stop - left]
         out[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start] = part
+
+
+if __name__ == "__main__":
+    from pipeline.verify import main
+
+    main()

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.cluster import Cluster
 from pipeline.config import Blocks, Stage, Verify
-from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder, write_atomically
+from pipeline.errors import DamagedFile, PipelineError
+from pipeline.folder import RunFolder, set_aside, write_atomically
 from pipeline.headline import HEADLINE
 from pipeline.limits import available_memory, check_disk, check_memory, in_words
 from pipeline.matrix import MATRICES, Matrix
@@ -237,8 +237,11 @@ def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster, num_batch
     from pipeline.aggregate import aggregate as aggregate_folder
 
     with diary.stage(Stage.aggregate):
-        for attrs in aggregate_folder(diary.folder, spectrum, cluster, num_batches):
-            diary.tracked.log_metrics(headline(attrs), attrs["step"])
+        try:
+            for attrs in aggregate_folder(diary.folder, spectrum, cluster, num_batches):
+                diary.tracked.log_metrics(headline(attrs), attrs["step"])
+        except DamagedFile as damage:
+            raise set_aside(damage) from damage
 
 
 def report(diary: Diary, settings: Mapping[str, Any]) -> None:

@@ -7,14 +7,16 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.hdf5 import Array, Output, chunk_of
+from pipeline.hdf5 import Array, Output, places_of
 from pipeline.journal import Entry, Journal
+from pipeline.tile_file import TileFile
 from pipeline.tiles import Grid, Tile, mirrored
 
 QUEUE_BYTES = 64 * 2**20  # of tiles that wait to be written
@@ -73,14 +75,15 @@ class TileStream:
 
     def restore(self, entries: Iterable[Entry]) -> list[Tile]:
         """Take tiles that are in the file already; gives those that are what was recorded."""
+        known = {(entry.row, entry.column): entry.checksum for entry in entries}
+        places = places_of(self._matrix, self._tile_bytes)
         self._restored = []
-        for entry in entries:
-            tile = entry.row, entry.column
-            content = chunk_of(self._matrix, self._corner(tile), self._tile_bytes)
-            if content and zlib.crc32(content) == entry.checksum:
-                self._multiply(tile, np.frombuffer(content, self._matrix.dtype).reshape(self._shape))
-                self.checksums[tile] = entry.checksum
-                self._restored.append(entry)
+        with TileFile(Path(self._matrix.file.filename), places, self._matrix.dtype, self._grid.size) as file:
+            for tile, values, checksum in file.read([tile for tile in known if self._grid.has(tile)]):
+                if values is not None and checksum == known[tile]:
+                    self._multiply(tile, values)
+                    self.checksums[tile] = checksum
+                    self._restored.append(Entry(*tile, checksum))
         return [(entry.row, entry.column) for entry in self._restored]
 
     def empty(self) -> Array:

@@ -46,6 +46,10 @@ class Grid:
         """All (i, j), j <= i, row by row."""
         return [(i, j) for i in range(self.num_tile_rows) for j in range(i + 1)]
 
+    def has(self, tile: Tile) -> bool:
+        i, j = tile
+        return 0 <= j <= i < self.num_tile_rows
+
     def is_outside(self, tile: Tile) -> bool:
         """Whether a tile touches no diagonal block: all its columns are of earlier layers. It is not stored."""
         if self.layers is None:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import dask
 import h5py
 import numpy as np
 import pytest
@@ -202,6 +203,63 @@ def test_matvec_is_the_product_of_the_dense_matrix(path: Path, shape: tuple[int,
     assert product.shape == shape
     assert product.dtype == np.float64
     assert np.abs(product - matrix.astype("float64") @ vectors).max() < 1e-13
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("span", [None, slice(0, 1), slice(5, 90), slice(64, 100)])
+def test_matvec_of_many_tiles_has_the_same_bits_on_any_number_of_threads(
+    path: Path, dtype: str, span: slice | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of the matrix's dtype are multiplied in it, and summed up in float64."""
+    matrix = symmetric(100, dtype)
+    shard = open_shard(write(path, matrix))
+    rows = span or slice(0, 100)
+    vectors = np.random.default_rng(1).normal(size=(rows.stop - rows.start, 3)).astype(dtype)
+    expected = matrix[rows, rows].astype("float64") @ vectors.astype("float64")
+    products = []
+    for num_threads, many in ((1, 1), (3, 1), (1, 10**6)):
+        monkeypatch.setattr("pipeline.multiply._num_threads", lambda n=num_threads: n)
+        monkeypatch.setattr("pipeline.multiply.MANY_TILES", many)
+        products.append(shard.matvec(vectors, span))
+    assert products[0].dtype == np.float64
+    assert np.abs(products[0] - expected).max() < (1e-12 if dtype == "float64" else 3e-5)
+    assert np.array_equal(products[0], products[1])
+    assert np.array_equal(products[0], products[2])
+
+
+def test_rows_and_blocks_by_slices_and_names(path: Path) -> None:
+    matrix = symmetric(23)
+    shard = open_shard(write(path, matrix))
+    assert np.array_equal(shard.rows(5, 17), matrix[5:17])
+    assert np.array_equal(shard.rows(22, 23), matrix[22:])
+    assert np.array_equal(shard.block("net.bias", "net.weight"), matrix[20:22, :20])
+    assert np.array_equal(shard.block("net.weight", slice(3, 9)), matrix[:20, 3:9])
+    assert np.array_equal(shard.block(slice(None), slice(-3, None)), matrix[:, 20:])
+    assert shard.block("scale", "scale").shape == (1, 1)
+    with pytest.raises(PipelineError, match=r"has no parameter 'bias': it has net\.weight, net\.bias, scale"):
+        shard.block("bias", "scale")
+    for wrong in (slice(0, 24), slice(9, 3), slice(0, 10, 2)):
+        with pytest.raises(PipelineError, match=r"has no rows slice.*: give a slice within 0 to 23"):
+            shard.block(wrong, slice(0, 3))
+
+
+@pytest.mark.parametrize("tiles_per_chunk", [1, 2, 5])
+def test_a_shard_as_a_dask_array(path: Path, tiles_per_chunk: int) -> None:
+    matrix = symmetric(23)
+    lazy = open_shard(write(path, matrix)).as_dask(tiles_per_chunk)
+    assert lazy.shape == (23, 23)
+    assert lazy.dtype == matrix.dtype
+    assert lazy.chunks[0][0] == min(8 * tiles_per_chunk, 23)
+    with dask.config.set(scheduler="threads"):
+        assert np.array_equal(lazy.compute(), matrix)
+        assert np.array_equal(lazy[3:20, 7].compute(), matrix[3:20, 7])
+        assert float(lazy.trace().compute()) == pytest.approx(np.trace(matrix), rel=1e-13)
+    alter(path, tile_bytes(path)[0][0], b"12345678")
+    with (
+        pytest.raises(PipelineError, match="does not match its checksum"),
+        dask.config.set(scheduler="threads"),
+    ):
+        lazy.compute()
 
 
 def test_an_open_shard_can_be_handed_to_another_process(path: Path) -> None:
