@@ -11,6 +11,7 @@ from pipeline.hdf5 import Array
 from pipeline.layout import Layout
 
 TILE = 512
+BYTES_TO_FIND_A_TILE = 128  # of HDF5's index of chunks, at most
 ALL, LAYER = "all", "layer"
 Tile = tuple[int, int]
 
@@ -81,7 +82,7 @@ def file_size(
     """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
     grid = Grid.of(layout, tile, blocks)
     num_tiles = int(grid.stored(part).sum())
-    return (num_tiles * grid.size**2 + grid.num_rows + 64 * num_tiles) * itemsize + 2**20
+    return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + BYTES_TO_FIND_A_TILE * num_tiles + 2**20
 
 
 def mirrored(tile: Array) -> Array:
