@@ -73,7 +73,11 @@ def plan(folder, subject, **changes):
 )
 def test_the_disk_must_hold_every_shard_of_every_checkpoint(folder, asked, changes, num_shards):
     plan(folder, subject_of(), **changes)
-    assert asked["disk"] == (8, 2**20 + 128 + 8 * (64 + 8), num_shards)  # P; one tile, the gradient, 1 MB beside
+    assert asked["disk"] == (
+        8,
+        2**20 + 128 + 8 * (64 + 8),
+        num_shards,
+    )  # P; one tile, the gradient, 1 MB beside
 
 
 def test_shards_that_are_there_need_no_room(folder, asked):
