@@ -21,6 +21,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -28,6 +29,7 @@ from pipeline.config import Config, Stage, check_settings, flat, keep, run_name,
 from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
 from pipeline.folder import RunFolder
+from pipeline.launcher import NAME, LaunchError, Slurm, is_finished, note_finished
 from pipeline.multirun import launched
 from pipeline.status import told
 from pipeline.sweep_jobs import has_jobs
@@ -35,6 +37,7 @@ from pipeline.sweep_jobs import has_jobs
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
 ConfigStore.instance().store(name="schema", node=Config)
+Plugins.instance().class_name_to_class[NAME] = Slurm  # Hydra's search misses plugins of editable installs
 
 
 def run(config: DictConfig, folder: RunFolder) -> None:
@@ -162,16 +165,25 @@ def _sweep() -> Path | None:
 def job(config: DictConfig) -> None:
     """What Hydra calls once for a run, and once for each job of a sweep."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        log.info("job %s: %s", hydra_config.job.num, " ".join(hydra_config.overrides.task))
+    folder, overrides = RunFolder(Path(hydra_config.runtime.output_dir)), list(hydra_config.overrides.task)
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
+    if sweeping:
+        log.info("job %s: %s", hydra_config.job.num, " ".join(overrides))
+        if is_finished(folder, overrides):
+            log.info("it is finished: taken as it is.")
+            return
     try:
-        run(config, RunFolder(Path(HydraConfig.get().runtime.output_dir)))
+        if hydra_config.launcher._target_ == NAME and not sweeping:
+            raise PipelineError("hydra/launcher=slurm is for sweeps: add -m (a sweep may have a single job).")
+        run(config, folder)
+        if sweeping:
+            note_finished(folder, overrides)
     except Exception as error:
         if line := explain(error):
             log.error("%s", line)
         else:
             log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN or SHOW_TRACEBACKS:
+        if sweeping or SHOW_TRACEBACKS:
             raise  # the other jobs of a sweep go on, and Hydra ends with status 1
         sys.exit(1)
 
@@ -189,7 +201,8 @@ def main() -> None:
         status = 130
     except Exception as error:
         status, untold = 1, error
-    sweep = [folder for folder in launched if has_jobs(folder)]
+    refused = isinstance(untold, LaunchError)
+    sweep = [] if refused else [folder for folder in launched if has_jobs(folder)]
     if untold and SHOW_TRACEBACKS:
         traceback.print_exception(untold)
     elif untold and not sweep:  # the table of a sweep tells what became of its jobs
