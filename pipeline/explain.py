@@ -71,7 +71,7 @@ def _about_options(error: BaseException) -> str:
 def _unknown_key(key: str) -> str:
     """`key` is a top-level key, or group.key."""
     group, _, name = key.rpartition(".")
-    folder = CONF / group if group else CONF
+    folder = CONF / group.replace(".", "/") if group else CONF  # hydra.launcher is the group hydra/launcher
     known: set[str] = {path.name for path in CONF.iterdir() if path.is_dir()} if not group else set()
     owners = []
     for path in sorted(folder.glob("*.yaml")):

@@ -29,9 +29,10 @@ from pipeline.config import Config, Stage, check_settings, flat, keep, run_name,
 from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
 from pipeline.folder import RunFolder
-from pipeline.launcher import NAME, LaunchError, Slurm, is_finished, note_finished
+from pipeline.launcher import NAME, LaunchError, Slurm
 from pipeline.multirun import launched
-from pipeline.status import told
+from pipeline.slurm_jobs import NOTES
+from pipeline.status import is_finished, note_finished, told
 from pipeline.sweep_jobs import has_jobs
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -202,7 +203,9 @@ def main() -> None:
     except Exception as error:
         status, untold = 1, error
     refused = isinstance(untold, LaunchError)
-    sweep = [] if refused else [folder for folder in launched if has_jobs(folder)]
+    sweep = (
+        [] if refused else [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
+    )
     if untold and SHOW_TRACEBACKS:
         traceback.print_exception(untold)
     elif untold and not sweep:  # the table of a sweep tells what became of its jobs

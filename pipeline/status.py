@@ -8,7 +8,7 @@ A launcher that knows more than the job could say (cancelled in the queue, out o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -23,6 +23,7 @@ RUNNING, FINISHED, FAILED, CANCELLED, KILLED, MISSING = (
     "killed",
     "missing",
 )
+FINISHED_WITH = ".hydra/finished.json"
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,17 @@ def _read(folder: RunFolder) -> Status:
         return Status(MISSING, "it has not begun.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Status(MISSING, f"{folder.status} cannot be read ({error}).")
+
+
+def note_finished(folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Note with which overrides a job was finished; Hydra's own notes are of the last start, finished or not."""
+    write_atomically(folder.path / FINISHED_WITH, json.dumps(list(overrides)) + "\n")
+
+
+def is_finished(folder: RunFolder, overrides: Sequence[str]) -> bool:
+    """Whether the folder holds the whole run that a job with these overrides would make."""
+    try:
+        done = json.loads((folder.path / FINISHED_WITH).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(done == list(overrides)) and status_of(folder).state == FINISHED

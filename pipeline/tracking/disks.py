@@ -10,27 +10,11 @@ from pipeline.tracking import store
 from pipeline.tracking.faults import database, is_server
 
 MOUNTS = Path("/proc/self/mountinfo")  # see proc(5)
-NETWORK = frozenset(
-    (
-        *(
-            "9p",
-            "afs",
-            "beegfs",
-            "ceph",
-            "cifs",
-            "coda",
-            "fhgfs",
-            "gfs2",
-            "glusterfs",
-            "gpfs",
-            "lustre",
-            "ncpfs",
-            "nfs",
-        ),
-        *("ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"),
-        *(f"fuse.{name}" for name in ("ceph", "glusterfs", "juicefs", "s3fs", "sshfs")),
-    )
+KINDS = (
+    "9p afs beegfs ceph cifs coda fhgfs gfs2 glusterfs gpfs lustre nfs nfs4 ocfs2 orangefs panfs pvfs2 smb3 smbfs "
+    "wekafs fuse.ceph fuse.glusterfs fuse.juicefs fuse.s3fs fuse.sshfs"
 )
+NETWORK = frozenset(KINDS.split())
 
 
 def network_disk(path: Path) -> str | None:
@@ -44,9 +28,8 @@ def network_disk(path: Path) -> str | None:
     for line in lines:
         before, _, after = line.partition(" - ")
         point = Path(before.split()[4].encode().decode("unicode_escape"))
-        if (
-            there.is_relative_to(point) and len(point.parts) >= depth
-        ):  # of two on one point the later one counts
+        # of two on one point the later one counts
+        if there.is_relative_to(point) and len(point.parts) >= depth:
             kind, depth = after.split()[0], len(point.parts)
     return kind if kind in NETWORK else None
 
