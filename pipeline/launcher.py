@@ -31,7 +31,7 @@ from pipeline.explain import explain
 from pipeline.folder import RunFolder
 from pipeline.slurm_jobs import Job, Watch, note, still_queued
 from pipeline.slurm_settings import check, for_sbatch
-from pipeline.slurm_stop import clear_away, listen
+from pipeline.slurm_stop import clear_away, listen, python
 from pipeline.status import is_finished
 
 try:
@@ -147,7 +147,7 @@ class Slurm(SlurmLauncher or Launcher):  # type: ignore[misc]
         from submitit.slurm.slurm import SlurmExecutor
 
         executor = SlurmExecutor(
-            self.params["submitit_folder"], max_num_timeout=self.params["max_num_timeout"]
+            self.params["submitit_folder"], max_num_timeout=self.params["max_num_timeout"], python=python()
         )
         executor.update_parameters(**for_sbatch(self.params))
         for job in jobs:

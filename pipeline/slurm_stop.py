@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,6 +14,17 @@ from typing import Any
 from pipeline.errors import PipelineError
 
 log = logging.getLogger("pipeline")
+# A signal that comes while Python still imports would end the job for good: it is kept until `listen`.
+BLOCK = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK,[{number}]); os.execv(sys.argv[1],sys.argv[1:])"
+
+
+def python() -> str:
+    """The shell command for the interpreter of a job, deaf to SLURM's signal until the job listens."""
+    from submitit import JobEnvironment
+
+    this = shlex.quote(sys.executable)
+    number = int(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
+    return f"{this} -I -S -c {shlex.quote(BLOCK.format(number=number))} {this}"
 
 
 def clear_away() -> None:
@@ -48,3 +61,4 @@ def listen(params: Mapping[str, Any]) -> None:
 
     logging.getLogger("submitit").setLevel(logging.ERROR)  # it calls a preemption a time limit
     signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cluster.local import Local
+from pipeline.cluster.slurm import Slurm
 from pipeline.cluster.threads import Threads
 
 
@@ -21,4 +22,4 @@ class Cluster(Protocol):
         ...
 
 
-__all__ = ["Cluster", "Local", "Threads"]
+__all__ = ["Cluster", "Local", "Slurm", "Threads"]

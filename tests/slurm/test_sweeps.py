@@ -1,0 +1,181 @@
+"""Sweeps on real SLURM daemons: undisturbed, preempted, out of time, cancelled, and without their launcher."""
+
+import os
+import random
+import time
+
+import h5py
+import numpy as np
+import pytest
+from command import contents, run
+from slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, WORDS, Started, resumed, slurm
+
+import pipeline
+from pipeline.folder import RunFolder
+
+pytestmark = NEEDS_SLURM
+CHOICES = ("model=mlp,cnn", "strategy=khatri_rao,func", "seed=0,1,2")
+LENGTH = ("training.num_steps=2500", "training.save_every=100", "training.evaluate_every=500")
+STAGES = "stages=[train,compute,aggregate]"
+
+
+def spectra(sweep, number):
+    """Every array of the last spectra file of a job, and its weights."""
+    folder = RunFolder(sweep / str(number))
+    arrays = {}
+    with h5py.File(folder.spectrum(folder.spectrum_steps()[-1])) as file:
+        file.visititems(
+            lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+        )
+    return arrays
+
+
+def assert_same(sweep, other, numbers):
+    for number in numbers:
+        mine, its = spectra(sweep, number), spectra(other, number)
+        assert mine.keys() == its.keys()
+        assert "mean/eigenvalues" in mine
+        for name, values in its.items():
+            np.testing.assert_array_equal(mine[name], values, err_msg=f"job {number}: {name}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The twelve jobs one after the other in one process, with neither SLURM nor MLflow."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "jobs"
+    options = (*DATA, *CHOICES, *LENGTH, STAGES, "tracking=none", f"hydra.sweep.dir={folder}")
+    done = run(folder.parent / "unused", "-m", *options)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def preempt(sweep, chance):
+    """At a random moment of a running job let another take its place; the job that had to go."""
+    asked = {number: sweep.log(number).count(WORDS) for number in range(12)}
+    fresh = sweep.until(
+        lambda: [
+            n
+            for n in range(12)
+            if sweep.log(n) and not asked[n] and not (sweep.folder / str(n) / "summary.json").exists()
+        ],
+        "a job that runs",
+    )
+    time.sleep(chance.uniform(0, 6))
+    slurm("sbatch", "-p", "high", "-c", "2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
+    return sweep.until(
+        lambda: [n for n in range(12) if sweep.log(n).count(WORDS) > asked[n]], f"one of {fresh} preempted"
+    )
+
+
+def test_twelve_jobs_of_which_some_are_preempted_end_as_if_undisturbed(tmp_path, undisturbed):
+    """Under one MLflow run, each job in one run of its own."""
+    seed = int(os.environ.get("PREEMPT_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"repeat these moments with PREEMPT_SEED={seed}")
+    chance = random.Random(seed)
+    store = f"tracking.root={tmp_path / 'store'}"
+    with Started(tmp_path / "jobs", *LAUNCHER, *DATA, *CHOICES, *LENGTH, STAGES, store) as sweep:
+        preempted = {number for _ in range(2) for number in preempt(sweep, chance)}
+        status, printed = sweep.finish()
+    assert status == 0, printed
+    print(f"preempted: {sorted(preempted)}")
+    assert len(preempted) >= 2
+    assert "12 of 12 jobs finished." in printed
+    assert_same(tmp_path / "jobs", undisturbed, range(12))
+    _check_tracked(tmp_path, preempted)
+
+
+def _check_tracked(tmp_path, preempted):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    [experiment] = [found for found in client.search_experiments() if found.name == "curvature"]
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+    jobs = [found for found in runs if "mlflow.parentRunId" in found.data.tags]
+    assert len(parents) == 1
+    assert {found.data.tags["mlflow.parentRunId"] for found in jobs} == {parents[0].info.run_id}
+    assert len(jobs) == 12
+    assert {found.info.status for found in jobs} == {"FINISHED"}
+    folders = {found.data.tags["folder"]: found for found in jobs}
+    assert set(folders) == {str(tmp_path / "jobs" / str(number)) for number in range(12)}
+    for number in preempted:
+        summary = pipeline.open_run(tmp_path / "jobs" / str(number)).summary
+        metrics = folders[str(tmp_path / "jobs" / str(number))].data.metrics
+        assert metrics["lambda_max"] == summary["lambda_max"]
+
+
+def test_a_job_that_comes_to_its_time_limit_goes_on_where_it_was(tmp_path):
+    """A sweep of one job: SLURM sends the signal 50 s before its minute is over, at each start."""
+    long = ("training.num_steps=12000", "training.save_every=200", "training.evaluate_every=3000")
+    options = (*DATA, *long, STAGES, "model=mlp", "strategy=khatri_rao", "seed=5", "tracking=none")
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options) as sweep:
+        status, printed = sweep.finish()
+    assert status == 0, printed
+    assert sweep.log(0).count(WORDS) >= 1
+    assert sweep.log(0).count("job 0: ") == sweep.log(0).count(WORDS) + 1
+    done = run(tmp_path / "unused", "-m", *options, f"hydra.sweep.dir={tmp_path / 'other'}")
+    assert done.returncode == 0, done.stdout
+    assert_same(tmp_path / "jobs", tmp_path / "other", [0])
+
+
+def test_a_job_that_has_come_to_its_limit_too_often_says_so(tmp_path):
+    options = (*DATA, "training.num_steps=100000", STAGES, "model=mlp", "tracking=none", "strategy=func")
+    limits = (
+        "hydra.launcher.timeout_min=1",
+        "hydra.launcher.signal_delay_s=50",
+        "hydra.launcher.max_num_timeout=0",
+    )
+    with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options) as sweep:
+        status, printed = sweep.finish()
+    assert status == 1
+    assert (
+        "its time limit of 1 min came once more than hydra.launcher.max_num_timeout=0: give it more"
+        in printed
+    )
+    assert "0 of 1 job finished." in printed
+
+
+def test_cancelled_and_failed_jobs_are_named_the_others_finish_and_only_the_missing_are_resumed(tmp_path):
+    """Job 0 asks for too many batches; job 1 is cancelled while it runs, and job 4 while it waits."""
+    folder = tmp_path / "jobs"
+    options = (*DATA, *LENGTH, STAGES, "tracking=none", "model=mlp", "strategy=func")
+    with Started(folder, *LAUNCHER, *options, "num_batches=9,2", "seed=0,1,2") as sweep:
+        # jobs 0 to 2 fail, 3 to 5 do not
+        sweep.until(lambda: "run folder: " in sweep.log(3), "job 3 at work")
+        slurm("scancel", sweep.ids()[3], sweep.ids()[5])
+        status, printed = sweep.finish()
+    assert status == 1
+    assert "Traceback" not in printed
+    refusal = "num_batches=9: 40 training samples make 3 batches of 16"
+    assert printed.count(refusal) >= 3
+    for number in (3, 5):
+        assert (
+            f"seed={number - 3}) cancelled: it was cancelled (SLURM job {sweep.ids()[number]}: CANCELLED"
+            in printed
+        )
+    assert "1 of 6 jobs finished." in printed
+    before, ids = contents(folder / "4"), sweep.ids()
+    with resumed(folder) as sweep:
+        status, printed = sweep.finish()
+    assert status == 1  # 0, 1 and 2 fail again
+    assert "3 of 6 jobs finished." in printed
+    assert contents(folder / "4") == before
+    assert sweep.ids()[4] == ids[4]  # it was not submitted again
+    assert all(sweep.ids()[number] != ids[number] for number in (0, 1, 2, 3, 5))
+
+
+def test_a_launcher_that_was_killed_is_replaced_and_its_jobs_are_waited_for(tmp_path):
+    folder = tmp_path / "jobs"
+    options = (*DATA, *LENGTH, STAGES, "tracking=none", "model=cnn", "strategy=khatri_rao", "seed=0,1,2")
+    with Started(folder, *LAUNCHER, *options) as sweep:
+        sweep.until(lambda: "run folder: " in sweep.log(0), "job 0 at work")
+        sweep.process.kill()
+        sweep.process.wait()
+        ids = sweep.ids()
+        with resumed(folder) as second:
+            status, printed = second.finish()
+    assert status == 0, printed
+    assert "jobs are in SLURM's queue already: waiting for them." in printed
+    assert "3 of 3 jobs finished." in printed
+    assert second.ids() == ids
