@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test check dashboard bench clean
+.PHONY: run test check dashboard bench test-slurm clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
 
 test: $(STAMP)  ## format, lint, types, tests
 	BIN=$(BIN) scripts/check.sh
+
+test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine, about 5 minutes
+	scripts/slurm_local.sh install
+	SLURM_LOCAL_CPUS=2 scripts/slurm_local.sh run $(BIN)/python -m pytest tests/slurm
 
 dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
 	$(BIN)/python -m pipeline.dashboard

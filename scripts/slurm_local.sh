@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A real one-machine SLURM (munged, mariadbd, slurmdbd, slurmctld, slurmd) on 127.0.0.1,
-# no systemd, no root needed. Everything it writes is under DIR.
+# A real one-machine SLURM (munged, mariadbd, slurmdbd, slurmctld, slurmd) on 127.0.0.1: no systemd, no root needed.
+# Everything that it writes is under one folder. Partitions: local, and high, whose jobs take the place of others.
+#   slurm_local.sh install         the packages, where this user may (Debian, Ubuntu, as root); else says why not
 #   slurm_local.sh run  CMD...     start, run CMD with SLURM_CONF set, stop; exits with CMD's status
 #   slurm_local.sh start|stop|status|env
-# Environment: SLURM_LOCAL_DIR, SLURM_LOCAL_PORT (4 ports from it), SLURM_LOCAL_CPUS,
-#   SLURM_LOCAL_MEM (MB), SLURM_LOCAL_NODES, SLURM_LOCAL_GPUS (fake), SLURM_LOCAL_DBD=0 (no sacct)
-# Packages: apt-get install -y --no-install-recommends slurm-wlm slurmdbd mariadb-server-core mariadb-client-core
+# Environment: SLURM_LOCAL_DIR, SLURM_LOCAL_PORT (14 ports from it), SLURM_LOCAL_CPUS, SLURM_LOCAL_MEM (MB),
+#   SLURM_LOCAL_NODES, SLURM_LOCAL_GPUS (fake ones), SLURM_LOCAL_DBD=0 (no accounts: no sacct)
 set -euo pipefail
 cmd=${1:-}; shift || true
 D=${SLURM_LOCAL_DIR:-/tmp/slurm_local.$(id -u)}
@@ -111,8 +111,24 @@ ${nodeline}PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE DefaultTim
 PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
 CONF
 }
+missing() { # the commands that are not there
+  local p all="munged slurmctld slurmd sbatch setsid"
+  [ "$DBD" = 0 ] || all="$all slurmdbd mariadbd"
+  for p in $all; do command -v "$p" >/dev/null || echo "$p"; done
+}
+install() {
+  local lacking packages="slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
+  lacking=$(missing | xargs); [ -n "$lacking" ] || return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "slurm_local: no $lacking here, and only root can install them with apt-get: $packages" >&2; return 3
+  fi
+  if ! { timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y --no-install-recommends $packages; } >/tmp/slurm_local.apt.log 2>&1; then
+    echo "slurm_local: no $lacking here, and they cannot be installed: $(tail -n 1 /tmp/slurm_local.apt.log)" >&2; return 3
+  fi
+  lacking=$(missing | xargs); [ -z "$lacking" ] || { echo "slurm_local: no $lacking after installing $packages" >&2; return 3; }
+}
 start() {
-  for p in munged slurmctld slurmd sbatch setsid; do command -v $p >/dev/null || { echo "slurm_local: no $p" >&2; return 3; }; done
+  install || return 3
   if port_open "$PORT"; then echo "slurm_local: port $PORT is taken" >&2; return 4; fi
   write_conf
   daemon munged munged -F -S "$D/run/munge.socket" --key-file="$D/munge/key" --pid-file="$D/munge/pid" \
@@ -156,6 +172,7 @@ stop() {
 }
 logs() { for f in "$D"/log/*.out; do echo "== $f" >&2; tail -n 8 "$f" >&2; done; }
 case $cmd in
+  install) install ;;
   start) start || { rc=$?; [ $rc = 3 ] || [ $rc = 4 ] || { logs; stop; }; exit $rc; }; sinfo -N -l; echo "export SLURM_CONF=$SLURM_CONF" ;;
   stop) stop ;;
   env) echo "export SLURM_CONF=$SLURM_CONF" ;;
@@ -166,5 +183,5 @@ case $cmd in
     command -v setpriv >/dev/null && PDEATH=(setpriv --pdeathsig TERM)
     start || { rc=$?; logs; exit $rc; }
     rc=0; "$@" <&0 & c=$!; wait "$c" || rc=$?; c=""; [ $rc = 0 ] || [ -z "${SLURM_LOCAL_VERBOSE:-}" ] || logs; exit $rc ;;
-  *) sed -n '2,10p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
 esac

@@ -30,6 +30,7 @@ DATA = (  # MLP and CNN of 643 and 515 weights on 40 samples in batches of 16
     "data.separation=2.0",
     "training.batch_size=8",
     "model.activation=tanh",
+    "training.learning_rate=2e-4",
     "dtype=float64",
     "device=cpu",
     "cluster.num_workers=1",

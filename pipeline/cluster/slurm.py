@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.options import check_count, check_number
 
 log = logging.getLogger("pipeline")
+PATIENCE = 10  # seconds between two looks at workers that have not come
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Slurm:
             ) from error
         from distributed import Client
 
+        if shlex.quote(str(scratch)) != str(scratch):
+            raise PipelineError(
+                f"{scratch.parent}: dask_jobqueue puts this path into a shell script as it is: choose a folder without "
+                "spaces and quotes for cluster=slurm, with hydra.run.dir=FOLDER."
+            )
         logging.getLogger("distributed").setLevel(logging.ERROR)  # workers come and go without saying so
         scratch.mkdir(parents=True, exist_ok=True)
         ruling = {"timeout_min": self.walltime_min, "cpus_per_task": 1, "mem_gb": self.memory_gb}
@@ -60,13 +66,14 @@ class Slurm:
         ):
             _try(cluster.job_script())
             cluster.adapt(minimum_jobs=self.num_workers, maximum_jobs=self.num_workers, interval="2s")
-            with Client(cluster):
+            with Client(cluster) as client:
                 log.info("Dask asks SLURM for %d workers; the work begins with the first.", self.num_workers)
+                _wait_for_one(client, cluster, scratch)
                 yield self.num_workers
         shutil.rmtree(scratch, ignore_errors=True)
 
     def settings(self, scratch: Path) -> Mapping[str, Any]:
-        """How dask_jobqueue calls it all; it pastes paths into a shell script as they are, so they are quoted here."""
+        """What dask_jobqueue is told."""
         seconds = 60 * self.walltime_min
         where = {"interface": self.interface} if self.interface else {"host": "127.0.0.1"}
         return {
@@ -78,9 +85,9 @@ class Slurm:
             "account": self.account,
             "python": shlex.quote(sys.executable),
             "interface": self.interface,
-            "local_directory": shlex.quote(str(scratch)),
+            "local_directory": str(scratch),
             "shared_temp_directory": str(scratch),
-            "job_extra_directives": [f"-o {shlex.quote(str(scratch / 'worker-%j.out'))}"],
+            "job_extra_directives": [f"-o {scratch / 'worker-%j.out'}"],
             # a worker that leaves in time hands over what it holds
             "worker_extra_args": [
                 *("--lifetime", f"{max(seconds - 120, seconds * 8 // 10)}s", "--no-dashboard"),
@@ -104,3 +111,22 @@ def _try(script: str) -> None:
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
         raise PipelineError(f"sbatch refuses the workers ({said[-1]}): correct cluster.")
+
+
+def _wait_for_one(client: Any, cluster: Any, scratch: Path) -> None:
+    """Wait for the first worker, as long as SLURM has one that may come: Dask would wait for ever.
+
+    Raises:
+        PipelineError: the jobs ended before they became workers.
+    """
+    while True:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=PATIENCE)
+            return
+        ids = [job.job_id for job in list(cluster.workers.values()) if job.job_id]
+        states = slurm.states(ids)
+        if ids and all(state.ended for state in states.values()):
+            ends = ", ".join(f"{name}: {state.state}" for name, state in sorted(states.items()))
+            raise PipelineError(
+                f"the SLURM jobs that were to be workers have ended ({ends}); what they print is in {scratch}."
+            )
