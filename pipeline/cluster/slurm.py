@@ -86,17 +86,33 @@ class Slurm:
             "python": shlex.quote(sys.executable),
             "interface": self.interface,
             "local_directory": str(scratch),
-            "shared_temp_directory": str(scratch),
             "job_extra_directives": [f"-o {scratch / 'worker-%j.out'}"],
             # a worker that leaves in time hands over what it holds
             "worker_extra_args": [
                 *("--lifetime", f"{max(seconds - 120, seconds * 8 // 10)}s", "--no-dashboard"),
+                # without a dashboard too each has a page for its health, on all devices if not told otherwise
+                *("--dashboard-address", "127.0.0.1:0"),
                 *(() if self.interface else ("--host", "127.0.0.1")),
             ],
-            "scheduler_options": {**where, "dashboard": False},
-            "security": True,
+            "scheduler_options": {**where, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            "security": _keys(scratch),
             "silence_logs": logging.ERROR,
         }
+
+
+def _keys(scratch: Path) -> Any:
+    """Keys for one run, in files that its owner alone can read; dask_jobqueue leaves its own to garbage collection."""
+    from distributed.security import Security
+
+    made = Security.temporary()
+    certificate, key = scratch / "certificate.pem", scratch / "key.pem"
+    for path, text in ((certificate, made.tls_ca_file), (key, made.tls_client_key)):
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(text)
+    paths = {f"tls_{role}_cert": str(certificate) for role in ("client", "scheduler", "worker")}
+    paths |= {f"tls_{role}_key": str(key) for role in ("client", "scheduler", "worker")}
+    return Security(require_encryption=True, tls_ca_file=str(certificate), **paths)
 
 
 def _try(script: str) -> None:

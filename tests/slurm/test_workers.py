@@ -124,9 +124,7 @@ def _pids_of(jobs):
 
 def test_workers_that_slurm_refuses_are_told_before_anything_waits(tmp_path):
     with (
-        pytest.raises(
-            PipelineError, match=r"sbatch refuses the workers \(.*invalid partition specified: nope"
-        ),
+        pytest.raises(PipelineError, match=r"sbatch refuses the workers \(.*[Ii]nvalid partition"),
         Slurm(partition="nope").open(tmp_path / "scratch"),
     ):
         pass
