@@ -58,10 +58,13 @@ class Page:
         self._last_id = 0
         self._session: str | None = None
         self.console: list[str] = []  # errors that the page reported
+        self.requests: list[str] = []  # addresses that it asked for
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
         self.call("Runtime.enable")
+        self.call("Log.enable")
+        self.call("Network.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send one command of the DevTools protocol and return its result."""
@@ -72,13 +75,22 @@ class Page:
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive(time.monotonic() + 60)
-            if answer.get("method") == "Runtime.exceptionThrown":
-                details = answer["params"]["exceptionDetails"]
-                self.console.append(details.get("exception", {}).get("description", details["text"]))
+            self._note(answer.get("method"), answer.get("params", {}))
             if answer.get("id") == self._last_id:
                 if "error" in answer:
                     raise BrowserError(f"{method}: {answer['error']['message']}")
                 return dict(answer["result"])
+
+    def _note(self, event: str | None, told: dict[str, Any]) -> None:
+        if event == "Runtime.exceptionThrown":
+            details = told["exceptionDetails"]
+            self.console.append(details.get("exception", {}).get("description", details["text"]))
+        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
+            self.console.append(" ".join(str(part.get("value", part)) for part in told["args"]))
+        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.console.append(told["entry"]["text"])
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(told["request"]["url"])
 
     def _receive(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:

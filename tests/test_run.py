@@ -247,6 +247,15 @@ def test_the_gradient_and_hessian_of_a_persons_own_loss_are_those_of_numpy(his):
     assert spectra.attrs["loss"] == pytest.approx(loss(flat))
 
 
+def test_every_number_of_the_page_is_that_of_the_summary(finished):
+    folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    shown = dict(re.findall(r'data-key="(\w+)" title="([^"]+)"', page))
+    assert {key: float(value) for key, value in shown.items()} == {key: summary[key] for key in shown}
+    assert {"lambda_max", "trace", "largest_probe_error", "train_loss", "test_accuracy"} <= shown.keys()
+
+
 def test_mlflow_holds_the_run_with_the_numbers_of_the_summary(his):
     root, _ = his
     summary = json.loads((root / "folder" / "summary.json").read_text())
