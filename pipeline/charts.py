@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline import chart_batches, chart_spectrum, chart_training
-from pipeline.page import Array, Arrays, Chart
+from pipeline import chart_batches, chart_slices, chart_spectrum, chart_training
+from pipeline.page import Arrays, Chart
 
 if TYPE_CHECKING:
-    from pipeline.evolution import Limit
-    from pipeline.hdf5 import Results
+    from pipeline.findings import Findings
 
 Sections = dict[str, list[Chart]]
 
 
-def charts_of(
-    results: Mapping[int, Results], history: Mapping[str, Array], limit: Limit, arrays: Arrays
-) -> Sections:
+def charts_of(found: Findings, arrays: Arrays) -> Sections:
     """The charts by section, an empty list where there is nothing to draw; their numbers are put into `arrays`.
 
-    results: by step, ascending; a chart of one step holds all steps, of which the reader chooses one.
+    A chart of one step holds all steps, of which the reader chooses one.
     """
-    last = results[max(results)]
-    several = len(last.arrays["batches/num_samples"]) > 1
+    results, slices = found.results, found.slices
+    several = len(found.last.arrays["batches/num_samples"]) > 1
+    kinds = ("loss", "accuracy")
     return {
         "spectrum": _drawn(chart_spectrum.density(results, arrays), chart_spectrum.by_rank(results, arrays)),
+        "landscape": _drawn(chart_slices.lines(slices, arrays), chart_slices.plane(slices, arrays))
+        if slices
+        else [],
         "batches": [
             chart_batches.top_eigenvalues(results, arrays),
             chart_batches.distances(results, arrays),
@@ -35,17 +35,14 @@ def charts_of(
         else [],
         "layers": [chart_batches.block_norms(results, arrays)],
         "along": _drawn(
-            *chart_training.along_steps(results, limit, arrays),
+            *chart_training.along_steps(results, found.limit, arrays),
             chart_training.overlaps_along(results, arrays),
             chart_training.densities_along(results, arrays),
         )
         if len(results) > 1
         else [],
         "training": _drawn(
-            *(
-                chart_training.training_curve(history, list(results), kind, arrays)
-                for kind in ("loss", "accuracy")
-            )
+            *(chart_training.training_curve(found.history, list(results), kind, arrays) for kind in kinds)
         ),
     }
 

@@ -47,6 +47,7 @@ class Stage(Enum):
     train = "train"
     compute = "compute"
     aggregate = "aggregate"
+    slices = "slices"
     report = "report"
 
 
@@ -64,6 +65,7 @@ class Config:
     parameters: list[str] | None = None
     blocks: Blocks = Blocks.all
     verify: Verify = Verify.error
+    slice_points: int | None = 27
     model: Any = MISSING
     data: Any = MISSING
     device: Any = MISSING
@@ -115,6 +117,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_count("seed", settings["seed"], minimum=0)
     check_count("num_batches", settings["num_batches"], or_null="all of them")
     checkpoint_steps(settings)
+    check_count("slice_points", settings["slice_points"], minimum=3, or_null="no slices of the loss")
     if not settings["stages"]:
         raise PipelineError(f"stages=[]: choose any of {', '.join(stage.value for stage in Stage)}.")
 

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from pipeline.figure_batches import spread
 from pipeline.figure_evolution import along_steps, densities_along, overlaps_along
 from pipeline.figure_layers import block_norms
+from pipeline.figure_slices import landscape
 from pipeline.figure_spectrum import by_rank, density
-from pipeline.figure_style import Array, save_png, style
+from pipeline.figure_style import save_png, style
 from pipeline.figure_training import training_curve
 
 if TYPE_CHECKING:
-    from pipeline.evolution import Limit
+    from pipeline.findings import Findings
     from pipeline.hdf5 import Results
 
 Draw = Callable[[], Figure | None]
@@ -29,19 +30,18 @@ OF_A_STEP: dict[str, Callable[[Results], Figure | None]] = {
 }
 
 
-def figures_of(results: Mapping[int, Results], history: Mapping[str, Array], limit: Limit) -> dict[str, Draw]:
+def figures_of(found: Findings) -> dict[str, Draw]:
     """How each figure of a run is drawn, by name; one that has nothing to show draws None.
 
-    results: by step, ascending; the last one has figures of its own, all together have those of the evolution.
-    history: as `training_curve` takes it; empty if there is none. limit: the line beside the largest eigenvalues.
+    The last step has figures of its own, all steps together have those of the evolution.
     """
-    last = results[max(results)]
-    of_a_step: dict[str, Draw] = {name: partial(draw, last) for name, draw in OF_A_STEP.items()}
+    of_a_step: dict[str, Draw] = {name: partial(draw, found.last) for name, draw in OF_A_STEP.items()}
     return of_a_step | {
-        "training": lambda: training_curve(history, list(results)),
-        "steps": lambda: along_steps(results, limit),
-        "density_steps": lambda: densities_along(results),
-        "overlap_steps": lambda: overlaps_along(results),
+        "landscape": lambda: landscape(found.last, found.slices.get(found.last_step)),
+        "training": lambda: training_curve(found.history, list(found.results)),
+        "steps": lambda: along_steps(found.results, found.limit),
+        "density_steps": lambda: densities_along(found.results),
+        "overlap_steps": lambda: overlaps_along(found.results),
     }
 
 

@@ -76,6 +76,10 @@ class RunFolder:
     def spectrum(self, step: int) -> Path:
         return self.spectra / f"step-{step:06d}.h5"
 
+    def slices(self, step: int) -> Path:
+        """The loss along the top eigenvectors."""
+        return self.path / "slices" / f"step-{step:06d}.h5"
+
     def checkpoint_steps(self) -> list[int]:
         """Training steps that have a checkpoint, ascending."""
         return _steps(self.checkpoints.glob("step-*.safetensors"))

@@ -39,7 +39,7 @@ window.ready = (async () => {
   const forward = (value, width) => Math.asinh(value / width) / Math.LN10;
   const backward = (place, width) => width * Math.sinh(place * Math.LN10);
   const power = (e) => (e === 0 ? "1" : e === 1 ? "10" : `10<sup>${String(e).replace("-", "−")}</sup>`);
-  const plain = (value) => Number(value.toPrecision(6)).toLocaleString("en").replace("-", "−");
+  const plain = (value) => value.toLocaleString("en", { maximumSignificantDigits: 6 }).replace("-", "−");
 
   function signedTicks(low, high, width, most, whole) {
     const room = (high - low) / most, stride = Math.max(1, Math.ceil(room)), found = [];
@@ -79,6 +79,10 @@ window.ready = (async () => {
       made[axis] = Array.from(values, (value) => forward(value, width));
       if (!made.customdata) made.customdata = made.type === "heatmap" ? made.z.map(() => values) : Array.from(values);
     }
+    if (made.logarithmic === false) {
+      delete made.logarithmic;
+      made.customdata = made.z;
+    }
     if (made.logarithmic) { // colours by the logarithm, numbers as they are
       delete made.logarithmic;
       made.customdata = made.z;
@@ -94,7 +98,7 @@ window.ready = (async () => {
       made.colorbar = { ...made.colorbar, tickvals: ticks };
       made.colorbar.ticktext = ticks.map((e) => (Number.isInteger(e) ? power(e) : plain(Number((10 ** e).toPrecision(2)))));
     }
-    if (made.type === "heatmap") {
+    if (made.type === "heatmap" || made.type === "contour") {
       const text = { color: theme().soft, size: 12 };
       made.colorbar = { thickness: 12, outlinewidth: 0, tickfont: text, ...made.colorbar };
       if (made.colorbar.title) made.colorbar.title = { text: made.colorbar.title, side: "right", font: text };

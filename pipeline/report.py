@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import report_tables as tables
 from pipeline.errors import PipelineError
+from pipeline.findings import Findings
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.report_words import matrix_name
-
-if TYPE_CHECKING:
-    from pipeline.evolution import Limit
-    from pipeline.hdf5 import Results
 
 TEMPLATE = "report.html.jinja"
 EXTENT = {
@@ -33,10 +30,21 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
-    from pipeline.evolution import stability_limit
     from pipeline.figures import figures_of, save_figures  # matplotlib: not before it is needed
-    from pipeline.hdf5 import read_results
     from pipeline.terminal import progress
+
+    found = _findings(folder, config)
+    figures = figures_of(found)
+    for _ in progress(save_figures(figures, folder.figures), "report", total=len(figures)):
+        pass
+    write_atomically(folder.report, _page(folder, config, found))
+    return folder.report
+
+
+def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
+    """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
+    from pipeline.evolution import stability_limit
+    from pipeline.hdf5 import read_results
 
     steps = folder.spectrum_steps()
     if not steps:
@@ -44,31 +52,29 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
             f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
         )
     results = {step: read_results(folder.spectrum(step)) for step in steps}
-    history = tables.read_history(folder.history)
     chosen, *_ = tables.load_config(folder, config)
-    limit = stability_limit(chosen, str(results[steps[-1]].attrs["matrix"]))
-    figures = figures_of(results, history, limit)
-    for _ in progress(save_figures(figures, folder.figures), "report", total=len(figures)):
-        pass
-    write_atomically(folder.report, _page(folder, config, results, history, limit))
-    return folder.report
+    slices = {step: read_results(folder.slices(step)) for step in steps if folder.slices(step).exists()}
+    return Findings(
+        results,
+        tables.read_history(folder.history),
+        stability_limit(chosen, str(results[steps[-1]].attrs["matrix"])),
+        {
+            step: each
+            for step, each in slices.items()
+            if each.attrs["inputs_hash"] == results[step].attrs.get("inputs_hash")
+        },
+    )
 
 
-def _page(
-    folder: RunFolder,
-    config: Mapping[str, Any] | None,
-    results: Mapping[int, Results],
-    history: Mapping[str, tables.Array],
-    limit: Limit,
-) -> str:
+def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) -> str:
     from pipeline.charts import charts_of
     from pipeline.page import Arrays, render
 
-    last = max(results)
+    results, last = found.results, found.last_step
     chosen, yaml, command = tables.load_config(folder, config)
     attrs, arrays = results[last].attrs, Arrays()
-    sections = charts_of(results, history, limit, arrays)
-    headline = tables.headline(results[last], history)
+    sections = charts_of(found, arrays)
+    headline = tables.headline(found.last, found.history)
     return render(
         TEMPLATE,
         [chart for charts in sections.values() for chart in charts],

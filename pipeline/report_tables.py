@@ -164,6 +164,7 @@ def files(folder: RunFolder) -> Rows:
     described = {
         "shards": "the matrices: one HDF5 file a step and batch, and the mean of each step",
         "spectra": "all arrays behind these figures: one HDF5 file a step",
+        "slices": "the loss along the top eigenvectors: one HDF5 file a step",
         "checkpoints": "weights as safetensors at each step, and the training history",
         "figures": "figures for papers and slides: PNG, 300 dots an inch",
         "config.yaml": "the config with every choice resolved, its hash, and the command",

@@ -37,6 +37,7 @@ from pipeline.sweep_jobs import has_jobs
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
+TORCH = {Stage.train, Stage.compute, Stage.slices}  # stages that need the model and the samples
 ConfigStore.instance().store(name="schema", node=Config)
 Plugins.instance().class_name_to_class[NAME] = Slurm  # Hydra's search misses plugins of editable installs
 
@@ -48,7 +49,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         check_settings(plain(config))
         tracking = build(config, "tracking")
         tracker = tracking.ready()
-        subject = build_subject(config) if wanted & {Stage.train, Stage.compute} else None
+        subject = build_subject(config) if wanted & TORCH else None
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
 
@@ -68,6 +69,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 stages.compute(diary, subject, settings, matrix, strategy)
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
+            if subject is not None and Stage.slices in wanted:
+                stages.slices(diary, subject, settings)
             if Stage.report in wanted:
                 stages.report(diary, settings)
             diary.close()

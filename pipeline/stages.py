@@ -244,6 +244,20 @@ def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster, num_batch
             raise set_aside(damage) from damage
 
 
+def slices(diary: Diary, subject: Subject, settings: Mapping[str, Any]) -> None:
+    """The loss along the top eigenvectors: one file for each step; none where `slice_points` is null."""
+    if settings["slice_points"] is None:
+        return
+    from pipeline.compute import split
+    from pipeline.slices import Landscape, slice_steps
+
+    batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
+    about = (subject.model, subject.criterion, batches, settings["parameters"])
+    with diary.stage(Stage.slices):
+        for _ in slice_steps(diary.folder, Landscape(*about, settings["slice_points"])):
+            pass
+
+
 def report(diary: Diary, settings: Mapping[str, Any]) -> None:
     """Figures and the page."""
     from pipeline.report import make_report

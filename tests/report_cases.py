@@ -66,6 +66,7 @@ def spectra(
         "reduction": "mean",
         "dtype": "float64",
         "config_hash": "0f1e2d3c",
+        "inputs_hash": "fedcba98",
         "num_parameters": int(offsets[-1]),
         "num_samples": int(num_samples.sum()),
         "num_batches": num_batches,
@@ -111,6 +112,23 @@ def spectra(
         "density/batches": np.array([density(pair[0], grid, 1e-3) for pair in own]),
     }
     return Results(attrs, arrays)
+
+
+def bowl(eigenvalues=(4.0, 1.0, 0.5), loss=0.1):
+    """Slices of a loss that is a quadratic along its eigenvectors."""
+    first, second = np.linspace(-1, 1, 13), np.linspace(-2, 2, 13)
+    lines = np.array([np.linspace(-1, 1, 27) / np.sqrt(value) for value in eigenvalues])
+    arrays = {
+        "lines/eigenvalues": np.array(eigenvalues),
+        "lines/slopes": np.array([0.2, -0.1, 0.0]),
+        "lines/distances": lines,
+        "plane/first": first,
+        "plane/second": second,
+        "plane/losses": loss + 2 * first**2 + second[:, None] ** 2 / 2,
+    }
+    slopes, curvatures = (arrays[f"lines/{name}"][:, None] for name in ("slopes", "eigenvalues"))
+    arrays["lines/losses"] = loss + slopes * lines + curvatures * lines**2 / 2
+    return Results({"inputs_hash": "fedcba98"}, arrays)
 
 
 def put(folder, *results, history=HISTORY):

@@ -24,6 +24,7 @@ SETTINGS = {
     "stages": ["train", "compute"],
     "num_batches": None,
     "checkpoint_steps": [],
+    "slice_points": 27,
     "parameters": None,
     "model": {"_target_": "pipeline.model.MLP", "hidden_sizes": [32]},
     "data": {"_target_": "pipeline.data.Blobs", "batch_size": 256},
@@ -80,7 +81,7 @@ def test_a_training_without_steps_has_step_zero_alone():
         ),
         ({"checkpoint_steps": [1.5]}, r"^checkpoint_steps=\[1\.5\]: give a list"),
         ({"checkpoint_steps": None}, r"^checkpoint_steps=None: give a list"),
-        ({"stages": []}, r"^stages=\[\]: choose any of train, compute, aggregate, report\.$"),
+        ({"stages": []}, r"^stages=\[\]: choose any of train, compute, aggregate, slices, report\.$"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

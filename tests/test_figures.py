@@ -4,16 +4,18 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from report_cases import CASES, spectra
+from report_cases import CASES, bowl, spectra
 
 from pipeline.chart_batches import top_of_batches
 from pipeline.evolution import stability_limit
 from pipeline.figure_batches import spread
 from pipeline.figure_layers import block_norms
+from pipeline.figure_slices import landscape
 from pipeline.figure_spectrum import by_rank, density
 from pipeline.figure_style import new_figure, save_png, signed_log, style
 from pipeline.figure_training import training_curve
 from pipeline.figures import OF_A_STEP, figures_of, save_figures
+from pipeline.findings import Findings
 from pipeline.report_words import short
 
 NO_LIMIT = stability_limit({}, "hessian")
@@ -135,6 +137,19 @@ def test_all_eigenvalues_of_a_batch_give_the_same_top(results):
     np.testing.assert_array_equal(top_of_batches(results), top)
 
 
+def test_the_landscape_is_the_loss_with_its_quadratic_and_the_plane(results):
+    lines, plane, _ = landscape(results, bowl()).axes
+    arrays = bowl().arrays
+    solid, dotted = lines.get_lines()[:2]
+    np.testing.assert_allclose(
+        solid.get_xydata().T, [arrays["lines/distances"][0], arrays["lines/losses"][0]]
+    )
+    np.testing.assert_allclose(dotted.get_ydata(), arrays["lines/losses"][0])
+    assert plane.get_xlim() == (-1, 1)
+    assert plane.get_ylim() == (-2, 2)
+    assert landscape(results, None) is None
+
+
 def test_training_curve_draws_what_is_known_and_marks_the_steps():
     loss, accuracy = training_curve(HISTORY, [0, 120]).axes
     np.testing.assert_array_equal(line(loss, "training")[1], HISTORY["train_loss"])
@@ -216,12 +231,13 @@ def test_signed_log_has_zero_and_a_few_powers_of_ten(low, high):
 def test_pngs_are_whole_have_their_names_and_a_resolution(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.figure_style.DPI", 100)
     results = {60: spectra(step=60, num_layers=2), 120: spectra(step=120, num_layers=2)}
-    figures = figures_of(results, HISTORY, NO_LIMIT)
+    figures = figures_of(Findings(results, HISTORY, NO_LIMIT, {}))
     paths = list(save_figures(figures, tmp_path))
     of_a_step = {"density.png", "eigenvalues.png", "block_norms.png", "batches.png"}
     of_all = {"training.png", "steps.png", "density_steps.png", "overlap_steps.png"}
-    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()} == of_a_step | of_all
-    for path in paths:
+    assert {path.name for path in tmp_path.iterdir()} == of_a_step | of_all
+    assert {path.name for path in paths} == of_a_step | of_all | {"landscape.png"}  # which is not drawn here
+    for path in tmp_path.iterdir():
         with Image.open(path) as image:
             image.load()
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.1)
@@ -239,7 +255,7 @@ def test_a_figure_that_is_not_drawn_leaves_none_of_an_earlier_report(tmp_path):
     results = spectra(num_layers=1)
     for name in ("grid", "values", "batches"):
         del results.arrays[f"density/{name}"]
-    list(save_figures(figures_of({120: results}, {}, NO_LIMIT), tmp_path))
+    list(save_figures(figures_of(Findings({120: results}, {}, NO_LIMIT, {})), tmp_path))
     assert {path.stem for path in tmp_path.iterdir()} == {"eigenvalues", "block_norms", "batches"}
     assert not (tmp_path / "training.png").exists()
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from report_cases import put, spectra
+from report_cases import bowl, put, spectra
 
 from pipeline.evolution import linear_width
 from pipeline.folder import RunFolder
+from pipeline.hdf5 import write_results
 from pipeline.page import Arrays, thinned, thinned_ranks
 from pipeline.report import make_report
 from scripts.screenshot import browser, find_chromium
@@ -27,6 +28,7 @@ def page(tmp_path_factory, results):
     folder = RunFolder(tmp_path_factory.mktemp("page"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.figures.figures_of", lambda *_: {})  # the PNGs are tested elsewhere
+        write_results(folder.slices(120), bowl().attrs, bowl().arrays)
         make_report(put(folder, *results.values()), TRAINING)
     with browser(find_chromium()) as page:
         page.offline()
@@ -57,7 +59,7 @@ def test_opens_offline_without_an_error_and_asks_for_nothing(page):
 @needs_chromium
 def test_every_chart_is_drawn(page):
     empty = "[...document.querySelectorAll('.chart')].filter((div) => !div.querySelector('.main-svg')).length"
-    assert page.evaluate("document.querySelectorAll('.chart').length") == 12
+    assert page.evaluate("document.querySelectorAll('.chart').length") == 14
     assert page.evaluate(empty) == 0
 
 
@@ -106,6 +108,20 @@ def test_a_click_on_a_point_along_training_chooses_its_step(page):
     box = page.evaluate(f"{points}[1].getBoundingClientRect().toJSON()")
     page.mouse(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, click=True)
     page.wait("document.getElementById('step').value === '1'", 20)
+
+
+@needs_chromium
+def test_the_loss_along_eigenvectors_and_its_quadratic_are_drawn(page):
+    choose_step(page, 120)
+    arrays = bowl().arrays
+    places, losses = trace(page, "loss_lines", "v<sub>1</sub>, λ = 4.00", "x", "y")
+    np.testing.assert_allclose(places, arrays["lines/distances"][0], atol=1e-5)
+    np.testing.assert_allclose(losses, arrays["lines/losses"][0], rtol=1e-5)
+    np.testing.assert_allclose(trace(page, "loss_lines", "quadratic", "y")[0], losses, rtol=1e-4)
+    hovered = page.evaluate(
+        "document.getElementById('chart-loss_plane').data[0].customdata.map((row) => [...row])"
+    )
+    np.testing.assert_allclose(hovered, arrays["plane/losses"], rtol=1e-5)
 
 
 @needs_chromium

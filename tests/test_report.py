@@ -10,10 +10,11 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from report_cases import CASES, put, spectra
+from report_cases import CASES, bowl, put, spectra
 
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
+from pipeline.hdf5 import write_results
 from pipeline.report import make_report
 from pipeline.report_tables import read_history
 from pipeline.report_words import number, percent
@@ -114,6 +115,8 @@ def whole(tmp_path_factory):
     folder.path.mkdir(exist_ok=True)
     command = "python -m pipeline.run model=mlp 'training.num_steps=[1, 2]'"
     folder.config.write_text(json.dumps({**CONFIG, "command": command}))
+    write_results(folder.slices(120), bowl().attrs, bowl().arrays)
+    write_results(folder.slices(60), {"inputs_hash": "of other spectra"}, bowl(loss=9.0).arrays)
     page = report(folder, spectra(step=60, num_layers=3), spectra(step=120, num_layers=3), config=None)
     return page, folder
 
@@ -123,6 +126,7 @@ def test_has_every_section_and_every_figure(whole):
     assert page.sections == [
         "along",
         "spectrum",
+        "landscape",
         "batches",
         "layers",
         "training",
@@ -135,13 +139,14 @@ def test_has_every_section_and_every_figure(whole):
     assert page.figures == [
         *("along_lambda_max", "along_trace", "overlap_steps", "density_steps"),
         *("density", "eigenvalues"),
+        *("loss_lines", "loss_plane"),
         *("batch_eigenvalues", "batch_distances", "batch_overlaps"),
         "block_norms",
         *("loss", "accuracy"),
     ]
     described = [chart["name"] for chart in page.described()["charts"]]
     assert sorted(described) == sorted(page.figures)
-    plain = {"density", "eigenvalues", "block_norms", "batches", "training"}
+    plain = {"density", "eigenvalues", "landscape", "block_norms", "batches", "training"}
     of_all = {"steps", "density_steps", "overlap_steps"}
     assert {path.stem for path in folder.figures.glob("*.png")} == plain | of_all
 
@@ -159,6 +164,12 @@ def test_links_lead_inside_the_page_and_nothing_comes_from_elsewhere(whole):
     assert not re.search(r"@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+
+
+def test_slices_of_other_spectra_are_left_out(whole):
+    page, _ = whole
+    (lines,) = [chart for chart in page.described()["charts"] if chart["name"] == "loss_lines"]
+    assert {trace["meta"]["step"] for trace in lines["traces"]} == {120}
 
 
 def test_plotly_is_inside_as_it_is_installed(whole):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -107,8 +108,9 @@ def test_a_run_folder_has_what_was_promised_and_nothing_else(finished):
         *(f"checkpoints/{step}.safetensors" for step in steps),
         *(f"shards/{step}/{name}.h5" for step in steps for name in ("batch-00000", "batch-00001", "batch-00002")),
         *(f"shards/{step}/mean.h5" for step in steps),
-        *(f"spectra/{step}.h5" for step in steps),
+        *(f"{kind}/{step}.h5" for kind in ("spectra", "slices") for step in steps),
     }  # fmt: skip
+    assert (folder / "figures" / "landscape.png").exists()
     assert (folder / "figures" / "density.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -122,7 +124,7 @@ def test_the_summary_is_flat_and_says_what_the_files_say(finished):
     last_row = (folder / "checkpoints" / "history.csv").read_text().splitlines()[-1].split(",")
     assert [summary["train_loss"], summary["test_accuracy"]] == [float(last_row[1]), float(last_row[4])]
     assert {key for key in summary if key.startswith("seconds_")} == {
-        f"seconds_{stage}" for stage in ("train", "compute", "aggregate", "report")
+        f"seconds_{stage}" for stage in ("train", "compute", "aggregate", "slices", "report")
     }
     assert summary == found.summary
 
@@ -342,9 +344,9 @@ MISTAKES = {
     "wrong type": (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
     "bad stage": (
         ["stages=[trian]"],
-        "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, report].",
+        "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, slices, report].",
     ),
-    "no stage": (["stages=[]"], "stages=[]: choose any of train, compute, aggregate, report."),
+    "no stage": (["stages=[]"], "stages=[]: choose any of train, compute, aggregate, slices, report."),
     "no value": (["data=arrays"], "data.path has no value: give one with data.path=VALUE."),
     "option of another choice": (
         ["training=none", "training.num_steps=3"],

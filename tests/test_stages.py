@@ -28,6 +28,7 @@ SETTINGS = {
     "parameters": None,
     "num_batches": None,
     "checkpoint_steps": [],
+    "slice_points": 27,
     "training": {"num_steps": 100},
     "blocks": "all",
     "strategy": {"_target_": "pipeline.strategy.Func"},

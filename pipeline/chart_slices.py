@@ -1,0 +1,115 @@
+"""Charts of the loss along the top eigenvectors, beside the quadratic that the eigenvalues describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.page import Array, Arrays, Chart
+from pipeline.report_words import number
+
+if TYPE_CHECKING:
+    from pipeline.hdf5 import Results
+
+COLORS = ("@blue", "@orange", "@green")
+HEIGHT = 390
+
+
+def quadratic(found: Results, line: int) -> Array:
+    """L + (gᵀv) t + ½ λ t² on a line: what the loss would be if the matrix told all of it."""
+    arrays = found.arrays
+    distances, losses = arrays["lines/distances"][line], arrays["lines/losses"][line]
+    middle = float(losses[len(losses) // 2])
+    slope, curvature = float(arrays["lines/slopes"][line]), float(arrays["lines/eigenvalues"][line])
+    result: Array = middle + slope * distances + curvature * distances**2 / 2
+    return result
+
+
+def lines(slices: Mapping[int, Results], arrays: Arrays) -> Chart:
+    """The loss on a line along each of the top eigenvectors; dotted, the quadratic."""
+    traces: list[dict[str, Any]] = []
+    for step, found in slices.items():
+        for i, eigenvalue in enumerate(found.arrays["lines/eigenvalues"]):
+            losses, model = found.arrays["lines/losses"][i], quadratic(found, i)
+            # the quadratic ends where the picture does
+            within = np.where(model <= np.nanmax(losses) * 1.05, model, np.nan)
+            common = {
+                "type": "scatter",
+                "mode": "lines",
+                "x": arrays.put(found.arrays["lines/distances"][i]),
+                "legendgroup": str(i),
+                "meta": {"step": step},
+                "hovertemplate": f"v<sub>{i + 1}</sub>, distance %{{x:.3~g}}<br>%{{y:.5~g}}<extra></extra>",
+            }
+            solid = {
+                "name": f"v<sub>{i + 1}</sub>, λ = {number(float(eigenvalue), 3)}",
+                "y": arrays.put(losses),
+            }
+            traces.append({**common, **solid, "line": {"color": COLORS[i], "width": 2.2}})
+            dotted = {"color": COLORS[i], "width": 1.4, "dash": "dot"}
+            traces.append(
+                {**common, "y": arrays.put(within), "line": dotted, "showlegend": False, "name": "quadratic"}
+            )
+    return Chart(
+        "loss_lines",
+        "Loss along the top eigenvectors",
+        "Solid: the loss when all weights move along one eigenvector. Dotted: the quadratic L + gᵀv t + ½λt². Where "
+        "they part, curvature no longer tells how the loss goes on.",
+        traces,
+        {
+            "xaxis": {"title": "distance t from the weights"},
+            "yaxis": {"title": "loss", "rangemode": "tozero"},
+        },
+        span=3,
+        height=HEIGHT,
+    )
+
+
+def plane(slices: Mapping[int, Results], arrays: Arrays) -> Chart | None:
+    """The loss on the plane of the first two eigenvectors."""
+    traces: list[dict[str, Any]] = []
+    for step, found in slices.items():
+        if "plane/losses" not in found.arrays:
+            continue
+        losses = found.arrays["plane/losses"]
+        seen = losses[np.isfinite(losses) & (losses > 0)]
+        if not len(seen):
+            continue
+        traces.append(
+            {
+                "type": "contour",
+                "x": arrays.put(found.arrays["plane/first"]),
+                "y": arrays.put(found.arrays["plane/second"]),
+                "z": arrays.put(losses),
+                "zmin": float(seen.min()),
+                "zmax": float(seen.max()),
+                "logarithmic": bool(seen.max() > 10 * seen.min()),
+                "colorscale": "Viridis",
+                "ncontours": 16,
+                "colorbar": {"title": "loss"},
+                "hovertemplate": "t<sub>1</sub> = %{x:.3~g}, t<sub>2</sub> = %{y:.3~g}<br>"
+                "loss %{customdata:.4~g}<extra></extra>",
+                "meta": {"step": step},
+            }
+        )
+        here = {"symbol": "cross-thin-open", "size": 11, "color": "@mark", "line": {"width": 2}}
+        point = {"x": [0], "y": [0], "marker": here, "hovertemplate": "the weights<extra></extra>"}
+        traces.append(
+            {"type": "scatter", "mode": "markers", **point, "showlegend": False, "meta": {"step": step}}
+        )
+    if not traces:
+        return None
+    return Chart(
+        "loss_plane",
+        "Loss on the plane of the top two eigenvectors",
+        "The cross marks the weights. An ellipse is a quadratic; contours that bend are what it leaves out.",
+        traces,
+        {
+            "xaxis": {"title": "distance t<sub>1</sub> along v<sub>1</sub>", "showgrid": False},
+            "yaxis": {"title": "distance t<sub>2</sub> along v<sub>2</sub>", "showgrid": False},
+        },
+        span=3,
+        height=HEIGHT,
+    )

@@ -1,0 +1,157 @@
+"""The loss along the top eigenvectors: on a line along each of them, and on the plane of the first two.
+
+This is the torch half of it: it needs the model, the samples, and the eigenvectors that aggregation found, and leaves a
+small file, so that figures and page need no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.checkpoints import load_weights
+from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
+from pipeline.hdf5 import Results, read_results, write_results
+from pipeline.moments import Weighting
+from pipeline.objective import Batch, Criterion, Params, flatten, objective_of
+from pipeline.terminal import progress
+
+NUM_LINES = 3
+AGREEMENT = 1e-3  # relative: so far the loss of all samples at once may be from the one that the shards tell
+Losses = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What `slice_step` looks at: a model, its loss, and the batches that the matrix is of.
+
+    num_points: on each line, at most; the plane has the square of half as many.
+    """
+
+    model: nn.Module
+    criterion: Criterion
+    batches: Sequence[Batch]
+    parameters: Sequence[str] | None
+    num_points: int
+
+
+def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, Results]]:
+    """Write the slices of each step that has a spectrum and give them; those that are there are taken as they are.
+
+    Raises:
+        PipelineError: there are no spectra, or no weights, of a step.
+    """
+    steps = folder.spectrum_steps()
+    if not steps:
+        raise PipelineError(f"{folder.spectra} has no eigenvectors: run the stage aggregate before slices.")
+    for step in progress(steps, "loss along eigenvectors"):
+        spectra, path = read_results(folder.spectrum(step)), folder.slices(step)
+        identity = {
+            "format_version": 1,
+            "step": step,
+            "inputs_hash": spectra.attrs["inputs_hash"],
+            "num_points": landscape.num_points,
+        }
+        found = read_results(path) if path.exists() else None
+        if found is None or any(found.attrs.get(key) != value for key, value in identity.items()):
+            load_weights(folder.checkpoint(step), landscape.model)
+            arrays = _slices(landscape, spectra, _largest_loss(folder))
+            write_results(path, identity, arrays)
+            found = Results(identity, arrays)
+        yield step, found
+
+
+def _slices(landscape: Landscape, spectra: Results, reference: float) -> dict[str, Any]:
+    """Distances and losses on the lines (k, n) and on the plane (m,), (m,), (m, m).
+
+    A line reaches as far as the quadratic ½λt² gains what training took from the loss, and at most ‖θ‖.
+    Cost: k n + m² losses of all samples in float64, 249 for n = 27; no derivative.
+    """
+    arrays = spectra.arrays
+    eigenvalues = arrays["mean/top_eigenvalues"][:NUM_LINES].astype(float)
+    vectors = arrays["mean/top_eigenvectors"][:, :NUM_LINES].astype(float)
+    loss, weights = _loss_of(landscape, float(spectra.attrs["loss"]))
+    gain = max(reference, float(spectra.attrs["loss"]))
+    furthest = float(np.linalg.norm(weights)) or 1.0
+    reaches = [min(np.sqrt(2 * gain / abs(value)), furthest) if value else furthest for value in eigenvalues]
+    places = np.linspace(-1, 1, landscape.num_points | 1)  # odd: zero is one of them
+    lines = np.array([reach * places for reach in reaches])
+    values = [[loss(weights + t * v) for t in line] for line, v in zip(lines, vectors.T, strict=True)]
+    result = {
+        "lines/eigenvalues": eigenvalues,
+        "lines/slopes": vectors.T @ arrays["mean/gradient"].astype(float),
+        "lines/distances": lines,
+        "lines/losses": np.array(values),
+    }
+    if len(eigenvalues) > 1:
+        side = np.linspace(-1, 1, (landscape.num_points // 2) | 1)
+        first, second = reaches[0] * side, reaches[1] * side
+        steps = [weights + s * vectors[:, 1] for s in second]
+        plane = [[loss(start + t * vectors[:, 0]) for t in first] for start in steps]
+        result |= {
+            "plane/first": first,
+            "plane/second": second,
+            "plane/losses": np.array(plane),
+        }  # (second, first)
+    return result
+
+
+def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], float], Losses]:
+    """The loss of all batches as a function of the flat weights, in float64, and the weights of now.
+
+    All samples are taken at once where that gives the loss that was `told`; where samples of a batch mix, it does not,
+    and the batches go one by one.
+    """
+    objective, params = objective_of(
+        landscape.model, landscape.criterion, landscape.parameters, torch.float64
+    )
+    batches = [batch.to(dtype=torch.float64) for batch in landscape.batches]
+    weights = flatten(params)
+    together = [_joined(batches)]
+
+    def loss(flat: Losses, parts: Sequence[Batch]) -> float:
+        at = _unflatten(torch.from_numpy(flat).to(weights), params)
+        reduction = str(getattr(landscape.criterion, "reduction", "mean"))
+        weighting = Weighting.of([part.num_samples for part in parts], reduction)
+        with torch.no_grad():
+            values = [np.asarray(float(objective.loss(at, part))) for part in parts]
+        return float(weighting.mean(values))
+
+    now = weights.cpu().numpy()
+    one_pass = abs(loss(now, together) - told) <= AGREEMENT * abs(told)
+    parts = together if one_pass else batches
+    return lambda flat: loss(flat, parts), now
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    from torch.utils import _pytree as pytree
+
+    return Batch(*pytree.tree_map(_concatenated, *[tuple(batch) for batch in batches]))
+
+
+def _concatenated(*values: Any) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+
+
+def _unflatten(flat: Tensor, params: Params) -> Params:
+    sizes = [value.numel() for value in params.values()]
+    parts = flat.split(sizes)
+    return {name: part.view_as(value) for (name, value), part in zip(params.items(), parts, strict=True)}
+
+
+def _largest_loss(folder: RunFolder) -> float:
+    """The largest training loss that was seen along training; 0 where nothing was trained."""
+    if not folder.history.exists():
+        return 0.0
+    with folder.history.open(newline="") as file:
+        return max(
+            (float(row["train_loss"]) for row in csv.DictReader(file) if row.get("train_loss")), default=0.0
+        )
