@@ -2,7 +2,7 @@
 
     python -m pipeline.run model=mlp strategy=func
 
-Config -> data, model, criterion -> the four stages of `pipeline.stages`, in a folder that no other process
+Config -> data, model, criterion -> the five stages of `pipeline.stages`, in a folder that no other process
 works in.
 """
 
