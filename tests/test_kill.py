@@ -1,7 +1,6 @@
 """SIGKILL at random moments of train, compute and aggregate; the same command again ends as if nothing had happened."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -10,10 +9,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 from command import command, environment, succeed
+from outcome import differing, results
 
 from pipeline.folder import RunFolder
 
@@ -40,35 +38,6 @@ OPTIONS = (
     "tracking=none",
     f"stages=[{','.join(STAGES)}]",
 )
-
-
-def results(folder):
-    """All that a run found, without what tells of its way there: times, and HDF5's layout of the file."""
-    run = RunFolder(folder)
-    found = {"history": run.history.read_bytes(), "config": run.config.read_text().partition("command:")[0]}
-    for path in run.checkpoints.glob("*.safetensors"):
-        found[path.name] = path.read_bytes()
-    for path in [*run.shards.rglob("*.h5"), *run.spectra.glob("*.h5")]:
-        with h5py.File(path) as file:
-            attrs = {key: repr(value) for key, value in file.attrs.items()}
-            arrays = {}
-            file.visititems(lambda name, item, arrays=arrays: arrays.update({name: content(item)}))
-        found[str(path.relative_to(folder))] = (attrs, arrays)
-    summary = json.loads(run.summary.read_text())
-    found["summary"] = {key: value for key, value in summary.items() if not key.startswith("seconds_")}
-    return found
-
-
-def content(item):
-    if not isinstance(item, h5py.Dataset):
-        return None
-    if item.dtype.kind == "O":
-        return item.asstr()[()].tolist()
-    return item.dtype.str, item.shape, np.ascontiguousarray(item[()]).tobytes()
-
-
-def differing(one, other):
-    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
 def under_way(folder):

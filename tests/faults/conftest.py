@@ -1,0 +1,62 @@
+"""The library that lets file operations fail, and one undisturbed small run to start from and to compare with."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from command import SMALL
+
+from faults.runs import HERE, Command
+
+STAGES = ("train", "compute", "aggregate", "report")
+NUM_LANES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """failing.c, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler (cc) for tests/faults/failing.c")
+    path = tmp_path_factory.mktemp("library") / "failing.so"
+    subprocess.run(
+        [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "failing.c", "-ldl"],
+        check=True,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def commands(library, tmp_path_factory):
+    """For each stage and each lane, the command of this stage alone."""
+    root = tmp_path_factory.mktemp("lanes")
+    places = [(stage, lane) for stage in STAGES for lane in range(NUM_LANES)]
+    with ExitStack() as stack, ThreadPoolExecutor(NUM_LANES) as pool:
+        begun = pool.map(
+            lambda place: Command(library, root / "-".join(map(str, place)), *SMALL, f"stages=[{place[0]}]"), places
+        )
+        yield {place: stack.enter_context(command) for place, command in zip(places, begun, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def starts(commands, tmp_path_factory):
+    """The folder as it is before each stage of an undisturbed run (None: there is none), and, as "end", after all."""
+    folders = {STAGES[0]: None}
+    for stage, following in zip(STAGES, [*STAGES[1:], "end"], strict=True):
+        command = commands[stage, 0]
+        command.begin_from(folders[stage])
+        done = command.run()
+        assert done.status == 0, done.output
+        folders[following] = shutil.copytree(command.folder, tmp_path_factory.mktemp("start") / following)
+    return folders
+
+
+def in_lanes(work: Callable[[int, Sequence], list], items: Sequence) -> list:
+    """`work(lane, its items)` on every core; gives what all of them gave."""
+    with ThreadPoolExecutor(NUM_LANES) as pool:
+        lanes = [pool.submit(work, lane, items[lane::NUM_LANES]) for lane in range(NUM_LANES)]
+        return [found for lane in lanes for found in lane.result()]

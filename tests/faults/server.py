@@ -1,0 +1,130 @@
+"""The command of a run, which stops before its first file and forks a child for each time it is to go on.
+
+    python server.py failing.so model=mlp ... hydra.run.dir=FOLDER
+
+Importing torch and composing the config take seconds, a small run a tenth of one; so hundreds of runs, each with
+another fault, need this. Each line on standard input asks for one run (a `Fault`, and where its output goes), each line on
+standard output answers. A child goes on from Hydra's `run_job` to the end of the interpreter, as the command itself does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from importlib import import_module
+
+PATIENCE = 60.0  # seconds: a run that takes longer hangs
+IMPORTED = (  # what a run imports on its way; none of these starts a thread
+    "dask.threaded",
+    "matplotlib.font_manager",
+    "pipeline.aggregate",
+    "pipeline.compute",
+    "pipeline.data",
+    "pipeline.figures",
+    "pipeline.report",
+    "pipeline.stages",
+    "scipy.linalg",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.func",
+)
+
+
+def serve(shim: ctypes.CDLL) -> bool:
+    """Answer requests; returns in a child, which has a run to do: whether it may then skip the interpreter's end."""
+    for name in IMPORTED:
+        import_module(name)
+    gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
+    shim.failing_what.restype = ctypes.c_char_p
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        start = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            become_a_run(request, shim)
+            return bool(request["quick"])
+        status, hung = watch(pid, request["kill_after"])
+        answer = {
+            "status": os.waitstatus_to_exitcode(status),
+            "hung": hung,
+            "seconds": time.monotonic() - start,
+            "count": shim.failing_count(),
+            "what": shim.failing_what().decode(),
+        }
+        print(json.dumps(answer), flush=True)
+    os._exit(0)
+
+
+def become_a_run(request: dict, shim: ctypes.CDLL) -> None:
+    os.setpgid(0, 0)
+    for target, flags, stream in (
+        (os.devnull, os.O_RDONLY, 0),
+        (request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1),
+        (request["output"], os.O_WRONLY | os.O_APPEND, 2),
+    ):
+        handle = os.open(target, flags, 0o644)
+        os.dup2(handle, stream)
+        os.close(handle)
+    shim.failing_arm(
+        request["folder"].encode(), *(request[key] for key in ("number", "code", "mode", "reads"))
+    )
+
+
+def watch(pid: int, kill_after: float | None) -> tuple[int, bool]:
+    """The status with which the child ends; it is killed after so many seconds, or when it hangs."""
+    end = time.monotonic() + (PATIENCE if kill_after is None else kill_after)
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status, False
+        time.sleep(0.001)
+    os.killpg(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1], kill_after is None
+
+
+def main() -> None:
+    import hydra._internal.hydra as inside
+
+    import pipeline.run
+
+    shim, sys.argv = ctypes.CDLL(sys.argv[1]), ["run.py", *sys.argv[2:]]
+    run_job = inside.run_job
+
+    quick = False
+
+    def fork_first(*arguments, **options):
+        nonlocal quick
+        quick = serve(shim)
+        return run_job(*arguments, **options)
+
+    inside.run_job = fork_first
+    try:
+        pipeline.run.main()
+    finally:
+        if quick:
+            end_at_once()
+
+
+def end_at_once() -> None:
+    """Do what the interpreter does at its end, but for taking to pieces all that lies in memory, which takes the longest.
+
+    HDF5 closes its files at the end of the C library, as ever.
+    """
+    end = sys.exc_info()[1]
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    ctypes.CDLL(None).exit(end.code or 0 if isinstance(end, SystemExit) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""SIGKILL at 100 random moments of train, compute, aggregate and report; the same command again ends as if undisturbed."""
+
+import os
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from command import SMALL
+from outcome import complete, differing, names, results
+
+from faults.conftest import NUM_LANES, STAGES, in_lanes
+from faults.runs import Command
+from pipeline.folder import RunFolder
+
+NUM_KILLS = 100
+NUM_STEPS = 150
+LONGER = (
+    *SMALL,
+    "model.hidden_sizes=[16,8]",
+    f"training.num_steps={NUM_STEPS}",
+    "training.save_every=10",
+    "training.evaluate_every=15",
+    f"checkpoint_steps=[0,{NUM_STEPS // 2}]",
+)
+NUM_CHECKPOINTS = 3
+
+
+def under_way(folder):
+    """Which stage a killed run was in, from what it left behind."""
+    run = RunFolder(folder)
+    if len(run.spectrum_steps()) == NUM_CHECKPOINTS:
+        return "report"
+    if len(list(run.shards.glob("step-*/batch-*.h5"))) == 3 * NUM_CHECKPOINTS:
+        return "aggregate"
+    return "compute" if run.checkpoint(NUM_STEPS).exists() else "train"
+
+
+def spans_of(command):
+    """Seconds from the start of a run to the beginning and to the end of each of its stages."""
+    command.begin_from(None)
+    start = time.time()
+    done = command.run()
+    run = RunFolder(command.folder)
+    assert done.status == 0, done.output
+    ends = [run.checkpoint(NUM_STEPS), run.shard(NUM_STEPS, 2), run.spectrum(NUM_STEPS), run.summary]
+    marks = [run.config, *ends]
+    seconds = [path.stat().st_mtime - start for path in marks]
+    return dict(zip(STAGES, zip(seconds, seconds[1:], strict=False), strict=True))
+
+
+@pytest.fixture(scope="module")
+def long_commands(library, tmp_path_factory):
+    root = tmp_path_factory.mktemp("kills")
+    with ThreadPoolExecutor(NUM_LANES) as pool:
+        commands = list(pool.map(lambda lane: Command(library, root / f"{lane}", *LONGER), range(NUM_LANES)))
+    yield commands
+    for command in commands:
+        command.__exit__()
+
+
+def test_a_hundred_random_kills(long_commands, tmp_path):
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"\nrepeat these moments with KILL_SEED={seed}")
+    spans = spans_of(long_commands[0])
+    undisturbed = long_commands[0].folder.rename(tmp_path / "undisturbed")
+    expected, all_names = results(undisturbed), names(undisturbed)
+
+    def once(command, chance, stage):
+        """Kill a run in that stage, perhaps again while it is taken up, and let it end; the stages, and what is wrong."""
+        command.begin_from(None)
+        killed, wrong, there = [], [], {}
+        for again in (False, True):
+            if again and chance.random() < 0.5:
+                break
+            moment = chance.uniform(*spans[stage])
+            done = command.run(kill_after=moment)
+            found = results(command.folder)
+            wrong += [
+                f"{name} is there and is not what it is without a kill"
+                for name in found
+                if name not in ("history", "summary") and found[name] != expected[name]
+            ]
+            if not there.items() <= complete(command.folder).items():
+                wrong.append("what was complete was lost or made anew")
+            there = complete(command.folder)
+            if done.status == 0:
+                break
+            killed.append(under_way(command.folder))
+        done = command.run()
+        if done.status != 0:
+            wrong.append(f"the same command again ended with {done.status}: {done.output[-500:]}")
+        elif differing(results(command.folder), expected):
+            wrong.append(f"{differing(results(command.folder), expected)} differ")
+        elif names(command.folder) != all_names:
+            wrong.append(f"there are other files: {set(names(command.folder)) ^ set(all_names)}")
+        elif not there.items() <= complete(command.folder).items():
+            now = complete(command.folder)
+            wrong.append(f"{[name for name in there if now.get(name) != there[name]]} were made anew")
+        return killed, wrong
+
+    def work(lane, share):
+        chance, seen = random.Random(seed + lane), []
+        while sum(len(killed) for killed, _ in seen) < len(share):
+            seen.append(once(long_commands[lane], chance, STAGES[len(seen) % len(STAGES)]))
+        return seen
+
+    seen = in_lanes(work, range(NUM_KILLS))
+    kills = Counter(stage for killed, _ in seen for stage in killed)
+    problems = [f"killed in {killed}: {text}" for killed, wrong in seen for text in wrong]
+    print(f"{kills.total()} kills in {len(seen)} runs: {dict(kills)}; stages take {spans}")
+    assert not problems, f"KILL_SEED={seed}: " + "\n".join(problems)
+    assert kills.total() >= NUM_KILLS
+    assert all(kills[stage] >= NUM_KILLS // 20 for stage in STAGES), kills
