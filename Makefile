@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test check dashboard bench test-slurm clean
+.PHONY: run test test-faults test-slurm check dashboard bench clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
 
 test: $(STAMP)  ## format, lint, types, tests
 	BIN=$(BIN) scripts/check.sh
+
+test-faults: $(STAMP)  ## kills, disks that fail or fill up, damaged files, memory that runs out: a quarter of an hour
+	$(BIN)/python -m pytest tests/faults -s
 
 test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine, about 5 minutes
 	scripts/slurm_local.sh install

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -134,14 +136,24 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        if error.errno:  # the system refused, whatever is in the file
-            raise unreadable(path, error) from error
-        raise damaged(path, "HDF5 cannot open it", remedy) from error
+        raise _unread(path, error, "HDF5 cannot open it", remedy) from error
     with file:
         try:
             yield file
         except (KeyError, OSError, RuntimeError) as error:
-            raise damaged(path, str(error).strip("'\""), remedy) from error
+            raise _unread(path, error, " ".join(str(error).strip("'\"").split()), remedy) from error
+
+
+def _unread(path: Path, error: Exception, why: str, remedy: str) -> PipelineError:
+    """A fault of the disk says nothing of the file on it, which must not be deleted then."""
+    fault = _fault_behind(error)
+    return damaged(path, why, remedy) if fault is None else unreadable(path, fault)
+
+
+def _fault_behind(error: Exception) -> OSError | None:
+    """What the system said; None, where it is the content of a file that HDF5 does not understand."""
+    found = re.search(r"errno = (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def places_of(dataset: h5py.Dataset, num_bytes: int) -> Array:

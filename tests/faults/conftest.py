@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 from command import SMALL
-
 from faults.runs import HERE, Command
 
 STAGES = ("train", "compute", "aggregate", "report")
@@ -24,7 +23,19 @@ def library(tmp_path_factory):
         pytest.skip("there is no C compiler (cc) for tests/faults/failing.c")
     path = tmp_path_factory.mktemp("library") / "failing.so"
     subprocess.run(
-        [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "failing.c", "-ldl"],
+        [
+            compiler,
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+            "-o",
+            path,
+            HERE / "failing.c",
+            "-ldl",
+        ],
         check=True,
     )
     return path
@@ -37,7 +48,8 @@ def commands(library, tmp_path_factory):
     places = [(stage, lane) for stage in STAGES for lane in range(NUM_LANES)]
     with ExitStack() as stack, ThreadPoolExecutor(NUM_LANES) as pool:
         begun = pool.map(
-            lambda place: Command(library, root / "-".join(map(str, place)), *SMALL, f"stages=[{place[0]}]"), places
+            lambda place: Command(library, root / "-".join(map(str, place)), *SMALL, f"stages=[{place[0]}]"),
+            places,
         )
         yield {place: stack.enter_context(command) for place, command in zip(places, begun, strict=True)}
 

@@ -18,15 +18,18 @@ ONCE, FOR_GOOD, KILL, KILL_AMID = range(4)
 
 @dataclass(frozen=True)
 class Fault:
-    """The operation with this number fails with this errno; 0: none does. reads: of those that read, not of those that change.
+    """The operation with this number fails with this errno; 0: none does.
 
     mode: it alone, all from it on, or the process is killed before it, or in the middle of what it writes.
+    reads: count the operations that read, not those that change files. memory: bytes of addresses that the process may
+    take beyond what it has; 0: as many as it likes.
     """
 
     number: int = 0
     code: int = errno.ENOSPC
     mode: int = ONCE
     reads: bool = False
+    memory: int = 0
 
 
 NONE = Fault()
@@ -50,16 +53,19 @@ class Outcome:
 
 
 class Command:
-    """A command that stands before its first file, to be run again and again."""
+    """A command that stands before its first file, to be run again and again.
 
-    def __init__(self, library: Path, folder: Path, *overrides: str) -> None:
+    constants: of the program, such as `compute__TILE=8` for pipeline.compute.TILE.
+    """
+
+    def __init__(self, library: Path, folder: Path, *overrides: str, **constants: int) -> None:
         self.folder = folder
         self._output = folder.with_name(folder.name + ".out")
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, HERE / "server.py", library, *overrides, f"hydra.run.dir={folder}"],
             cwd=folder.parent,
-            env=environment(LD_PRELOAD=str(library)),
+            env=environment(LD_PRELOAD=str(library), FAULTS_CONSTANTS=json.dumps(constants)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,7 +82,7 @@ class Command:
         self._process.wait()
 
     def run(self, fault: Fault = NONE, kill_after: float | None = None) -> Outcome:
-        """Run it to its end, which need not be a good one; in one of eight the interpreter takes itself to pieces first."""
+        """Run it to its end, which need not be a good one; in one of eight the interpreter takes itself to pieces."""
         request = {
             **asdict(fault),
             "kill_after": kill_after,

@@ -3,8 +3,9 @@
     python server.py failing.so model=mlp ... hydra.run.dir=FOLDER
 
 Importing torch and composing the config take seconds, a small run a tenth of one; so hundreds of runs, each with
-another fault, need this. Each line on standard input asks for one run (a `Fault`, and where its output goes), each line on
-standard output answers. A child goes on from Hydra's `run_job` to the end of the interpreter, as the command itself does.
+another fault, need this. Each line on standard input asks for one run (a `Fault`, and where its output goes), each
+line on standard output answers. A child goes on from Hydra's `run_job` to the end of the interpreter, as the command
+itself does.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from importlib import import_module
+
+import psutil
 
 PATIENCE = 60.0  # seconds: a run that takes longer hangs
 IMPORTED = (  # what a run imports on its way; none of these starts a thread
@@ -41,6 +45,12 @@ def serve(shim: ctypes.CDLL) -> bool:
     """Answer requests; returns in a child, which has a run to do: whether it may then skip the interpreter's end."""
     for name in IMPORTED:
         import_module(name)
+    for constant, value in json.loads(os.environ["FAULTS_CONSTANTS"]).items():
+        module, _, name = constant.partition("__")
+        found = import_module(f"pipeline.{module}")
+        if not hasattr(found, name):
+            raise AttributeError(f"pipeline.{module} has no {name}")
+        setattr(found, name, value)
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
     shim.failing_what.restype = ctypes.c_char_p
     print(json.dumps({"ready": True}), flush=True)
@@ -73,6 +83,9 @@ def become_a_run(request: dict, shim: ctypes.CDLL) -> None:
         handle = os.open(target, flags, 0o644)
         os.dup2(handle, stream)
         os.close(handle)
+    if request["memory"]:
+        limit = psutil.Process().memory_info().vms + request["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     shim.failing_arm(
         request["folder"].encode(), *(request[key] for key in ("number", "code", "mode", "reads"))
     )
@@ -114,7 +127,7 @@ def main() -> None:
 
 
 def end_at_once() -> None:
-    """Do what the interpreter does at its end, but for taking to pieces all that lies in memory, which takes the longest.
+    """Do what the interpreter does at its end, but for taking to pieces all that lies in memory: it takes longest.
 
     HDF5 closes its files at the end of the C library, as ever.
     """

@@ -1,5 +1,6 @@
-"""SIGKILL at 100 random moments of train, compute, aggregate and report; the same command again ends as if undisturbed."""
+"""SIGKILL at 100 random moments of all stages; the same command again ends as if undisturbed."""
 
+import itertools
 import os
 import random
 import time
@@ -8,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from command import SMALL
-from outcome import complete, differing, names, results
-
 from faults.conftest import NUM_LANES, STAGES, in_lanes
 from faults.runs import Command
+from outcome import complete, differing, names, results
+
 from pipeline.folder import RunFolder
 
 NUM_KILLS = 100
@@ -47,7 +48,7 @@ def spans_of(command):
     ends = [run.checkpoint(NUM_STEPS), run.shard(NUM_STEPS, 2), run.spectrum(NUM_STEPS), run.summary]
     marks = [run.config, *ends]
     seconds = [path.stat().st_mtime - start for path in marks]
-    return dict(zip(STAGES, zip(seconds, seconds[1:], strict=False), strict=True))
+    return dict(zip(STAGES, itertools.pairwise(seconds), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_hundred_random_kills(long_commands, tmp_path):
     expected, all_names = results(undisturbed), names(undisturbed)
 
     def once(command, chance, stage):
-        """Kill a run in that stage, perhaps again while it is taken up, and let it end; the stages, and what is wrong."""
+        """Kill a run in that stage, perhaps again when it is taken up; gives the stages, and what is wrong."""
         command.begin_from(None)
         killed, wrong, there = [], [], {}
         for again in (False, True):

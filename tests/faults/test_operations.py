@@ -1,9 +1,9 @@
-"""Each operation on a file fails once, for good, or is the last one before a kill; then the same command is given again.
+"""Each operation on a file fails once, for good, or is the last before a kill; then the same command is given again.
 
 The way SQLite's tests for I/O errors and crashes go: operations are counted in a run that goes well, then the first one
 fails, the second one, and so on. What is looked at after each: the process ended by itself, with status 1 and one line,
-or all is as it should be; every file with a final name is what it is without the fault; the same command then ends in the
-undisturbed result, and makes nothing anew that was complete.
+or all is as it should be; every file with a final name is what it is without the fault; the same command then ends in
+the undisturbed result, and makes nothing anew that was complete.
 """
 
 import errno
@@ -12,10 +12,9 @@ import re
 from collections import Counter
 
 import pytest
-from outcome import complete, differing, names, results
-
 from faults.conftest import STAGES, in_lanes
 from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault
+from outcome import complete, differing, names, results
 
 ALL = os.environ.get("FAULTS") == "all"  # both errors in both modes at every operation: twice as long
 NUM_READS = 1000 if ALL else 60  # of a stage, evenly spaced
@@ -60,7 +59,9 @@ def problems_of(command, start, fault, undisturbed):
     elif differing(results(command.folder), expected):
         wrong.append(f"after it again {differing(results(command.folder), expected)} differ")
     elif names(command.folder) != names(undisturbed):
-        wrong.append(f"after it again there are other files: {set(names(command.folder)) ^ set(names(undisturbed))}")
+        wrong.append(
+            f"after it again there are other files: {set(names(command.folder)) ^ set(names(undisturbed))}"
+        )
     elif not there.items() <= complete(command.folder).items():
         remade = [name for name, stamp in there.items() if complete(command.folder).get(name) != stamp]
         wrong.append(f"the same command again made {remade} anew, which were complete")
@@ -82,7 +83,9 @@ def go_through(commands, starts, stage, faults_of, reads=False, most=None):
 
     seen = in_lanes(work, [fault for number in numbers for fault in faults_of(number)])
     kinds = Counter((done.what.split(" ")[0], done.status) for done, _ in seen)
-    print(f"\n{stage}: {len(seen)} runs over {len(numbers)} of {count} operations; ended how often with which status:")
+    print(
+        f"\n{stage}: {len(seen)} runs over {len(numbers)} of {count} operations; ended how often with which status:"
+    )
     print("  " + ", ".join(f"{kind} {status}: {often}" for (kind, status), often in sorted(kinds.items())))
     problems = [text for _, texts in seen for text in texts]
     assert not problems, f"{len(problems)} of {len(seen)}:\n" + "\n\n".join(problems[:10])
@@ -101,5 +104,7 @@ def test_a_kill_at_each_operation(commands, starts, stage):
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_reads_that_fail(commands, starts, stage):
-    faults_of = lambda number: [Fault(number, errno.EIO, mode, reads=True) for mode in (ONCE, FOR_GOOD)[number % 2 :]]
+    def faults_of(number):
+        return [Fault(number, errno.EIO, mode, reads=True) for mode in (ONCE, FOR_GOOD)[number % 2 :]]
+
     go_through(commands, starts, stage, faults_of, reads=True, most=NUM_READS)

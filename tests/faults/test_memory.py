@@ -1,0 +1,66 @@
+"""Memory that runs out at every place: the address space of the process is limited to so much more than it has."""
+
+import pytest
+from command import SMALL
+from faults.conftest import in_lanes
+from faults.runs import Command, Fault
+from outcome import complete, differing, results
+
+LARGER = (
+    *SMALL,
+    "model.hidden_sizes=[64]",
+    "data.dimension=16",
+    "data.num_samples=60",
+)  # P = 1,283: 13 MB in float64
+MEGABYTES = range(1, 200, 3)
+
+
+@pytest.mark.parametrize("options", [["strategy=khatri_rao"], ["strategy=func"], ["spectrum=topk"]])
+def test_memory_that_runs_out(library, tmp_path, options):
+    """From a point on there is enough; before it each run ends by itself, with one line, and loses nothing."""
+    overrides = [*LARGER, "stages=[train,compute,aggregate]", *options]
+
+    def lane(number, mine):
+        seen = []
+        with Command(library, tmp_path / f"lane-{number}", *overrides) as command:
+            command.begin_from(None)
+            assert command.run().status == 0
+            expected = results(command.folder)
+            for megabytes in mine:
+                command.begin_from(None)
+                done = command.run(Fault(memory=megabytes * 2**20))
+                found, there = results(command.folder), complete(command.folder)
+                wrong = []
+                if done.hung or done.status not in (0, 1):
+                    wrong.append(f"it ended with {done.status}")
+                if done.status == 1 and (len(done.complaints) != 1 or "unexpected" in done.complaints[0]):
+                    wrong.append("its message is not one line")
+                if done.status == 0 and differing(found, expected):
+                    wrong.append(f"{differing(found, expected)} differ")
+                if [
+                    name
+                    for name in found
+                    if name not in ("history", "summary") and found[name] != expected[name]
+                ]:
+                    wrong.append("what is there is wrong")
+                if command.run().status != 0 or differing(results(command.folder), expected):
+                    wrong.append("the same command again does not end as it should")
+                if not there.items() <= complete(command.folder).items():
+                    wrong.append("what was complete was made anew")
+                seen.append((megabytes, done, wrong))
+        return seen
+
+    seen = sorted(in_lanes(lane, MEGABYTES), key=lambda one: one[0])
+    lines = {
+        line.partition(":")[0][:40] for _, done, _ in seen if done.status == 1 for line in done.complaints[:1]
+    }
+    enough = [megabytes for megabytes, done, _ in seen if done.status == 0]
+    print(
+        f"\n{options}: {len(seen) - len(enough)} limits hit, enough from {min(enough, default=None)} MB; said: {lines}"
+    )
+    problems = [
+        f"{megabytes} MB: {what}\n{done.output[-500:]}" for megabytes, done, wrong in seen for what in wrong
+    ]
+    assert not problems, f"{len(problems)}:\n" + "\n\n".join(problems[:8])
+    assert len(seen) > len(enough) + 3
+    assert enough

@@ -1,0 +1,60 @@
+"""Kills and faults inside a shard of many tiles: the next run goes on with the tiles that were recorded."""
+
+import errno
+
+import pytest
+from command import SMALL
+from faults.conftest import NUM_LANES, in_lanes
+from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Command, Fault
+from outcome import complete, differing, names, results
+
+TILED = (
+    *SMALL,
+    "model.hidden_sizes=[12]",
+    "num_batches=1",
+    "training=none",
+    "stages=[train,compute]",
+)  # P = 99
+CONSTANTS = {"compute__TILE": 10, "tile_stream__RECORD_BYTES": 2400}  # 55 tiles, recorded three at a time
+MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_operation_inside_a_shard(library, tmp_path, mode):
+    def lane(number, mine):
+        seen = []
+        with Command(library, tmp_path / f"lane-{number}", *TILED, **CONSTANTS) as command:
+            command.begin_from(None)
+            count = command.run().count
+            expected, all_names = results(command.folder), names(command.folder)
+            assert len(expected["shards/step-000000/batch-00000.h5"][1]["checksums"]) > 0
+            for fatal in range(1 + mine[0], count + 1, NUM_LANES):
+                command.begin_from(None)
+                fault = Fault(fatal, (errno.ENOSPC, errno.EIO)[fatal // NUM_LANES % 2], mode)
+                done = command.run(fault)
+                there, wrong = complete(command.folder), []
+                if mode in (ONCE, FOR_GOOD) and (done.hung or done.status not in (0, 1)):
+                    wrong.append(f"it ended with {done.status}")
+                if done.status == 1 and len(done.complaints) != 1:
+                    wrong.append("its message is not one line")
+                again = command.run()
+                if again.status != 0:
+                    wrong.append(f"again it ended with {again.status}: {again.output[-600:]}")
+                elif differing(results(command.folder), expected):
+                    wrong.append(f"then {differing(results(command.folder), expected)} differ")
+                elif names(command.folder) != all_names:
+                    wrong.append(f"then there are other files: {set(names(command.folder)) ^ set(all_names)}")
+                elif not there.items() <= complete(command.folder).items():
+                    wrong.append("what was complete was made anew")
+                kept = " tiles are there already" in again.output
+                seen.append(
+                    (kept, [f"{fault} ({done.what}): {what}\n{done.output[-400:]}" for what in wrong])
+                )
+        return seen
+
+    seen = in_lanes(lane, range(NUM_LANES))
+    problems = [text for _, wrong in seen for text in wrong]
+    resumed = sum(kept for kept, _ in seen)
+    print(f"\nmode {mode}: {len(seen)} operations, {resumed} times the next run went on inside the shard")
+    assert not problems, f"{len(problems)} of {len(seen)}:\n" + "\n\n".join(problems[:8])
+    assert resumed > 10

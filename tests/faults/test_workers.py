@@ -1,0 +1,104 @@
+"""Dask workers that are killed in the middle of their work, and what is left of them when the run itself is killed."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from command import SMALL, command, environment, succeed
+from outcome import complete, differing, results
+
+LARGER = (*SMALL, "model.hidden_sizes=[40]", "data.dimension=16", "data.num_samples=120", "data.batch_size=4")
+AGGREGATE = (*LARGER, "stages=[aggregate]", "cluster=local", "cluster.num_workers=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers") / "undisturbed"
+    succeed(folder, *LARGER, "stages=[train,compute]")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(undisturbed, tmp_path_factory):
+    folder = copied(undisturbed, tmp_path_factory.mktemp("workers") / "expected")
+    succeed(folder, *AGGREGATE)
+    return results(folder)
+
+
+def copied(source, target):
+    subprocess.run(["cp", "-a", source, target], check=True)
+    return target
+
+
+def start(folder):
+    return subprocess.Popen(
+        command(folder, *AGGREGATE),
+        cwd=folder.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def workers_of(process):
+    """The processes of Dask's workers: those that were spawned, but for the one that keeps count of resources."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
+
+
+def wait_for_workers(process, number):
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if len(found := workers_of(process)) >= number:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"no {number} workers came")
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
+    undisturbed, expected, tmp_path, attempt
+):
+    folder = copied(undisturbed, tmp_path / "run")
+    there, chance = complete(folder), random.Random(attempt)
+    process = start(folder)
+    killed = 0
+    for _ in range(1 + attempt % 2):
+        worker = chance.choice(wait_for_workers(process, 2))
+        time.sleep(chance.uniform(0, 2))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+            killed += process.poll() is None
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert killed > 0
+    assert "Traceback" not in output
+    assert there.items() <= complete(folder).items()
+    assert differing(results(folder), expected) == []
+
+
+def test_workers_do_not_outlive_the_run(undisturbed, expected, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    process = start(folder)
+    workers = wait_for_workers(process, 2)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+    succeed(folder, *AGGREGATE)
+    assert differing(results(folder), expected) == []
+    assert not (folder / ".dask").exists()
