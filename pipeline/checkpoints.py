@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
 from pipeline.folder import write_atomically
 
 NUM_NAMED = 5
+FINGERPRINT = "sha256"
 WRAPPERS = ("state_dict", "model")
 
 
@@ -27,8 +30,9 @@ def save_weights(path: Path, model: nn.Module) -> None:
         PipelineError: a weight is NaN or infinite.
     """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    metadata = {FINGERPRINT: fingerprint(state)}
     _check_finite(state, model, f"the weights for {path.name} are", "lower training.learning_rate")
-    write_atomically(path, save(state))
+    write_atomically(path, save(state, metadata))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -55,11 +59,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise PipelineError(f"{path}: no such file of weights; relative paths start at {Path.cwd()}.")
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(path))
+            with safe_open(path, "pt") as file:
+                state, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise PipelineError(
                 f"{path} cannot be read as safetensors ({_line(error)}): give another file."
             ) from error
+        if told.get(FINGERPRINT, mine := fingerprint(state)) != mine:
+            raise PipelineError(
+                f"{path} is damaged (its weights are not those that were written): delete it and train again."
+            )
+        return state
     loaded = load_torch(path, "give a .safetensors file or what torch.save(model.state_dict(), ...) wrote")
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -70,6 +80,21 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict: save model.state_dict(), alone or under 'state_dict'."
         )
     return {str(name): value for name, value in loaded.items()}
+
+
+def fingerprint(content: Any) -> str:
+    """The SHA-256 of tensors, numbers and texts in dicts and lists: neither safetensors nor torch sees a flipped bit."""
+    digest = hashlib.sha256()
+    ordered = dict(sorted(content.items())) if isinstance(content, dict) else content
+    leaves, form = pytree.tree_flatten(ordered)
+    digest.update(str(form).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
 
 
 def load_torch(path: Path, remedy: str) -> Any:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from pipeline.blocks import Block
 from pipeline.certificate import Certificate, certify, directions
 from pipeline.config import Blocks, Verify
-from pipeline.errors import DamagedFile, PipelineError
+from pipeline.errors import DamagedFile, NotFiniteError, PipelineError
 from pipeline.folder import RunFolder, set_aside
 from pipeline.journal import Journal
 from pipeline.layout import Layout
@@ -153,7 +153,11 @@ def compute_step(
             Journal.beside(path, {}).remove()  # of a process that was killed between its last two steps
             yield attrs
         else:
-            yield _compute_shard(folder, (objective, params), parts, batch, recipe, identity)
+            try:
+                attrs = _compute_shard(folder, (objective, params), parts, batch, recipe, identity)
+            except NotFiniteError as error:
+                raise PipelineError(f"batch {index} at step {step}: {error}") from error
+            yield attrs
 
 
 def _attrs_of(path: Path) -> dict[str, Any] | None:

@@ -168,8 +168,22 @@ def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(folder: RunFolder) -> dict[str, Any]:
-    """The settings of the run that computed what is in the folder; none, if no run did."""
-    saved: dict[str, Any] = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
+    """The settings of the run that computed what is in the folder; none, if no run did.
+
+    Raises:
+        PipelineError: the file that holds them is damaged.
+    """
+    if not folder.config.exists():
+        return {}
+    try:
+        saved = yaml.safe_load(folder.config.read_text())
+    except (yaml.YAMLError, ValueError):
+        saved = None
+    if not isinstance(saved, dict) or "config_hash" not in saved:
+        raise PipelineError(
+            f"{folder.config} is damaged: delete it and run again with the stage compute, which writes it anew; "
+            "each shard says too what it belongs to."
+        )
     return saved
 
 

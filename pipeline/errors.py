@@ -21,3 +21,7 @@ class DamagedFile(PipelineError):
 
     def __str__(self) -> str:
         return f"{self.path} is damaged ({self.why}): {self.remedy}."
+
+
+class NotFiniteError(PipelineError):
+    """A matrix with NaN or infinite entries; whoever knows of which batch it is says so."""

@@ -37,8 +37,13 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The headline numbers of the last step; empty before the run has aggregated."""
         path = self.folder.summary
-        summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return summary
+        try:
+            summary = json.loads(path.read_text()) if path.exists() else {}
+            return dict(summary)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(
+                f"{path} is damaged ({error}): delete it and run the stage report again."
+            ) from error
 
 
 def open_run(folder: str | Path) -> Run:

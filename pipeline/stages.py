@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.cluster import Cluster
@@ -51,9 +51,9 @@ class Diary:
     def summary(self) -> dict[str, float]:
         """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
         run = open_run(self.folder.path)
-        numbers: dict[str, float] = {
-            key: run.summary[key] for key in run.summary if key.startswith("seconds_")
-        }
+        numbers: dict[str, float] = {}
+        with suppress(PipelineError):  # a summary that is damaged is about to be replaced
+            numbers = {key: run.summary[key] for key in run.summary if key.startswith("seconds_")}
         numbers |= self._seconds
         if self.folder.history.exists():
             with self.folder.history.open(newline="") as file:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
+from pipeline.errors import PipelineError
 from pipeline.explain import explain
 from pipeline.folder import RunFolder, write_atomically
 
@@ -49,11 +50,11 @@ def told(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with suppress(OSError):  # the reason that the body gave counts
+        with suppress(PipelineError):  # the reason that the body gave counts
             tell(folder, FAILED, explain(error) or f"unexpected {type(error).__name__}: {error}")
         raise
     except KeyboardInterrupt:
-        with suppress(OSError):
+        with suppress(PipelineError):
             tell(folder, CANCELLED, "interrupted by Ctrl-C.")
         raise
     tell(folder, FINISHED)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotFiniteError
 from pipeline.hdf5 import Array, Output, places_of
 from pipeline.journal import Entry, Journal
 from pipeline.tile_file import TileFile
@@ -137,7 +137,7 @@ class TileStream:
     def _write(self, tile: Tile, buffer: Array) -> None:
         if not self._is_finite(tile, buffer):
             i, j = (span.start for span in map(self._grid.span, tile))
-            raise PipelineError(
+            raise NotFiniteError(
                 f"the matrix has NaN or infinite entries (near row {i}, column {j}): "
                 "look at the loss and the weights of this checkpoint, or use dtype=float64."
             )

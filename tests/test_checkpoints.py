@@ -129,3 +129,16 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(PipelineError, match=r"NaN or infinite in last.bias: lower training.learning_rate"):
         save_weights(tmp_path / "a.safetensors", model)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_in_the_weights_is_found(tmp_path, seed):
+    path, rng = tmp_path / "step-000020.safetensors", np.random.default_rng(seed)
+    save_weights(path, nn.Linear(3, 4))
+    content = bytearray(path.read_bytes())
+    content[-1 - int(rng.integers(64))] ^= 1 << int(rng.integers(8))  # of 16 weights of 4 bytes
+    path.write_bytes(content)
+    with pytest.raises(
+        PipelineError, match=r"step-000020\.safetensors is damaged .*: delete it and train again"
+    ):
+        load_state(path)

@@ -211,7 +211,7 @@ def test_a_matrix_that_holds_nan_is_refused_though_its_loss_is_finite(folder, mo
     def criterion(outputs, targets):  # |x|^1.5 has no second derivative at zero
         return ((outputs - outputs.detach()).abs() + 1e-300).pow(0.5).sum()
 
-    with pytest.raises(PipelineError, match="the matrix has NaN or infinite entries"):
+    with pytest.raises(PipelineError, match=r"batch 0 at step \d+: the matrix has NaN or infinite entries"):
         compute(folder, model, split(samples, 4, None, seed=0), criterion)
     assert not list(folder.path.rglob("*.h5*"))
 

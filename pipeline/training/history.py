@@ -34,17 +34,20 @@ class History:
             self.write()
 
     def restore(self, rows: list[Row]) -> None:
-        """Begin with rows of an earlier process."""
+        """Begin with rows of an earlier process, which the file must hold as they are; later ones may follow there."""
         self.rows = rows
-        if not self._path.exists():
+        if not self._path.exists() or not self._path.read_text().startswith(self._text()):
             self.write()
 
     def write(self) -> None:
+        write_atomically(self._path, self._text())
+
+    def _text(self) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self._path, text.getvalue())
+        return text.getvalue()
 
 
 def _steps(path: Path) -> set[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.checkpoints import load_torch, put_weights
+from pipeline.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
 from pipeline.errors import PipelineError
 from pipeline.folder import replacing
 from pipeline.training.history import Row
@@ -37,7 +37,7 @@ class TrainingState:
             "random_cuda": torch.cuda.get_rng_state_all() if _on_gpu(model) else [],
         }
         with replacing(self.path) as partial:
-            torch.save(content, partial)
+            torch.save(content | {FINGERPRINT: fingerprint(content)}, partial)
 
     def read(self) -> dict[str, Any]:
         """What `save` wrote.
@@ -48,6 +48,8 @@ class TrainingState:
         remedy = f"delete {self.path.parent} to train from the start"
         content = load_torch(self.path, remedy)
         owner = content.get("owner") if isinstance(content, dict) else None
+        if owner and content.pop(FINGERPRINT, None) not in (None, fingerprint(content)):
+            raise PipelineError(f"{self.path} is damaged (it is not what was written): {remedy}.")
         if owner != self.owner:
             raise PipelineError(
                 f"{self.path} is the state of {owner}, not of {self.owner}: "

@@ -17,6 +17,7 @@ from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault
 from outcome import complete, differing, names, results
 
 ALL = os.environ.get("FAULTS") == "all"  # both errors in both modes at every operation: twice as long
+EVERY = int(os.environ.get("FAULTS_EVERY", "1"))  # 10: every tenth operation, for a quick look
 NUM_READS = 1000 if ALL else 60  # of a stage, evenly spaced
 CODES = (errno.ENOSPC, errno.EIO)
 ONE_LINE = re.compile(r"\S.*[:;] .*\S")
@@ -75,7 +76,7 @@ def go_through(commands, starts, stage, faults_of, reads=False, most=None):
     command.begin_from(starts[stage])
     count = command.run(Fault(reads=reads)).count
     assert count > 20
-    numbers = range(1, count + 1, max(1, count // most) if most else 1)
+    numbers = range(1, count + 1, EVERY * (max(1, count // most) if most else 1))
 
     def work(lane, mine):
         command = commands[stage, lane]
