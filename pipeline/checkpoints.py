@@ -83,7 +83,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(content: Any) -> str:
-    """The SHA-256 of tensors, numbers and texts in dicts and lists: neither safetensors nor torch sees a flipped bit."""
+    """The SHA-256 of tensors, numbers and texts in dicts and lists: safetensors and torch see no flipped bit."""
     digest = hashlib.sha256()
     ordered = dict(sorted(content.items())) if isinstance(content, dict) else content
     leaves, form = pytree.tree_flatten(ordered)
