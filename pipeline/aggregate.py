@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,19 @@ from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import Array, read_results, write_results
-from pipeline.limits import check_memory
+from pipeline.limits import check_memory, in_words
 from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
 from pipeline.shards import Shard, open_shard, write_shard
 from pipeline.spectrum import Decomposition, Spectrum
-from pipeline.spectrum.density import density_of, fit_grid, lanczos_quadrature
+from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
 from pipeline.terminal import progress
 
 log = logging.getLogger(__name__)
 
 TILES_PER_TASK = 16
-QUADRATURE = {"num_vectors": 8, "num_steps": 64, "seed": 0}
+LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
 
@@ -123,16 +123,15 @@ def _aggregate_step(
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
     mean, moments = write_mean(folder, step, shards, weighting, num_workers)
-    matrices = [Part(shard.path) for shard in shards]
-    spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
+    spans = _affordable(mean, spectrum)
+    matrices = [Part(shard.path) for shard in shards] if len(shards) > 1 else []
     tasks = [delayed(_decompose)(matrix, spectrum.of_batch(), spectrum.in_memory) for matrix in matrices]
     tasks += [delayed(_decompose)(Part(mean.path, span), spectrum, spectrum.in_memory) for _, span in spans]
     # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
     with threadpool_limits(1):
         parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
-    batches, layers = parts[: len(shards)], parts[len(shards) :]
-    whole = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
-    top = whole.spectrum
+    top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
+    batches, layers = parts[: len(matrices)] or [top], parts[len(matrices) :]
     attrs = {key: shards[0].attrs[key] for key in SHARED} | {
         "format_version": 1,
         "spectrum": _name(spectrum),
@@ -152,13 +151,36 @@ def _aggregate_step(
         "layers/block_norms": np.sqrt(moments.block_squares),
         "layers/trace": moments.layer_traces,
         **{
-            f"layers/{name}/eigenvalues": layer.spectrum.eigenvalues
+            f"layers/{name}/eigenvalues": layer.eigenvalues
             for (name, _), layer in zip(spans, layers, strict=True)
         },
         **_of_batches(shards, top, batches, moments, weighting),
-        **_densities(whole, batches),
+        **_densities(top, batches),
     }
     return attrs, arrays
+
+
+def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]:
+    """The parameters whose own blocks are decomposed, and their rows.
+
+    Not: one whose block is most of a large matrix on disk. It would take as many passes as the whole once more.
+    """
+    spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
+    if spectrum.in_memory or len(spans) == 1:
+        return spans
+    taken = []
+    for name, span in spans:
+        num_rows = span.stop - span.start
+        num_bytes = num_rows**2 * mean.dtype.itemsize // 2
+        if num_bytes > LARGE_BLOCK and 2 * num_rows**2 > mean.num_rows**2:
+            log.info(
+                "%s: no spectrum of its own block (%s on disk): it is most of the matrix, and would take as long.",
+                name,
+                in_words(num_bytes),
+            )
+        else:
+            taken.append((name, span))
+    return taken
 
 
 def write_mean(
@@ -212,37 +234,18 @@ def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterat
     return progress(computed(), description, total=len(tasks))
 
 
-@dataclass(frozen=True)
-class Decomposed:
-    """The spectrum of one stored matrix, and its density as points and their weights.
-
-    resolution: eigenvalues smaller than this are not told apart by the points; 0 where the points are all eigenvalues.
-    """
-
-    spectrum: Spectrum
-    points: Array
-    weights: Array
-    resolution: float
-
-
 def _decompose(
     matrix: Part, decomposition: Decomposition, in_memory: bool, num_threads: int | None = 1
-) -> Decomposed:
+) -> Spectrum:
     with threadpool_limits(num_threads):
-        held = matrix.held() if in_memory else matrix
-        spectrum = decomposition.decompose(held)
-        if spectrum.complete:
-            n = len(spectrum.eigenvalues)
-            return Decomposed(spectrum, spectrum.eigenvalues, np.full(n, 1 / n), 0.0)
-        nodes, weights = lanczos_quadrature(held.matvec, held.num_rows, **QUADRATURE)
-        resolution = float(nodes.max() - nodes.min()) / nodes.shape[1]
-        return Decomposed(spectrum, nodes.ravel(), weights.ravel() / len(weights), resolution)
+        held = matrix.held() if in_memory else replace(matrix, single=decomposition.single)
+        return decomposition.decompose(held)
 
 
 def _headline(
     mean: Shard,
     whole: Spectrum,
-    batches: Sequence[Decomposed],
+    batches: Sequence[Spectrum],
     moments: Moments,
     shards: Sequence[Shard],
     weighting: Weighting,
@@ -263,6 +266,7 @@ def _headline(
         **(summarize(whole.eigenvalues, sign_threshold(mean.dtype)) if whole.complete else {}),
         "trace": float(moments.layer_traces.sum()),
         "frobenius_norm": frobenius,
+        "num_passes": whole.num_passes or None,
         "num_zero_rows": int((~moments.live).sum()),
         "gradient_share_in_top_eigenspace": share_in_eigenspace(mean.gradient, whole.top_eigenvectors),
     }
@@ -270,7 +274,7 @@ def _headline(
         numbers["largest_probe_error"] = max(shard.attrs["probe_error"] for shard in shards)
     if len(shards) > 1:
         distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
-        overlaps = _overlaps([batch.spectrum for batch in batches])[np.triu_indices(len(shards), 1)]
+        overlaps = _overlaps(batches)[np.triu_indices(len(shards), 1)]
         numbers["mean_distance_between_batch_and_mean"] = float(np.dot(weighting.shares, distances))
         numbers["mean_overlap_between_batches"] = float(overlaps.mean())
     return {name: number for name, number in numbers.items() if number is not None}
@@ -279,26 +283,25 @@ def _headline(
 def _of_batches(
     shards: Sequence[Shard],
     whole: Spectrum,
-    batches: Sequence[Decomposed],
+    batches: Sequence[Spectrum],
     moments: Moments,
     weighting: Weighting,
 ) -> dict[str, Array]:
-    spectra = [batch.spectrum for batch in batches]
     frobenius = np.sqrt(moments.block_squares.sum())
-    all_known = all(spectrum.complete for spectrum in spectra)
+    all_known = all(spectrum.complete for spectrum in batches)
     columns = {
-        "eigenvalues": [s.eigenvalues if all_known else s.top_eigenvalues for s in spectra],
+        "eigenvalues": [s.eigenvalues if all_known else s.top_eigenvalues for s in batches],
         "num_samples": [shard.attrs["num_samples"] for shard in shards],
         "loss": [shard.attrs["loss"] for shard in shards],
         "gradient_norm": [shard.attrs["gradient_norm"] for shard in shards],
         "trace": moments.traces,
         "frobenius_norm": np.sqrt(moments.squares),
-        "lambda_max": [s.top_eigenvalues[0] for s in spectra],
+        "lambda_max": [s.top_eigenvalues[0] for s in batches],
         "distance_to_mean": np.sqrt(moments.deviations) / (frobenius or 1.0),
         "overlap_with_mean": [
-            eigenspace_overlap(s.top_eigenvectors, whole.top_eigenvectors) for s in spectra
+            eigenspace_overlap(s.top_eigenvectors, whole.top_eigenvectors) for s in batches
         ],
-        "overlap": _overlaps(spectra),
+        "overlap": _overlaps(batches),
     }
     return {f"batches/{name}": np.asarray(values) for name, values in columns.items()}
 
@@ -312,17 +315,38 @@ def _overlaps(spectra: Sequence[Spectrum]) -> Array:
     )
 
 
-def _densities(whole: Decomposed, batches: Sequence[Decomposed]) -> dict[str, Array]:
-    """Densities of the mean and of each batch on one grid; NaN where the points do not resolve them."""
-    points = np.concatenate([part.points for part in (whole, *batches)])
-    grid = fit_grid(float(points.min()), float(points.max()))
+def _densities(whole: Spectrum, batches: Sequence[Spectrum]) -> dict[str, Array]:
+    """Densities of the mean and of each batch on one grid, with the standard error of the mean's.
 
-    def density(part: Decomposed) -> Array:
-        values = density_of(part.points, grid, weights=part.weights)
-        return np.where(np.abs(grid.eigenvalues) >= part.resolution, values, np.nan)
-
+    Where the mean's is estimated, the grid is linear within what its nodes resolve. A batch's is NaN where its nodes
+    do not resolve what the grid shows.
+    """
+    ends = np.array([spectrum.eigenvalues[[0, -1]] for spectrum in (whole, *batches)])
+    seen = [s.quadrature.nodes[[0, -1]] for s in (whole, *batches) if s.quadrature is not None]
+    ends = np.concatenate([ends, *(pair[None] for pair in seen)])
+    smallest, largest = float(ends.min()), float(ends.max())
+    resolution = _resolution(whole) / (max(abs(smallest), abs(largest)) or 1.0)
+    grid = fit_grid(smallest, largest, relative_threshold=max(1e-6, resolution))
+    values, error = _density(whole, grid)
     return {
         "density/grid": grid.eigenvalues,
-        "density/values": density(whole),
-        "density/batches": np.array([density(part) for part in batches]),
+        "density/values": values,
+        **({} if whole.complete else {"density/standard_error": error}),
+        "density/batches": np.array([_density(batch, grid)[0] for batch in batches]),
     }
+
+
+def _resolution(spectrum: Spectrum) -> float:
+    if spectrum.complete or spectrum.quadrature is None:
+        return 0.0
+    return resolution_of(spectrum.quadrature)
+
+
+def _density(spectrum: Spectrum, grid: Grid) -> tuple[Array, Array]:
+    if spectrum.complete or spectrum.quadrature is None:
+        values = density_of(spectrum.eigenvalues, grid)
+        return values, np.zeros_like(values)
+    values, error = estimate(spectrum.quadrature, grid)
+    resolution = _resolution(spectrum)
+    unresolved = np.abs(grid.eigenvalues) < (resolution if resolution > grid.threshold else 0.0)
+    return np.where(unresolved, np.nan, values), np.where(unresolved, np.nan, error)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.hdf5 import Array
 from pipeline.shards import Shard, open_shard
 
@@ -16,6 +18,7 @@ class Part:
 
     path: Path
     rows: slice | None = None
+    single: bool = False
 
     @cached_property
     def _shard(self) -> Shard:
@@ -29,7 +32,9 @@ class Part:
         return self._shard.dense() if self.rows is None else self._shard.block(self.rows, self.rows)
 
     def matvec(self, vectors: Array) -> Array:
-        return self._shard.matvec(vectors, self.rows)
+        """The product, in float64; with `single` tiles are multiplied in their own dtype, and summed in float64."""
+        taken = vectors.astype(self._shard.dtype) if self.single else np.asarray(vectors, np.float64)
+        return self._shard.matvec(taken, self.rows)
 
     def held(self) -> Held:
         """The same matrix in memory."""

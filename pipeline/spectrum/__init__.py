@@ -2,6 +2,7 @@
 
 from pipeline.spectrum.exact import Exact
 from pipeline.spectrum.protocol import Decomposition, Spectrum, SymmetricMatrix
+from pipeline.spectrum.slq import SLQ
 from pipeline.spectrum.topk import TopK
 
-__all__ = ["Decomposition", "Exact", "Spectrum", "SymmetricMatrix", "TopK"]
+__all__ = ["SLQ", "Decomposition", "Exact", "Spectrum", "SymmetricMatrix", "TopK"]

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.spectrum.protocol import Array, Matvec
+from pipeline.spectrum.protocol import Array, Quadrature
 
 WIDTH = 0.1  # of the kernel, one standard deviation, in decades
 MARGIN = 6  # standard deviations of the kernel that the grid reaches beyond the spectrum: nothing is cut off
 CHUNK = 4096  # eigenvalues smeared out at a time: bounds the (chunk, G) temporary
-BREAKDOWN = (
-    1e-12  # a recurrence ends when its next vector is shorter than this times ‖H‖: its quadrature is exact
-)
+CHANGE = 0.05  # ∫ |difference of two densities| dt, at most 2, that counts as no change
 
 
 @dataclass(frozen=True)
@@ -75,73 +73,57 @@ def density_of(eigenvalues: Array, grid: Grid, width: float = WIDTH, weights: Ar
 
     weights: (n,) shares of the whole, summing to 1; None is 1/n each.
     """
-    centers = grid.transform(eigenvalues)
     if weights is None:
-        weights = np.full(len(centers), 1 / len(centers))
-    total: Array = np.zeros(len(grid.coordinates))
+        weights = np.full(len(eigenvalues), 1 / len(eigenvalues))
+    total: Array = _smeared(eigenvalues, grid, width, weights[None])[0]
+    return total
+
+
+def _smeared(eigenvalues: Array, grid: Grid, width: float, weights: Array) -> Array:
+    """Densities (m, G) of the same eigenvalues (n,) with weights (m, n)."""
+    centers = grid.transform(eigenvalues)
+    total: Array = np.zeros((len(weights), len(grid.coordinates)))
     for first in range(0, len(centers), CHUNK):
         part = slice(first, first + CHUNK)
         distances = (grid.coordinates - centers[part, None]) / width  # (chunk, G)
-        total += weights[part] @ np.exp(-(distances**2) / 2)
+        total += weights[:, part] @ np.exp(-(distances**2) / 2)
     total /= width * np.sqrt(2 * np.pi)
     return total
 
 
-def lanczos_density(
-    matvec: Matvec,
-    num_rows: int,
-    grid: Grid,
-    *,
-    num_vectors: int = 10,
-    num_steps: int = 80,
-    seed: int = 0,
-    width: float = WIDTH,
-) -> Array:
-    """Density (G,) over t, estimated by stochastic Lanczos quadrature: num_steps passes over the matrix.
+def estimate(quadrature: Quadrature, grid: Grid, width: float = WIDTH) -> tuple[Array, Array]:
+    """Density (G,) over t and its standard error, from what random vectors see of a spectrum.
 
-    The share of one outlier among P comes out with a relative error of about sqrt(2 / num_vectors), since a
-    random vector sees it by one squared component. The nodes do not resolve what is much smaller than |λ|max,
-    so give the grid a relative_threshold of about 1e-3: on the Hessians of two trained MLPs (P = 2,410, 10 vectors,
-    80 steps) the distance ∫ |estimate − exact| dt, at most 2, was 0.01 and 0.07 there, but 1.3 and 1.6 at 1e-6.
-    Memory: 8 P num_vectors num_steps bytes.
-
-    Sources: Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974; Ghorbani, Krishnan and Xiao 2019,
-    arXiv:1901.10159.
+    The mean over the vectors, and from their spread the standard error of that mean; the vectors are orthogonal, so m
+    of P are a sample without replacement: the error is 0 for m = P. The share of one outlier among P comes out with a
+    relative error of about sqrt(2 / m), since a vector sees it by one squared component.
     """
-    nodes, weights = lanczos_quadrature(matvec, num_rows, num_vectors, num_steps, seed)
-    return density_of(nodes.ravel(), grid, width, weights.ravel() / num_vectors)
+    num_vectors = len(quadrature.weights)
+    each = _smeared(quadrature.nodes, grid, width, quadrature.weights)  # (m, G)
+    if num_vectors == 1:
+        return each[0], np.zeros(len(grid.coordinates))
+    share_left = max(0.0, 1 - num_vectors / quadrature.num_rows)
+    error: Array = each.std(axis=0, ddof=1) * np.sqrt(share_left / num_vectors)
+    return each.mean(axis=0), error
 
 
-def lanczos_quadrature(
-    matvec: Matvec, num_rows: int, num_vectors: int, num_steps: int, seed: int
-) -> tuple[Array, Array]:
-    """Nodes and weights, (num_vectors, steps): row m is the Gauss quadrature of the spectrum for vector m.
+def resolution_of(quadrature: Quadrature) -> float:
+    """The |λ| under which the nodes do not tell eigenvalues apart, 0 where they are all eigenvalues.
 
-    Σ_j weights[m, j] f(nodes[m, j]) equals v_mᵀ f(H) v_m for every polynomial f of degree < 2 steps, for a
-    random unit vector v_m. The recurrences are independent and share each pass; each is orthogonalized
-    against all of its own vectors (twice), so that there are no ghosts. steps = min(num_steps, P).
+    That is the smallest threshold of a grid on which the density has changed by no more than CHANGE since the earlier
+    quadrature, with which the error was larger. Near zero, where a small threshold looks closely, nodes are few.
     """
-    num_steps = min(num_steps, num_rows)
-    start = np.random.default_rng(seed).standard_normal((num_vectors, num_rows))
-    basis = np.zeros((num_vectors, num_steps, num_rows))
-    basis[:, 0] = start / np.linalg.norm(start, axis=1, keepdims=True)
-    tridiagonal = np.zeros((num_vectors, num_steps, num_steps))
-    norm = 0.0
-    for step in range(num_steps):
-        current = basis[:, step]
-        image = np.ascontiguousarray(np.asarray(matvec(current.T), np.float64).T)  # (num_vectors, P)
-        if not np.isfinite(image).all():
-            raise PipelineError("the matrix times a vector holds NaN or infinity: compute its shards again.")
-        norm = max(norm, float(np.linalg.norm(image, axis=1).max()))
-        tridiagonal[:, step, step] = np.einsum("mp,mp->m", current, image)
-        if step + 1 == num_steps:
+    earlier, nodes = quadrature.earlier, quadrature.nodes
+    if earlier is None:
+        return 0.0
+    largest = float(np.abs(nodes).max())
+    resolved = largest
+    for relative in 10.0 ** np.arange(0, -6.1, -0.25):
+        grid = fit_grid(float(nodes[0]), float(nodes[-1]), relative_threshold=relative)
+        now, before = (
+            density_of(one.nodes, grid, weights=one.weights.mean(axis=0)) for one in (quadrature, earlier)
+        )
+        if np.trapezoid(np.abs(now - before), grid.coordinates) > CHANGE:
             break
-        known = basis[:, : step + 1]
-        for _ in range(2):
-            image -= ((known @ image[:, :, None]).transpose(0, 2, 1) @ known)[:, 0]
-        beta = np.linalg.norm(image, axis=1)
-        beta[beta <= BREAKDOWN * norm] = 0  # its later vectors stay zero, and their nodes get no weight
-        np.divide(image, beta[:, None], out=basis[:, step + 1], where=beta[:, None] > 0)
-        tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = beta
-    nodes, vectors = np.linalg.eigh(tridiagonal)
-    return nodes, vectors[:, 0] ** 2
+        resolved = relative * largest
+    return resolved

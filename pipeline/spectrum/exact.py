@@ -41,6 +41,10 @@ class Exact:
     def in_memory(self) -> bool:
         return True
 
+    @property
+    def single(self) -> bool:
+        return True
+
     def of_batch(self) -> Exact | TopK:
         """All eigenvalues if that was asked for, else the top ones, at the cost of a few passes."""
         return self if self.all_of_batches else TopK(self.num_top, tolerance=BATCH_TOLERANCE)

@@ -9,21 +9,28 @@ The images H q of the basis are kept beside it. It doubles the memory, and in re
 computed and not estimated, a restart costs no pass, and directions that break down (low rank, multiple
 eigenvalues) are simply replaced by random ones, which the recurrence alone could not bear.
 
+The first block is random, so the same passes give the density: the eigenvalues of the projected matrix are nodes,
+the squared components of its eigenvectors in the first block are weights of a Gauss quadrature, for each vector of
+the block, exact for polynomials of degree below twice the number of passes. All vectors of the block share all nodes,
+so few passes resolve what takes a recurrence for each vector many: at P = 2,410, 20 vectors in 8 passes came nearer
+to the density of all eigenvalues than 8 vectors in 64 passes of their own.
+
 Sources: Golub and Underwood 1977, "The block Lanczos method for computing eigenvalues"; Wu and Simon 2000,
-doi:10.1137/S0895479898334605 (thick restart).
+doi:10.1137/S0895479898334605 (thick restart); Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974 (stochastic Lanczos
+quadrature); Golub and Meurant 2010, "Matrices, Moments and Quadrature" (block quadrature).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr
 
 from pipeline.errors import PipelineError
-from pipeline.spectrum.protocol import Array, Matvec
+from pipeline.spectrum.protocol import Array, Matvec, Quadrature
 
 BREAKDOWN = 100 * np.finfo(np.float64).eps  # a new direction shorter than this times ‖H‖ is rounding
 CHUNK = 4096  # rows of vectors combined at a time
@@ -58,6 +65,7 @@ class RitzPairs:
     residuals: Array  # (w,) ‖H v − θ v‖
     bound: float  # what a residual may be: tolerance · |λ|max
     num_passes: int
+    quadrature: Quadrature | None = None
 
     @property
     def converged(self) -> bool:
@@ -117,6 +125,21 @@ def ritz_pairs(state: LanczosState, num_top: int, num_bottom: int, tolerance: fl
     return RitzPairs(values, vectors, residuals, bound, state.num_passes)
 
 
+def quadrature_of(projected: Array, widths: Sequence[int], num_rows: int) -> Quadrature:
+    """The quadrature of the first block's vectors, from the projected matrix of a basis that was never restarted.
+
+    widths: columns of each block of the basis. A basis of all P columns gives the eigenvalues themselves.
+    """
+    nodes, vectors = np.linalg.eigh(projected)
+    if len(nodes) == num_rows:
+        return Quadrature(nodes, np.full((1, num_rows), 1 / num_rows), num_rows)
+    num_before = max(1, len(widths) * 3 // 4)
+    size = sum(widths[:num_before])
+    earlier = np.linalg.eigh(projected[:size, :size])
+    before = Quadrature(earlier[0], earlier[1][: widths[0]] ** 2, num_rows)
+    return Quadrature(nodes, vectors[: widths[0]] ** 2, num_rows, before)
+
+
 def extremal_eigenpairs(
     matvec: Matvec,
     num_rows: int,
@@ -128,24 +151,33 @@ def extremal_eigenpairs(
     block_size: int,
     max_columns: int,
     seed: int,
+    min_passes: int = 0,
 ) -> RitzPairs:
-    """The largest and smallest eigenpairs, to residuals of at most tolerance · |λ|max.
+    """The largest and smallest eigenpairs, to residuals of at most tolerance · |λ|max, and the quadrature.
 
-    It ends after `max_passes` products at the latest; `converged` of the result says which of both it was.
+    It ends after `max_passes` products at the latest; `converged` of the result says which of both it was. With
+    min_passes it goes on that far for the quadrature, which is of the passes before the first restart.
     num_top + num_bottom ≤ P. With block_size ≥ num_top, num_bottom no copy of a wanted multiple eigenvalue
     is missed, whatever its multiplicity (a Krylov space finds at most block_size copies of one).
     """
     block_size, max_columns = min(block_size, num_rows), min(max_columns, num_rows)
     assert num_top + num_bottom <= max_columns, "a basis too short to hold what is wanted would never end"
     state = start(num_rows, block_size, seed)
+    quadrature: Quadrature | None = None
+
+    def so_far() -> Quadrature:
+        widths = [block.shape[1] for block in state.basis]
+        return quadrature or quadrature_of(state.projected, widths, num_rows)
+
     while True:
         state = advance(state, matvec)
         full = state.num_columns == num_rows
-        if state.num_columns >= num_top + num_bottom:
+        if state.num_columns >= num_top + num_bottom and (full or state.num_passes >= min_passes):
             pairs = ritz_pairs(state, num_top, num_bottom, tolerance)
             if pairs.converged or full or state.num_passes >= max_passes:
-                return pairs
+                return replace(pairs, quadrature=so_far())
         if state.num_columns + state.block.shape[1] > max_columns:
+            quadrature = so_far()
             state = restart(state, *kept_at_restart(num_top, num_bottom, block_size, max_columns))
 
 

@@ -29,6 +29,20 @@ class SymmetricMatrix(Protocol):
 
 
 @dataclass(frozen=True)
+class Quadrature:
+    """What m random unit vectors see of a spectrum: Σ_j weights[i, j] f(nodes[j]) is about v_iᵀ f(H) v_i.
+
+    Each row of weights sums to 1. earlier: the same vectors some passes before: what has changed since tells how well
+    the nodes resolve the spectrum; None where the nodes are the eigenvalues. num_rows: P, of the matrix.
+    """
+
+    nodes: Array  # (s,) ascending
+    weights: Array  # (m, s)
+    num_rows: int
+    earlier: Quadrature | None = None
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues of one symmetric matrix and the eigenvectors of its algebraically largest ones."""
 
@@ -37,6 +51,8 @@ class Spectrum:
     top_eigenvectors: Array  # (P, k), column j belongs to top_eigenvalues[j]
     residuals: Array  # (k,) ‖H v − λ v‖
     complete: bool  # whether eigenvalues holds all P
+    quadrature: Quadrature | None = None  # for the density, where they are not all known
+    num_passes: int = 0  # over the matrix, where it was read in passes
 
 
 class Decomposition(Protocol):
@@ -48,6 +64,11 @@ class Decomposition(Protocol):
     @property
     def in_memory(self) -> bool:
         """Whether the matrix is to be handed over in memory; else `matvec` reads it from disk at each pass."""
+        ...
+
+    @property
+    def single(self) -> bool:
+        """Whether a float32 matrix on disk may be multiplied in float32."""
         ...
 
     def decompose(self, matrix: SymmetricMatrix) -> Spectrum: ...

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.options import check_count, check_number
 from pipeline.spectrum.lanczos import RitzPairs, extremal_eigenpairs, kept_at_restart
 from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
 
+SINGLE = 1e-5  # tolerance from which products in float32 are good enough for a matrix in float32
 BLOCKS_PER_BASIS = 12  # a longer basis saves hardly a pass on spectra of Hessians
 
 
@@ -55,6 +57,10 @@ class TopK:
     def in_memory(self) -> bool:
         return False
 
+    @property
+    def single(self) -> bool:
+        return self.tolerance >= SINGLE
+
     def of_batch(self) -> TopK:
         return self
 
@@ -64,46 +70,83 @@ class TopK:
         Raises:
             PipelineError: if a residual is above its bound after `max_passes`, or a product is not finite.
         """
-        num_top = min(self.num_top, matrix.num_rows)
-        num_bottom = min(self.num_bottom, matrix.num_rows - num_top)
-        pairs = extremal_eigenpairs(
-            matrix.matvec,
-            matrix.num_rows,
-            num_top=num_top,
-            num_bottom=num_bottom,
-            tolerance=self.tolerance,
-            max_passes=self.max_passes,
-            block_size=self.num_columns_per_pass,
-            max_columns=self.num_columns_at_most,
-            seed=self.seed,
-        )
-        if not pairs.converged:
-            raise PipelineError(_not_converged(pairs, self))
-        return Spectrum(
-            eigenvalues=pairs.values,
-            top_eigenvalues=pairs.values[num_bottom:][::-1].copy(),
-            top_eigenvectors=pairs.vectors[:, num_bottom:][:, ::-1].copy(),
-            residuals=pairs.residuals[num_bottom:][::-1].copy(),
-            complete=len(pairs.values) == matrix.num_rows,
-        )
+        return ends_of(matrix, self)
 
     def memory(self, num_rows: int, itemsize: int) -> int:
-        """Bytes at the peak, which is a restart; what `matvec` needs beside its result is not in it."""
-        num_top, num_bottom = min(self.num_top, num_rows), min(self.num_bottom, num_rows)
-        block, columns = min(self.num_columns_per_pass, num_rows), min(self.num_columns_at_most, num_rows)
-        kept = 0
-        if columns < num_rows:
-            kept = sum(kept_at_restart(num_top, num_bottom, block, columns))
-        vectors = 2 * (columns + kept) + 8 * block + 3 * (num_top + num_bottom)
-        return 8 * num_rows * vectors + 4 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
+        """Bytes at the peak; what `matvec` needs beside its result is not in it."""
+        return memory_of(self, num_rows, itemsize)
 
 
-def _not_converged(pairs: RitzPairs, options: TopK) -> str:
+class Options(Protocol):
+    """What a search for both ends of a spectrum is told; see `TopK`."""
+
+    @property
+    def num_top(self) -> int: ...
+    @property
+    def num_bottom(self) -> int: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def max_passes(self) -> int: ...
+    @property
+    def num_columns_per_pass(self) -> int: ...
+    @property
+    def num_columns_at_most(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def ends_of(matrix: SymmetricMatrix, options: Options, min_passes: int = 0) -> Spectrum:
+    """The spectrum's two ends, and what the passes tell of its density.
+
+    Raises:
+        PipelineError: if a residual is above its bound after `max_passes`, or a product is not finite.
+    """
+    num_top = min(options.num_top, matrix.num_rows)
+    num_bottom = min(options.num_bottom, matrix.num_rows - num_top)
+    pairs = extremal_eigenpairs(
+        matrix.matvec,
+        matrix.num_rows,
+        num_top=num_top,
+        num_bottom=num_bottom,
+        tolerance=options.tolerance,
+        max_passes=options.max_passes,
+        block_size=options.num_columns_per_pass,
+        max_columns=options.num_columns_at_most,
+        seed=options.seed,
+        min_passes=min_passes,
+    )
+    if not pairs.converged:
+        raise PipelineError(_not_converged(pairs, options))
+    return Spectrum(
+        eigenvalues=pairs.values,
+        top_eigenvalues=pairs.values[num_bottom:][::-1].copy(),
+        top_eigenvectors=pairs.vectors[:, num_bottom:][:, ::-1].copy(),
+        residuals=pairs.residuals[num_bottom:][::-1].copy(),
+        complete=len(pairs.values) == matrix.num_rows,
+        quadrature=pairs.quadrature,
+        num_passes=pairs.num_passes,
+    )
+
+
+def memory_of(options: Options, num_rows: int, itemsize: int) -> int:
+    """Bytes at the peak, which is a restart; what `matvec` needs beside its result is not in it."""
+    num_top, num_bottom = min(options.num_top, num_rows), min(options.num_bottom, num_rows)
+    block, columns = min(options.num_columns_per_pass, num_rows), min(options.num_columns_at_most, num_rows)
+    kept = 0
+    if columns < num_rows:
+        kept = sum(kept_at_restart(num_top, num_bottom, block, columns))
+    vectors = 2 * (columns + kept) + 8 * block + 3 * (num_top + num_bottom)
+    return 8 * num_rows * vectors + 4 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
+
+
+def _not_converged(pairs: RitzPairs, options: Options) -> str:
     above = pairs.residuals > pairs.bound
     residuals = ", ".join(f"{r:.1e}" for r in pairs.residuals[above][:5])
     more = f" and {above.sum() - 5} more" if above.sum() > 5 else ""
+    name = type(options).__name__.lower()
     return (
-        f"spectrum=topk: {above.sum()} of {len(above)} eigenpairs have not converged in {pairs.num_passes} "
+        f"spectrum={name}: {above.sum()} of {len(above)} eigenpairs have not converged in {pairs.num_passes} "
         f"passes (residuals {residuals}{more}, allowed {pairs.bound:.1e}): raise "
         f"spectrum.max_passes={options.max_passes} or spectrum.tolerance={options.tolerance:g}, "
         "or choose spectrum=exact."
