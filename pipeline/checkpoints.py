@@ -32,7 +32,11 @@ def save_weights(path: Path, model: nn.Module) -> None:
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     metadata = {FINGERPRINT: fingerprint(state)}
     _check_finite(state, model, f"the weights for {path.name} are", "lower training.learning_rate")
-    write_atomically(path, save(state, metadata))
+    content = save(state, metadata)
+    if (
+        not path.exists() or path.read_bytes() != content
+    ):  # a training that repeats its last steps finds it there
+        write_atomically(path, content)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from pipeline.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
 from pipeline.errors import PipelineError
-from pipeline.folder import replacing
+from pipeline.folder import write_atomically
 from pipeline.training.history import Row
 
 
@@ -36,8 +37,9 @@ class TrainingState:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if _on_gpu(model) else [],
         }
-        with replacing(self.path) as partial:
-            torch.save(content | {FINGERPRINT: fingerprint(content)}, partial)
+        file = io.BytesIO()  # given a path, torch tells of a full disk in words of its own
+        torch.save(content | {FINGERPRINT: fingerprint(content)}, file)
+        write_atomically(self.path, file.getvalue())
 
     def read(self) -> dict[str, Any]:
         """What `save` wrote.

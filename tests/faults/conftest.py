@@ -5,11 +5,10 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import pytest
 from command import SMALL
-from faults.runs import HERE, Command
+from faults.runs import HERE, commands
 
 STAGES = ("train", "compute", "aggregate", "report")
 NUM_LANES = len(os.sched_getaffinity(0))
@@ -42,24 +41,21 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def commands(library, tmp_path_factory):
+def stage_commands(library, tmp_path_factory):
     """For each stage and each lane, the command of this stage alone."""
     root = tmp_path_factory.mktemp("lanes")
     places = [(stage, lane) for stage in STAGES for lane in range(NUM_LANES)]
-    with ExitStack() as stack, ThreadPoolExecutor(NUM_LANES) as pool:
-        begun = pool.map(
-            lambda place: Command(library, root / "-".join(map(str, place)), *SMALL, f"stages=[{place[0]}]"),
-            places,
-        )
-        yield {place: stack.enter_context(command) for place, command in zip(places, begun, strict=True)}
+    wanted = [(root / f"{stage}-{lane}", (*SMALL, f"stages=[{stage}]")) for stage, lane in places]
+    with commands(library, wanted) as found:
+        yield dict(zip(places, found, strict=True))
 
 
 @pytest.fixture(scope="session")
-def starts(commands, tmp_path_factory):
+def starts(stage_commands, tmp_path_factory):
     """The folder as it is before each stage of an undisturbed run (None: there is none), and, as "end", after all."""
     folders = {STAGES[0]: None}
     for stage, following in zip(STAGES, [*STAGES[1:], "end"], strict=True):
-        command = commands[stage, 0]
+        command = stage_commands[stage, 0]
         command.begin_from(folders[stage])
         done = command.run()
         assert done.status == 0, done.output

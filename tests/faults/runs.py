@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,38 +51,27 @@ class Outcome:
 
     @property
     def complaints(self) -> list[str]:
-        """The lines after what it said of its plan and its progress, of a run that failed."""
-        return [line for line in self.output.splitlines() if not any(said in line for said in PROGRESS)]
+        """What a run that failed said beside its plan and its progress, and after its table, if it came so far."""
+        lines = [line for line in self.output.splitlines() if not any(said in line for said in PROGRESS)]
+        ends = [number for number, line in enumerate(lines, 1) if line.startswith(("report: ", "run folder: "))]
+        return lines[max(ends, default=0) :]
 
 
 class Command:
-    """A command that stands before its first file, to be run again and again.
+    """A command that stands before its first file, to be run again and again; they come from `commands`."""
 
-    constants: of the program, such as `compute__TILE=8` for pipeline.compute.TILE.
-    """
-
-    def __init__(self, library: Path, folder: Path, *overrides: str, **constants: int) -> None:
+    def __init__(self, folder: Path, requests: int, answers: int) -> None:
         self.folder = folder
         self._output = folder.with_name(folder.name + ".out")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / "server.py", library, *overrides, f"hydra.run.dir={folder}"],
-            cwd=folder.parent,
-            env=environment(LD_PRELOAD=str(library), FAULTS_CONSTANTS=json.dumps(constants)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if self._process.stdout.readline() != '{"ready": true}\n':
-            raise RuntimeError(f"{overrides} did not come to its first file")
+        self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answers)
 
-    def __enter__(self) -> Command:
-        return self
+    def begin(self) -> None:
+        if self._answers.readline() != '{"ready": true}\n':
+            raise RuntimeError(f"the command for {self.folder} did not come to its first file")
 
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+    def end(self) -> None:
+        self._requests.close()
+        self._answers.close()
 
     def run(self, fault: Fault = NONE, kill_after: float | None = None) -> Outcome:
         """Run it to its end, which need not be a good one; in one of eight the interpreter takes itself to pieces."""
@@ -90,9 +82,9 @@ class Command:
             "folder": str(self.folder),
             "output": str(self._output),
         }
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        answer = json.loads(self._answers.readline())
         return Outcome(**answer, output=self._output.read_text(errors="replace"))
 
     def begin_from(self, start: Path | None) -> None:
@@ -100,3 +92,37 @@ class Command:
         shutil.rmtree(self.folder, ignore_errors=True)
         if start is not None:
             shutil.copytree(start, self.folder)
+
+
+@contextmanager
+def commands(
+    library: Path, wanted: Sequence[tuple[Path, Sequence[str]]], **constants: int
+) -> Iterator[list[Command]]:
+    """A command for each pair of a folder and overrides, from one process that imports everything once.
+
+    constants: of the program, such as `compute__TILE=8` for pipeline.compute.TILE.
+    """
+    specs, mine, theirs = [], [], []
+    for folder, overrides in wanted:
+        requests, answers = os.pipe(), os.pipe()
+        argv = [*overrides, f"hydra.run.dir={folder}"]
+        specs.append({"argv": argv, "requests": requests[0], "answers": answers[1]})
+        mine.append(Command(folder, requests[1], answers[0]))
+        theirs += [requests[0], answers[1]]
+    process = subprocess.Popen(
+        [sys.executable, HERE / "server.py", library, json.dumps(specs)],
+        cwd=wanted[0][0].parent,
+        env=environment(LD_PRELOAD=str(library), FAULTS_CONSTANTS=json.dumps(constants)),
+        stdin=subprocess.DEVNULL,
+        pass_fds=theirs,
+    )
+    for descriptor in theirs:
+        os.close(descriptor)
+    try:
+        for command in mine:
+            command.begin()
+        yield mine
+    finally:
+        for command in mine:
+            command.end()
+        process.wait()

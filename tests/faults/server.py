@@ -1,11 +1,11 @@
-"""The command of a run, which stops before its first file and forks a child for each time it is to go on.
+"""Commands that stop before their first file, and go on in a child for each time that they are to run.
 
-    python server.py failing.so model=mlp ... hydra.run.dir=FOLDER
+    python server.py failing.so [{"argv": ["model=mlp", ..., "hydra.run.dir=FOLDER"], "requests": 5, "answers": 6}, ...]
 
 Importing torch and composing the config take seconds, a small run a tenth of one; so hundreds of runs, each with
-another fault, need this. Each line on standard input asks for one run (a `Fault`, and where its output goes), each
-line on standard output answers. A child goes on from Hydra's `run_job` to the end of the interpreter, as the command
-itself does.
+another fault, need this. All is imported once; then a child for each command composes its config and waits. Each line
+from the descriptor `requests` asks for one run (a `Fault`, and where its output goes), each line to `answers` answers.
+The run is a child again: it goes on from Hydra's `run_job` to the end of the interpreter, as the command itself does.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ IMPORTED = (  # what a run imports on its way; none of these starts a thread
     "pipeline.data",
     "pipeline.figures",
     "pipeline.report",
+    "pipeline.run",
     "pipeline.stages",
     "scipy.linalg",
     "sklearn.datasets",
@@ -41,8 +42,7 @@ IMPORTED = (  # what a run imports on its way; none of these starts a thread
 )
 
 
-def serve(shim: ctypes.CDLL) -> bool:
-    """Answer requests; returns in a child, which has a run to do: whether it may then skip the interpreter's end."""
+def import_all() -> None:
     for name in IMPORTED:
         import_module(name)
     for constant, value in json.loads(os.environ["FAULTS_CONSTANTS"]).items():
@@ -51,10 +51,14 @@ def serve(shim: ctypes.CDLL) -> bool:
         if not hasattr(found, name):
             raise AttributeError(f"pipeline.{module} has no {name}")
         setattr(found, name, value)
+
+
+def serve(shim: ctypes.CDLL, requests: int, answers: int) -> bool:
+    """Answer requests; returns in a child, which has a run to do: whether it may then skip the interpreter's end."""
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
-    shim.failing_what.restype = ctypes.c_char_p
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
+    answer_to = os.fdopen(answers, "w")
+    print(json.dumps({"ready": True}), file=answer_to, flush=True)
+    for line in os.fdopen(requests):
         request = json.loads(line)
         start = time.monotonic()
         pid = os.fork()
@@ -69,7 +73,7 @@ def serve(shim: ctypes.CDLL) -> bool:
             "count": shim.failing_count(),
             "what": shim.failing_what().decode(),
         }
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answer_to, flush=True)
     os._exit(0)
 
 
@@ -104,18 +108,30 @@ def watch(pid: int, kill_after: float | None) -> tuple[int, bool]:
 
 
 def main() -> None:
+    shim = ctypes.CDLL(sys.argv[1])
+    shim.failing_what.restype = ctypes.c_char_p
+    import_all()
+    commands = json.loads(sys.argv[2])
+    for command in commands:
+        if os.fork() == 0:
+            be(shim, command)
+    for _ in commands:
+        os.wait()
+
+
+def be(shim: ctypes.CDLL, command: dict) -> None:
+    """Be that command."""
     import hydra._internal.hydra as inside
 
     import pipeline.run
 
-    shim, sys.argv = ctypes.CDLL(sys.argv[1]), ["run.py", *sys.argv[2:]]
-    run_job = inside.run_job
-
-    quick = False
+    shim.failing_begin()
+    sys.argv = ["run.py", *command["argv"]]
+    run_job, quick = inside.run_job, False
 
     def fork_first(*arguments, **options):
         nonlocal quick
-        quick = serve(shim)
+        quick = serve(shim, command["requests"], command["answers"])
         return run_job(*arguments, **options)
 
     inside.run_job = fork_first

@@ -5,12 +5,11 @@ import os
 import random
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from command import SMALL
 from faults.conftest import NUM_LANES, STAGES, in_lanes
-from faults.runs import Command
+from faults.runs import commands
 from outcome import complete, differing, names, results
 
 from pipeline.folder import RunFolder
@@ -54,11 +53,8 @@ def spans_of(command):
 @pytest.fixture(scope="module")
 def long_commands(library, tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
-    with ThreadPoolExecutor(NUM_LANES) as pool:
-        commands = list(pool.map(lambda lane: Command(library, root / f"{lane}", *LONGER), range(NUM_LANES)))
-    yield commands
-    for command in commands:
-        command.__exit__()
+    with commands(library, [(root / f"{lane}", LONGER) for lane in range(NUM_LANES)]) as found:
+        yield found
 
 
 def test_a_hundred_random_kills(long_commands, tmp_path):

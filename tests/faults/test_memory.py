@@ -3,7 +3,7 @@
 import pytest
 from command import SMALL
 from faults.conftest import in_lanes
-from faults.runs import Command, Fault
+from faults.runs import Fault, commands
 from outcome import complete, differing, results
 
 LARGER = (
@@ -22,7 +22,7 @@ def test_memory_that_runs_out(library, tmp_path, options):
 
     def lane(number, mine):
         seen = []
-        with Command(library, tmp_path / f"lane-{number}", *overrides) as command:
+        with commands(library, [(tmp_path / f"lane-{number}", overrides)]) as [command]:
             command.begin_from(None)
             assert command.run().status == 0
             expected = results(command.folder)

@@ -69,17 +69,17 @@ def problems_of(command, start, fault, undisturbed):
     return done, [f"{fault} ({done.what}): {what}\n{done.output[-600:]}" for what in wrong]
 
 
-def go_through(commands, starts, stage, faults_of, reads=False, most=None):
+def go_through(stage_commands, starts, stage, faults_of, reads=False, most=None):
     """Let the operations of a stage fail, one after the other; prints how often which ended how."""
     following = [*STAGES, "end"][STAGES.index(stage) + 1]
-    command = commands[stage, 0]
+    command = stage_commands[stage, 0]
     command.begin_from(starts[stage])
     count = command.run(Fault(reads=reads)).count
     assert count > 20
     numbers = range(1, count + 1, EVERY * (max(1, count // most) if most else 1))
 
     def work(lane, mine):
-        command = commands[stage, lane]
+        command = stage_commands[stage, lane]
         return [problems_of(command, starts[stage], fault, starts[following]) for fault in mine]
 
     seen = in_lanes(work, [fault for number in numbers for fault in faults_of(number)])
@@ -89,23 +89,26 @@ def go_through(commands, starts, stage, faults_of, reads=False, most=None):
     )
     print("  " + ", ".join(f"{kind} {status}: {often}" for (kind, status), often in sorted(kinds.items())))
     problems = [text for _, texts in seen for text in texts]
-    assert not problems, f"{len(problems)} of {len(seen)}:\n" + "\n\n".join(problems[:10])
+    print("\n\n".join(problems[:10]))
+    assert not problems, f"{len(problems)} problems in {len(seen)} runs"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_operations_that_fail(commands, starts, stage):
-    go_through(commands, starts, stage, errors)
+def test_operations_that_fail(stage_commands, starts, stage):
+    go_through(stage_commands, starts, stage, errors)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_kill_at_each_operation(commands, starts, stage):
+def test_a_kill_at_each_operation(stage_commands, starts, stage):
     """Before the odd ones, and before or, where they write, in the middle of the even ones."""
-    go_through(commands, starts, stage, lambda number: [Fault(number, mode=(KILL_AMID, KILL)[number % 2])])
+    go_through(
+        stage_commands, starts, stage, lambda number: [Fault(number, mode=(KILL_AMID, KILL)[number % 2])]
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_reads_that_fail(commands, starts, stage):
+def test_reads_that_fail(stage_commands, starts, stage):
     def faults_of(number):
         return [Fault(number, errno.EIO, mode, reads=True) for mode in (ONCE, FOR_GOOD)[number % 2 :]]
 
-    go_through(commands, starts, stage, faults_of, reads=True, most=NUM_READS)
+    go_through(stage_commands, starts, stage, faults_of, reads=True, most=NUM_READS)

@@ -5,7 +5,7 @@ import errno
 import pytest
 from command import SMALL
 from faults.conftest import NUM_LANES, in_lanes
-from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Command, Fault
+from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, commands
 from outcome import complete, differing, names, results
 
 TILED = (
@@ -23,7 +23,7 @@ MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 def test_every_operation_inside_a_shard(library, tmp_path, mode):
     def lane(number, mine):
         seen = []
-        with Command(library, tmp_path / f"lane-{number}", *TILED, **CONSTANTS) as command:
+        with commands(library, [(tmp_path / f"lane-{number}", TILED)], **CONSTANTS) as [command]:
             command.begin_from(None)
             count = command.run().count
             expected, all_names = results(command.folder), names(command.folder)
