@@ -53,7 +53,9 @@ class Outcome:
     def complaints(self) -> list[str]:
         """What a run that failed said beside its plan and its progress, and after its table, if it came so far."""
         lines = [line for line in self.output.splitlines() if not any(said in line for said in PROGRESS)]
-        ends = [number for number, line in enumerate(lines, 1) if line.startswith(("report: ", "run folder: "))]
+        ends = [
+            number for number, line in enumerate(lines, 1) if line.startswith(("report: ", "run folder: "))
+        ]
         return lines[max(ends, default=0) :]
 
 

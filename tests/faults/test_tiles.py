@@ -1,6 +1,7 @@
 """Kills and faults inside a shard of many tiles: the next run goes on with the tiles that were recorded."""
 
 import errno
+import os
 
 import pytest
 from command import SMALL
@@ -8,14 +9,15 @@ from faults.conftest import NUM_LANES, in_lanes
 from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, commands
 from outcome import complete, differing, names, results
 
-TILED = (
-    *SMALL,
+TILED = (  # P = 99
+    *(option for option in SMALL if not option.startswith("training")),
     "model.hidden_sizes=[12]",
     "num_batches=1",
     "training=none",
     "stages=[train,compute]",
-)  # P = 99
+)
 CONSTANTS = {"compute__TILE": 10, "tile_stream__RECORD_BYTES": 2400}  # 55 tiles, recorded three at a time
+EVERY = int(os.environ.get("FAULTS_EVERY", "1"))
 MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 
 
@@ -28,9 +30,9 @@ def test_every_operation_inside_a_shard(library, tmp_path, mode):
             count = command.run().count
             expected, all_names = results(command.folder), names(command.folder)
             assert len(expected["shards/step-000000/batch-00000.h5"][1]["checksums"]) > 0
-            for fatal in range(1 + mine[0], count + 1, NUM_LANES):
+            for fatal in range(1 + mine[0] * EVERY, count + 1, NUM_LANES * EVERY):
                 command.begin_from(None)
-                fault = Fault(fatal, (errno.ENOSPC, errno.EIO)[fatal // NUM_LANES % 2], mode)
+                fault = Fault(fatal, (errno.ENOSPC, errno.EIO)[fatal // (NUM_LANES * EVERY) % 2], mode)
                 done = command.run(fault)
                 there, wrong = complete(command.folder), []
                 if mode in (ONCE, FOR_GOOD) and (done.hung or done.status not in (0, 1)):
@@ -56,5 +58,6 @@ def test_every_operation_inside_a_shard(library, tmp_path, mode):
     problems = [text for _, wrong in seen for text in wrong]
     resumed = sum(kept for kept, _ in seen)
     print(f"\nmode {mode}: {len(seen)} operations, {resumed} times the next run went on inside the shard")
-    assert not problems, f"{len(problems)} of {len(seen)}:\n" + "\n\n".join(problems[:8])
-    assert resumed > 10
+    print("\n\n".join(problems[:8]))
+    assert not problems, f"{len(problems)} problems in {len(seen)} runs"
+    assert resumed > len(seen) // 10
