@@ -81,7 +81,11 @@ def _density_traces(
         for i, batch in enumerate(shown):
             common = {"name": f"batch {batch}", "hovertemplate": hover}
             values = found["density/batches"][batch]
-            thin = {"line": {"width": 1, "color": "@grey"}, "opacity": 0.6, "legendgroup": "batches"}
+            thin = {
+                "line": {"width": 1, "color": "@grey", "simplify": False},
+                "opacity": 0.6,
+                "legendgroup": "batches",
+            }
             meta = {"step": step, "batch": EVERY}
             yield curve(values, **{**common, "name": "each batch"}, **thin, showlegend=i == 0, meta=meta)
             thick = {"line": {"width": 2, "color": "@orange", "dash": "dot"}}
@@ -89,7 +93,11 @@ def _density_traces(
     if "density/standard_error" in found:
         yield from _band(found, grid, floor, arrays, step)
     top = found["mean/top_eigenvalues"]
-    line = {"line": {"width": 2.4, "color": "@blue"}, "fill": "tozeroy", "fillcolor": "@fill"}
+    line = {
+        "line": {"width": 2.4, "color": "@blue", "simplify": False},
+        "fill": "tozeroy",
+        "fillcolor": "@fill",
+    }
     yield curve(found["density/values"], name="the mean matrix", **line, meta={"step": step})
     yield {
         "type": "scatter",

@@ -65,10 +65,13 @@ window.ready = (async () => {
   }
 
   function logTicks(low, high) {
-    const stride = Math.ceil((high - low) / 7), tickvals = [];
-    if (high - low <= 2) return { dtick: "D2", tickvals: null };
-    for (let e = Math.ceil(low / stride) * stride; e <= high; e += stride) tickvals.push(10 ** e);
-    return { tickvals, ticktext: tickvals.map((value) => power(Math.round(Math.log10(value)))) };
+    const few = high - low <= 2, stride = Math.max(1, Math.ceil((high - low) / 7)), found = [];
+    for (let e = Math.floor(low / stride) * stride; e <= high; e += stride) {
+      for (const factor of few ? [1, 2, 5] : [1]) found.push([factor * 10 ** e, few ? plain(factor * 10 ** e) : power(e)]);
+    }
+    const seen = found.filter(([value]) => Math.log10(value) >= low - 1e-9 && Math.log10(value) <= high + 1e-9);
+    if (seen.length < 2) return { dtick: null, tickvals: null };
+    return { tickvals: seen.map((tick) => tick[0]), ticktext: seen.map((tick) => tick[1]) };
   }
 
   function drawn(trace, chart) {

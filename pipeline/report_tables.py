@@ -166,7 +166,7 @@ def files(folder: RunFolder) -> Rows:
         "spectra": "all arrays behind these figures: one HDF5 file a step",
         "slices": "the loss along the top eigenvectors: one HDF5 file a step",
         "checkpoints": "weights as safetensors at each step, and the training history",
-        "figures": "figures for papers and slides: PNG, 300 dots an inch",
+        "figures": "figures for papers and slides as PNG",
         "config.yaml": "the config with every choice resolved, its hash, and the command",
         "summary.json": "the headline numbers, by the names they have in the tracker",
         "run.log": "what the run logged",

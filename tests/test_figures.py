@@ -245,9 +245,9 @@ def test_pngs_are_whole_have_their_names_and_a_resolution(tmp_path, monkeypatch)
 
 
 def test_a_png_is_made_for_slides(results, tmp_path):
-    assert save_png(by_rank(results), tmp_path / "figure.png") == (2400, 1350)
+    assert save_png(by_rank(results), tmp_path / "figure.png") == (1600, 900)
     with Image.open(tmp_path / "figure.png") as image:
-        assert image.size == (2400, 1350)
+        assert image.size == (1600, 900)
 
 
 def test_a_figure_that_is_not_drawn_leaves_none_of_an_earlier_report(tmp_path):
