@@ -20,6 +20,7 @@ ENDED = frozenset(
     )
 )
 UNKNOWN = "UNKNOWN"
+STUCK = "[Hh]eld|Hold|NeverSatisfied|BadConstraints|Invalid|Partition(Time|Node)Limit|MaxWallDuration"  # why jobs wait
 PATIENCE = 60  # seconds for one answer of the controller
 # What the job script says must not be said otherwise by the environment, which sbatch gives precedence.
 OURS = "ARRAY_INX ERROR EXPORT JOB_NAME NO_REQUEUE OPEN_MODE OUTPUT REQUEUE SIGNAL WAIT WAIT_ALL_NODES"
@@ -96,10 +97,7 @@ def hosts(partition: str | None) -> list[str]:
 
 def is_held(state: JobState) -> bool:
     """Whether a waiting job will wait until a person does something about it."""
-    return (
-        state.state == "PENDING"
-        and re.search("held|Held|Hold|NeverSatisfied|BadConstraints|InvalidQOS", state.detail) is not None
-    )
+    return state.state == "PENDING" and re.search(STUCK, state.detail) is not None
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class Watch:
             if slurm.is_held(state) and name not in self.held:
                 self.held.add(name)
                 log.warning(
-                    "%s waits for a person: %s (scontrol release %s, or scancel %s).",
+                    "%s waits until a person does something: %s (scontrol show job %s says more, scancel %s ends it).",
                     left[name], state.detail, name, name,
                 )  # fmt: skip
         return found

@@ -20,11 +20,11 @@ LAUNCHER = (
     "hydra.launcher.poll_s=1",
     "hydra.launcher.timeout_min=20",
 )
-DATA = (  # MLP and CNN of 643 and 515 weights on 40 samples in batches of 16
+DATA = (  # MLP and CNN of 643 and 1,299 weights on 32 samples in batches of 16
     "data=blobs",
-    "data.num_samples=40",
-    "data.dimension=64",
-    "data.input_shape=[1,8,8]",
+    "data.num_samples=32",
+    "data.dimension=16",
+    "data.input_shape=[1,4,4]",
     "data.num_clusters=3",
     "data.batch_size=16",
     "data.separation=2.0",
@@ -36,7 +36,7 @@ DATA = (  # MLP and CNN of 643 and 515 weights on 40 samples in batches of 16
     "cluster.num_workers=1",
 )
 WORDS = "SLURM asks for the node"  # in run.log, at each signal
-PATIENCE = 400
+PATIENCE = 1200  # seconds, for a machine that has other work
 
 
 def slurm(*command):

@@ -146,19 +146,20 @@ def test_the_mount_that_a_path_is_on_says_whether_it_is_a_network_disk(tmp_path,
 
 def test_states_come_from_the_queue_then_from_the_accounts(commands):
     commands(
-        squeue="printf '7_0|RUNNING|None\\n7_1|PENDING|JobHeldUser\\n7_10|PENDING|Resources\\n'",
+        squeue="printf '7_0|RUNNING|None\\n7_1|PENDING|JobHeldUser\\n7_5|PENDING|PartitionTimeLimit\\n'",
         sacct="printf '7_2|CANCELLED by 1000|0:0\\n7_3|FAILED|1:0\\n'",
     )
-    found = slurm.states({"7_0", "7_1", "7_2", "7_3", "7_4"})
+    found = slurm.states({"7_0", "7_1", "7_2", "7_3", "7_4", "7_5"})
     assert found == {
         "7_0": slurm.JobState("RUNNING", "None"),
         "7_1": slurm.JobState("PENDING", "JobHeldUser"),
         "7_2": slurm.JobState("CANCELLED", "by 1000"),
         "7_3": slurm.JobState("FAILED", "exit code 1"),
         "7_4": slurm.JobState("UNKNOWN", "SLURM no longer knows it"),
+        "7_5": slurm.JobState("PENDING", "PartitionTimeLimit"),
     }
     assert [name for name in sorted(found) if found[name].ended] == ["7_2", "7_3", "7_4"]
-    assert [name for name in sorted(found) if slurm.is_held(found[name])] == ["7_1"]
+    assert [name for name in sorted(found) if slurm.is_held(found[name])] == ["7_1", "7_5"]
 
 
 def test_a_cluster_without_accounts_still_answers(commands):

@@ -7,15 +7,16 @@ import time
 import h5py
 import numpy as np
 import pytest
-from command import contents, run
+from command import contents
 from slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, WORDS, Started, resumed, slurm
 
 import pipeline
 from pipeline.folder import RunFolder
+from pipeline.tracking import store
 
 pytestmark = NEEDS_SLURM
 CHOICES = ("model=mlp,cnn", "strategy=khatri_rao,func", "seed=0,1,2")
-LENGTH = ("training.num_steps=2500", "training.save_every=100", "training.evaluate_every=500")
+LENGTH = ("training.num_steps=1500", "training.save_every=100", "training.evaluate_every=500")
 STAGES = "stages=[train,compute,aggregate]"
 
 
@@ -43,28 +44,44 @@ def assert_same(sweep, other, numbers):
 def undisturbed(tmp_path_factory):
     """The twelve jobs one after the other in one process, with neither SLURM nor MLflow."""
     folder = tmp_path_factory.mktemp("undisturbed") / "jobs"
-    options = (*DATA, *CHOICES, *LENGTH, STAGES, "tracking=none", f"hydra.sweep.dir={folder}")
-    done = run(folder.parent / "unused", "-m", *options)
-    assert done.returncode == 0, done.stdout
+    with Started(folder, *DATA, *CHOICES, *LENGTH, STAGES, "tracking=none") as sweep:
+        status, printed = sweep.finish()
+    assert status == 0, printed
     return folder
 
 
 def preempt(sweep, chance):
-    """At a random moment of a running job let another take its place; the job that had to go."""
-    asked = {number: sweep.log(number).count(WORDS) for number in range(12)}
-    fresh = sweep.until(
-        lambda: [
-            n
-            for n in range(12)
-            if sweep.log(n) and not asked[n] and not (sweep.folder / str(n) / "summary.json").exists()
-        ],
-        "a job that runs",
-    )
-    time.sleep(chance.uniform(0, 6))
-    slurm("sbatch", "-p", "high", "-c", "2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
-    return sweep.until(
-        lambda: [n for n in range(12) if sweep.log(n).count(WORDS) > asked[n]], f"one of {fresh} preempted"
-    )
+    """At a random moment let a job that takes the whole machine take the place of those that run; which had to go."""
+    asked = [sweep.log(number).count(WORDS) for number in range(12)]
+
+    def at_work():
+        begun = [number for number in range(12) if "run folder: " in sweep.log(number)]
+        return [number for number in begun if not (sweep.folder / str(number) / "summary.json").exists()]
+
+    def gone():
+        return [number for number in range(12) if sweep.log(number).count(WORDS) > asked[number]]
+
+    while not gone():
+        sweep.until(at_work, "a job at work")
+        time.sleep(chance.uniform(0, 5))
+        other = slurm(
+            "sbatch",
+            "--parsable",
+            "-p",
+            "high",
+            "-c",
+            "2",
+            "--mem=100",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 1",
+        )
+        sweep.until(
+            lambda other=other: slurm("squeue", "-h", "-t", "all", "-j", other, "-o", "%T") == "COMPLETED",
+            "it",
+        )
+    return gone()
 
 
 def test_twelve_jobs_of_which_some_are_preempted_end_as_if_undisturbed(tmp_path, undisturbed):
@@ -72,8 +89,8 @@ def test_twelve_jobs_of_which_some_are_preempted_end_as_if_undisturbed(tmp_path,
     seed = int(os.environ.get("PREEMPT_SEED", random.SystemRandom().randrange(10**6)))
     print(f"repeat these moments with PREEMPT_SEED={seed}")
     chance = random.Random(seed)
-    store = f"tracking.root={tmp_path / 'store'}"
-    with Started(tmp_path / "jobs", *LAUNCHER, *DATA, *CHOICES, *LENGTH, STAGES, store) as sweep:
+    root = f"tracking.root={tmp_path / 'store'}"
+    with Started(tmp_path / "jobs", *LAUNCHER, *DATA, *CHOICES, *LENGTH, STAGES, root) as sweep:
         preempted = {number for _ in range(2) for number in preempt(sweep, chance)}
         status, printed = sweep.finish()
     assert status == 0, printed
@@ -85,11 +102,8 @@ def test_twelve_jobs_of_which_some_are_preempted_end_as_if_undisturbed(tmp_path,
 
 
 def _check_tracked(tmp_path, preempted):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
-    [experiment] = [found for found in client.search_experiments() if found.name == "curvature"]
-    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    client, experiment = store.connect(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}", "curvature")
+    runs = client.search_runs([experiment], max_results=100)
     parents = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
     jobs = [found for found in runs if "mlflow.parentRunId" in found.data.tags]
     assert len(parents) == 1
@@ -114,8 +128,9 @@ def test_a_job_that_comes_to_its_time_limit_goes_on_where_it_was(tmp_path):
     assert status == 0, printed
     assert sweep.log(0).count(WORDS) >= 1
     assert sweep.log(0).count("job 0: ") == sweep.log(0).count(WORDS) + 1
-    done = run(tmp_path / "unused", "-m", *options, f"hydra.sweep.dir={tmp_path / 'other'}")
-    assert done.returncode == 0, done.stdout
+    with Started(tmp_path / "other", *options) as undisturbed:
+        status, printed = undisturbed.finish()
+    assert status == 0, printed
     assert_same(tmp_path / "jobs", tmp_path / "other", [0])
 
 
@@ -140,14 +155,14 @@ def test_cancelled_and_failed_jobs_are_named_the_others_finish_and_only_the_miss
     """Job 0 asks for too many batches; job 1 is cancelled while it runs, and job 4 while it waits."""
     folder = tmp_path / "jobs"
     options = (*DATA, *LENGTH, STAGES, "tracking=none", "model=mlp", "strategy=func")
-    with Started(folder, *LAUNCHER, *options, "num_batches=9,2", "seed=0,1,2") as sweep:
+    with Started(folder, *LAUNCHER, *options, "num_batches=9,1", "seed=0,1,2") as sweep:
         # jobs 0 to 2 fail, 3 to 5 do not
         sweep.until(lambda: "run folder: " in sweep.log(3), "job 3 at work")
         slurm("scancel", sweep.ids()[3], sweep.ids()[5])
         status, printed = sweep.finish()
     assert status == 1
     assert "Traceback" not in printed
-    refusal = "num_batches=9: 40 training samples make 3 batches of 16"
+    refusal = "num_batches=9: 32 training samples make 2 batches of 16"
     assert printed.count(refusal) >= 3
     for number in (3, 5):
         assert (

@@ -20,7 +20,8 @@ from pipeline.errors import PipelineError
 pytestmark = NEEDS_SLURM
 OPTIONS = (
     *DATA,
-    "data.batch_size=5",
+    "data.batch_size=4",
+    "model.hidden_sizes=[128]",
     "training.num_steps=50",
     "model=mlp",
     "strategy=khatri_rao",
@@ -53,7 +54,7 @@ def arrays(folder):
 
 
 def test_aggregation_finds_the_same_on_workers_of_which_one_is_killed(tmp_path):
-    """Eight batches' matrices of 2,179 rows, decomposed."""
+    """Eight batches' matrices of 2,563 rows, decomposed."""
     succeed(tmp_path / "threads", *OPTIONS, "stages=[train,compute]")
     shutil.copytree(tmp_path / "threads", tmp_path / "workers")
     succeed(tmp_path / "threads", *OPTIONS, "stages=[aggregate]")
