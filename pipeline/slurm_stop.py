@@ -45,6 +45,7 @@ def listen(params: Mapping[str, Any]) -> None:
     queue_again: Any = signal.getsignal(number)
 
     def stop(signum: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
         with suppress(RuntimeError):  # a handler may have come between two halves of a line
             log.warning("SLURM asks for the node: what is whole stays, and the job is queued again to go on.")
         try:

@@ -17,6 +17,7 @@ from pipeline.tracking import store
 pytestmark = NEEDS_SLURM
 CHOICES = ("model=mlp,cnn", "strategy=khatri_rao,func", "seed=0,1,2")
 LENGTH = ("training.num_steps=1500", "training.save_every=100", "training.evaluate_every=500")
+MINUTE = ("hydra.launcher.timeout_min=1",)
 STAGES = "stages=[train,compute,aggregate]"
 
 
@@ -119,10 +120,10 @@ def _check_tracked(tmp_path, preempted):
 
 
 def test_a_job_that_comes_to_its_time_limit_goes_on_where_it_was(tmp_path):
-    """A sweep of one job: SLURM sends the signal 50 s before its minute is over, at each start."""
-    long = ("training.num_steps=12000", "training.save_every=200", "training.evaluate_every=3000")
+    """A sweep of one job: SLURM sends the signal at least 40 s before its minute is over, at each start."""
+    long = ("training.num_steps=15000", "training.save_every=200", "training.evaluate_every=3000")
     options = (*DATA, *long, STAGES, "model=mlp", "strategy=khatri_rao", "seed=5", "tracking=none")
-    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    limits = (*MINUTE, "hydra.launcher.signal_delay_s=40", "hydra.launcher.max_num_timeout=200")
     with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options) as sweep:
         status, printed = sweep.finish()
     assert status == 0, printed
@@ -136,11 +137,7 @@ def test_a_job_that_comes_to_its_time_limit_goes_on_where_it_was(tmp_path):
 
 def test_a_job_that_has_come_to_its_limit_too_often_says_so(tmp_path):
     options = (*DATA, "training.num_steps=100000", STAGES, "model=mlp", "tracking=none", "strategy=func")
-    limits = (
-        "hydra.launcher.timeout_min=1",
-        "hydra.launcher.signal_delay_s=50",
-        "hydra.launcher.max_num_timeout=0",
-    )
+    limits = (*MINUTE, "hydra.launcher.signal_delay_s=50", "hydra.launcher.max_num_timeout=0")
     with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options) as sweep:
         status, printed = sweep.finish()
     assert status == 1
