@@ -5,7 +5,9 @@
 
 A method is measured in a process of its own, which is stopped after `--limit` seconds or when it takes more memory than
 `--memory` GiB. There it runs once uncounted, then in `--rounds` rounds, all methods in turn; what is over in less than
-`TURN` seconds runs several times in its turn. Peers stand in brackets; they are the extra `bench`.
+`TURN` seconds runs several times in its turn, after one run that is not counted: others have had the machine, and a
+virtual machine may have given the memory back to its host, which then takes 0.9 s in place of 0.05 s to touch 440 MB.
+Peers stand in brackets; they are the extra `bench`.
 
 seconds: the median, from the module to the dense symmetric matrix; "(blocks)" makes the blocks and drops them.
 peak: resident memory above what was there after a net of 17 weights, in MiB; the matrix itself is part of it.
@@ -45,6 +47,7 @@ from pipeline.strategy import STRATEGIES
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MIB = 2**20
 TURN = 0.5  # seconds
+SHORT = 5.0  # seconds of a run, under which each turn begins with one that is not counted
 ALONE = "khatri_rao (blocks)"
 CHUNKS = (32, 128, 512)
 
@@ -84,8 +87,10 @@ def serve(pipe: Connection, net: str, name: str, options: argparse.Namespace) ->
         error = None if result is None else difference(result, options.reference)
         del result
         pipe.send({"seconds": seconds, "peak": peak, "error": error})
-        times = max(1, int(TURN / seconds))
         while pipe.recv():
+            if seconds < SHORT:
+                seconds = timed(run)[0]
+            times = max(1, int(TURN / seconds))
             pipe.send({"seconds": statistics.median(timed(run)[0] for _ in range(times))})
     except EOFError:  # the parent has ended
         pass
@@ -243,7 +248,12 @@ def main() -> None:
             sizes = {"P": problem.num_parameters, "N": problem.batch.num_samples}
             if options.json:
                 found = json.loads(options.json.read_text()) if options.json.exists() else {}
-                found[net] = {**sizes, "gemm": rates.flop, "methods": rows}
+                found[net] = {
+                    **sizes,
+                    "gemm": rates.flop,
+                    "write": rates.bytes / rates.itemsize,
+                    "methods": rows,
+                }
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -36,16 +36,20 @@ def draw(nets: list[dict[str, Any]], path: Path) -> None:
     panels = [("P", "weights P", f"N = {N}", [net for net in nets if net["N"] == N])]
     panels.append(("N", "samples N", f"P = {P:,}", [net for net in nets if net["P"] == P]))
     with style():
-        figure = new_figure(
-            "the dense Hessian of a 64-width-10 tanh net, float32: seconds, and the limit N·P² FLOP"
-        )
+        figure = new_figure("the dense Hessian of a 64-width-10 tanh net, float32: seconds, and the limit")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, (key, label, title, chosen) in zip(axes, panels, strict=True):
             for method, (name, color, marker) in LINES.items():
                 ax.plot(*points(chosen, method, key), color=color, marker=marker, markersize=5, label=name)
             chosen.sort(key=lambda net: float(net[key]))
-            limit = [net["N"] * net["P"] ** 2 / net["gemm"] for net in chosen]
-            ax.plot([net[key] for net in chosen], limit, color=INK, linestyle=":", label="N·P² FLOP of GEMM")
+            limit = [net["P"] ** 2 * (net["N"] / net["gemm"] + 1 / net["write"]) for net in chosen]
+            ax.plot(
+                [net[key] for net in chosen],
+                limit,
+                color=INK,
+                linestyle=":",
+                label="limit: N·P² FLOP, and P² numbers written",
+            )
             ax.set(xscale="log", yscale="log", xlabel=label, title=title)
         axes[0].set_ylabel("seconds")
         handles, labels = axes[0].get_legend_handles_labels()
