@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.data.samples import Samples
 from pipeline.data.split import SplitDataset
+from pipeline.options import check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +21,23 @@ class Digits(SplitDataset):
 
     Pixels are scaled from 0..16 to 0..1, float32.
     Source: Alpaydin & Kaynak 1998, doi:10.24432/C50P49 (the test half).
+
+    size: pixels each way; other than 8, the images are interpolated linearly. 28 gives inputs as wide as MNIST's.
     """
 
-    input_shape: Sequence[int] | None = (1, 8, 8)
+    size: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("data.size", self.size)
 
     def load(self) -> Samples:
         rows = _rows()
-        images, labels = rows[:, :64] / 16, rows[:, 64]
-        return self.split(images.astype(np.float32).reshape(-1, 1, 8, 8), labels.astype(np.int64))
+        pixels, labels = rows[:, :64] / 16, rows[:, 64]
+        images = torch.from_numpy(pixels.astype(np.float32)).reshape(-1, 1, 8, 8)
+        if self.size != 8:
+            images = nn.functional.interpolate(images, size=(self.size, self.size), mode="bilinear")
+        return self.split(images.numpy(), labels.astype(np.int64))
 
 
 def _rows() -> NDArray[np.float64]:

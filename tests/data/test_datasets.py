@@ -2,6 +2,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline.data import Arrays, Blobs, Digits
 from pipeline.errors import PipelineError
@@ -145,3 +146,15 @@ def test_a_missing_file_and_a_strange_one_get_one_line(tmp_path):
         Arrays(path=7)
     with pytest.raises(PipelineError, match=r"data.num_outputs=2, but a target has 4 numbers"):
         Arrays(path=save(tmp_path / "samples.npz", x=X, y=X), num_outputs=2).load()
+
+
+def test_digits_of_another_size_are_the_same_images():
+    small, large = Digits(test_fraction=0).load(), Digits(size=28, test_fraction=0).load()
+    assert large.input_shape == (1, 28, 28)
+    assert torch.equal(large.train.targets, small.train.targets)
+    assert 0 <= large.train.inputs.min() < large.train.inputs.max() <= 1
+    again = nn.functional.interpolate(large.train.inputs, size=(8, 8), mode="area")
+    assert (again - small.train.inputs).abs().mean() < 0.1
+    assert (again - small.train.inputs.roll(1, 0)).abs().mean() > 0.2
+    with pytest.raises(PipelineError, match=r"^data\.size=0: give a whole number of at least 1"):
+        Digits(size=0)
