@@ -165,9 +165,10 @@ def places_of(dataset: h5py.Dataset, num_bytes: int) -> Array:
     places = np.full((rows, cols), -1, np.int64)
 
     def note(chunk: Any) -> None:
-        if chunk.size == num_bytes and chunk.byte_offset is not None:
-            i, j = (start // size for start, size in zip(chunk.chunk_offset, dataset.chunks, strict=True))
-            places[i, j] = chunk.byte_offset
+        i, j = (start // size for start, size in zip(chunk.chunk_offset, dataset.chunks, strict=True))
+        inside = i < rows and j < cols  # not where the file is damaged
+        if inside and chunk.size == num_bytes and chunk.byte_offset is not None:
+            places[i, j] = min(chunk.byte_offset, np.iinfo(np.int64).max)
 
     dataset.id.chunk_iter(note)
     return places
