@@ -49,6 +49,10 @@ def density(results: Results) -> Figure | None:
     axes.add_collection(LineCollection(segments, colors=GREY, linewidths=0.7, alpha=faint), autolim=False)
     axes.plot([], [], color=GREY, linewidth=0.7, label=label)  # for the legend, where faint is too faint
     axes.fill_between(grid, floor / 100, np.maximum(values, floor / 100), color=SKY, alpha=0.25, linewidth=0)
+    if "density/standard_error" in arrays:
+        error = 2 * arrays["density/standard_error"]
+        low, high = (np.maximum(values + sign * error, floor / 100) for sign in (-1, 1))
+        axes.fill_between(grid, low, high, color=BLUE, alpha=0.3, linewidth=0, label="± 2 standard errors")
     axes.plot(grid, values, color=BLUE, label="spectrum of the mean")
     axes.plot(
         top,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pipeline.checkpoints import load_weights
 from pipeline.errors import PipelineError
@@ -25,7 +26,8 @@ from pipeline.objective import Batch, Criterion, Params, flatten, objective_of
 from pipeline.terminal import progress
 
 NUM_LINES = 3
-AGREEMENT = 1e-3  # relative: so far the loss of all samples at once may be from the one that the shards tell
+NUM_AT_ONCE = 4096  # samples: as many as training evaluates at a time, which bounds memory
+AGREEMENT = 1e-3  # relative: so far the loss of joined batches may be from the one that the shards tell
 Losses = NDArray[np.float64]
 
 
@@ -107,7 +109,7 @@ def _slices(landscape: Landscape, spectra: Results, reference: float) -> dict[st
 def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], float], Losses]:
     """The loss of all batches as a function of the flat weights, in float64, and the weights of now.
 
-    All samples are taken at once where that gives the loss that was `told`; where samples of a batch mix, it does not,
+    Many batches are taken at once where that gives the loss that was `told`; where samples of a batch mix, it does not,
     and the batches go one by one.
     """
     objective, params = objective_of(
@@ -115,7 +117,7 @@ def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], floa
     )
     batches = [batch.to(dtype=torch.float64) for batch in landscape.batches]
     weights = flatten(params)
-    together = [_joined(batches)]
+    together = _joined(batches)
 
     def loss(flat: Losses, parts: Sequence[Batch]) -> float:
         at = _unflatten(torch.from_numpy(flat).to(weights), params)
@@ -131,10 +133,15 @@ def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], floa
     return lambda flat: loss(flat, parts), now
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
-    from torch.utils import _pytree as pytree
-
-    return Batch(*pytree.tree_map(_concatenated, *[tuple(batch) for batch in batches]))
+def _joined(batches: Sequence[Batch]) -> list[Batch]:
+    """The same samples in fewer batches, of at most 4,096 samples unless one batch alone has more."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        if groups and sum(each.num_samples for each in [*groups[-1], batch]) <= NUM_AT_ONCE:
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return [Batch(*pytree.tree_map(_concatenated, *[tuple(batch) for batch in group])) for group in groups]
 
 
 def _concatenated(*values: Any) -> Any:

@@ -59,6 +59,16 @@ def test_density_draws_the_mean_the_batches_and_the_top_eigenvalues(results):
         np.testing.assert_array_equal(path.vertices[seen, 1], expected[seen])
 
 
+def test_a_density_that_was_estimated_has_a_band_of_two_standard_errors(results):
+    values = results.arrays["density/values"]
+    estimated = type(results)(results.attrs, {**results.arrays, "density/standard_error": 0.1 * values})
+    axes = density(estimated).axes[0]
+    (band,) = [each for each in axes.collections if each.get_label() == "± 2 standard errors"]
+    top = band.get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(1.2 * values.max())
+    assert not [each for each in density(results).axes[0].collections if "errors" in str(each.get_label())]
+
+
 def test_density_has_both_signs_and_a_logarithm_on_both_axes(results):
     axes = density(results).axes[0]
     low, high = axes.get_xlim()

@@ -172,6 +172,19 @@ def test_slices_of_other_spectra_are_left_out(whole):
     assert {trace["meta"]["step"] for trace in lines["traces"]} == {120}
 
 
+def test_an_estimated_density_has_a_band_of_two_standard_errors(folder):
+    results = spectra(spectrum="slq")
+    values = results.arrays["density/values"]
+    results.arrays["density/standard_error"] = 0.1 * values
+    chart = next(
+        chart for chart in report(folder, results).described()["charts"] if chart["name"] == "density"
+    )
+    below, above = [trace["y"] for trace in chart["traces"] if trace.get("line", {}).get("width") == 0]
+    seen = values > values.max() / 100
+    np.testing.assert_allclose(above[seen], 1.2 * values[seen], rtol=1e-4)
+    np.testing.assert_allclose(below[seen], 0.8 * values[seen], rtol=1e-4)
+
+
 def test_plotly_is_inside_as_it_is_installed(whole):
     page, folder = whole
     code = zlib.decompress(base64.b64decode(page.scripts["plotly"]))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import pipeline
+from pipeline import slices
 from pipeline.chart_slices import quadratic
 from pipeline.checkpoints import save_weights
 from pipeline.criterion import SquaredError
@@ -111,6 +112,14 @@ def test_batches_whose_samples_mix_are_not_joined(tmp_path):
     with torch.no_grad():
         at_once = float(landscape.criterion(landscape.model(joined[0]), joined[1]))
     assert abs(at_once - spectra.attrs["loss"]) > 0.01 * spectra.attrs["loss"]
+
+
+def test_batches_are_joined_up_to_a_number_of_samples(tmp_path, monkeypatch):
+    landscape, spectra = problem(linear(), SquaredError())
+    monkeypatch.setattr("pipeline.slices.NUM_AT_ONCE", 24)  # of 16, 16 and 8 samples the last two
+    assert [batch.num_samples for batch in slices._joined(landscape.batches)] == [16, 24]
+    [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
+    np.testing.assert_allclose(found.arrays["lines/losses"][0], quadratic(found, 0), rtol=1e-9)
 
 
 def test_what_is_there_is_taken_and_what_belongs_to_other_spectra_is_not(tmp_path):
