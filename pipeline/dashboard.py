@@ -23,13 +23,16 @@ from types import FrameType
 from typing import IO, Any
 from urllib.parse import quote
 
+from pipeline import guard
 from pipeline.errors import PipelineError
 from pipeline.tracking import faults, store, view
 
 HOST = "127.0.0.1"
-START_PATIENCE = 90.0  # seconds until the server must answer
+START_PATIENCE = 180.0  # seconds until the server must answer
 NUM_RUNS = 500  # of these, the latest, the columns of the tables are chosen
-KINDS = ("params", "metrics")
+KINDS = ("params", "metrics", "tags")
+PARENT = "mlflow.parentRunId"
+NUM_UNFOLDED = 3  # of the sweeps, the latest, whose jobs are shown at once
 UNSAFE_PORTS = {
     5060,
     5061,
@@ -94,8 +97,10 @@ def _serve(uri: str, port: int, experiment: str) -> int:
 
 @contextmanager
 def _server(uri: str, port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server in a process group of its own, of which nothing is left after the block."""
+    """MLflow's server in a process group of its own, of which nothing is left after the block, nor after a SIGKILL."""
     command = [
+        sys.executable,
+        guard.__file__,
         sys.executable,
         "-m",
         "mlflow",
@@ -111,7 +116,7 @@ def _server(uri: str, port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[by
     process = subprocess.Popen(
         command,
         env=os.environ | ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # the guard sees it close
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -124,6 +129,7 @@ def _server(uri: str, port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[by
                 os.killpg(process.pid, number)  # the group lives on while any of its processes does
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_PATIENCE)
+        process.stdin.close()  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -195,11 +201,11 @@ def _pages(port: int, experiment: str) -> str:
 def _save_views(port: int, experiment_id: str) -> None:
     """Give the experiment its views of the table of runs, made from its latest runs."""
     question = {"experiment_ids": [experiment_id], "max_results": NUM_RUNS, "order_by": ["start_time DESC"]}
-    runs = [run["data"] for run in _call(port, "/runs/search", question).get("runs", [])]
-    pairs = [
-        [{entry["key"]: entry["value"] for entry in run.get(kind, [])} for kind in KINDS] for run in runs
-    ]
-    for tag, value in view.views([(params, metrics) for params, metrics in pairs]).items():
+    found = [run["data"] for run in _call(port, "/runs/search", question).get("runs", [])]
+    runs = [{kind: {e["key"]: e["value"] for e in run.get(kind, [])} for kind in KINDS} for run in found]
+    parents = dict.fromkeys(run["tags"][PARENT] for run in runs if PARENT in run["tags"])
+    described = [(run["params"], run["metrics"]) for run in runs]
+    for tag, value in view.views(described, list(parents)[:NUM_UNFOLDED]).items():
         _call(
             port,
             "/experiments/set-experiment-tag",

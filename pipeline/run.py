@@ -8,6 +8,7 @@ works in.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -33,7 +34,7 @@ from pipeline.launcher import NAME, LaunchError, Slurm
 from pipeline.multirun import launched
 from pipeline.slurm_jobs import NOTES
 from pipeline.status import is_finished, note_finished, told
-from pipeline.sweep_jobs import has_jobs
+from pipeline.sweep_jobs import has_jobs, job_name
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
@@ -156,8 +157,10 @@ def _labels(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, st
         group: str(choice) for group, choice in hydra_config.runtime.choices.items() if "/" not in group
     }
     told = {key: value for key, value in settings.items() if key != "command"}
+    sweep = _sweep()
+    name = job_name(sweep, int(hydra_config.job.num)) if sweep else None
     return (
-        run_name(choices, hydra_config.overrides.task, settings),
+        name or run_name(choices, hydra_config.overrides.task, settings),
         {**flat(told), **choices},  # model=mlp beside model.hidden_sizes=[32]
         {"command": settings.get("command", "")},
     )
@@ -218,6 +221,7 @@ def main() -> None:
         print(explain(untold) or f"unexpected {type(untold).__name__}: {untold}", file=sys.stderr)
     for folder in sweep:
         status = conclude(folder) or status
+    gc.freeze()  # else Python looks for cycles among all that torch has imported, half a second at the very end
     sys.exit(status)
 
 

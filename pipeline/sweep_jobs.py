@@ -133,6 +133,20 @@ def open_sweep(folder: str | Path) -> Sweep:
     return Sweep(path, tuple(jobs))
 
 
+def job_name(folder: Path, number: int) -> str | None:
+    """The name of a job beside those of the same sweep: its number and what varies; None if that is not known.
+
+    To be asked for in the job itself: of the jobs, only what was planned is known.
+    """
+    planned = {job: _keyed(overrides) for job, overrides in _plan(folder).items()}
+    if number not in planned:
+        return None
+    mine = planned[number].items()
+    told = [(key, value) for key, value in mine if any(job.get(key) != value for job in planned.values())]
+    width = len(str(max(planned)))
+    return " ".join([f"{number:0{width}}", *(f"{key.rpartition('.')[2]}={value}" for key, value in told)])
+
+
 def plan(folder: Path, command: str, jobs: Sequence[Sequence[str]]) -> None:
     """Leave in the sweep's folder what is to be run, so that a job that never began is missed.
 

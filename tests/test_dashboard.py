@@ -13,10 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from report_cases import put, spectra
 
 from pipeline import dashboard
 from pipeline.folder import RunFolder
+from pipeline.report import make_report
 from pipeline.tracking import MLflow
+from scripts.screenshot import browser, find_chromium
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +35,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def read_until(process, pattern, timeout=60):
+def read_until(process, pattern, timeout=200):
     """The match of `pattern` in what the process prints."""
     text, end = "", time.monotonic() + timeout
     while time.monotonic() < end:
@@ -46,55 +50,58 @@ def read_until(process, pattern, timeout=60):
 
 
 def processes():
-    """Process ids with their process group: {pid: (parent, group)}, from /proc."""
+    """Processes by id, with their state and parent: {pid: ("S", 1)}, from /proc."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found[int(stat.parent.name)] = (int(fields[1]), int(fields[2]))
+        found[int(stat.parent.name)] = (fields[0], int(fields[1]))
     return found
 
 
 def descendants(pid):
     below, table = {pid}, processes()
-    while more := {child for child, (parent, _) in table.items() if parent in below} - below:
+    while more := {child for child, (_, parent) in table.items() if parent in below} - below:
         below |= more
     return below - {pid}
 
 
 def alive(pids):
-    return {pid for pid in pids if pid in processes()}
+    """Those that are there and not merely waiting for somebody to take note of their end."""
+    return {pid for pid in pids if processes().get(pid, ("Z",))[0] != "Z"}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_it_serves_the_store_and_leaves_no_process_behind(root):
-    """Two at once, since a server takes seconds to start: one ends by Ctrl-C, the other by SIGTERM."""
+    """Two at once, since a server takes seconds to start: one ends by SIGTERM and Ctrl-C, the other by SIGKILL."""
     with socket.socket() as taken, ExitStack() as stack:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         interrupted = stack.enter_context(running_dashboard(root, port))
-        terminated = stack.enter_context(running_dashboard(root, port + 40))
+        killed = stack.enter_context(running_dashboard(root, port + 40))
         match = read_until(
             interrupted, r"port (\d+) is taken: using (\d+).*dashboard: +(http\S+)\n.*no login"
         )
-        read_until(terminated, "no login")
+        read_until(killed, "no login")
         front = f"http://127.0.0.1:{match[2]}"
         assert match[1] == str(port)
         assert match[3].startswith(f"{front}/#/experiments/1/runs?")
         with urllib.request.urlopen(front, timeout=10) as page:
             assert b"<title>MLflow" in page.read()
         check_that_a_run_can_be_tracked_there(front, root)
-        started = {process: descendants(process.pid) for process in (interrupted, terminated)}
+        started = {process: descendants(process.pid) for process in (interrupted, killed)}
         assert all(started.values())
-        for _ in range(3):  # an impatient person
-            interrupted.send_signal(signal.SIGINT)
-        terminated.send_signal(signal.SIGTERM)
-        for process, pids in started.items():
-            assert process.wait(20) == 0
-            assert alive(pids) == set()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # an impatient person
+            interrupted.send_signal(number)
+        killed.kill()
+        assert interrupted.wait(20) == 0
+        end = time.monotonic() + 20  # nobody waits for what a killed process leaves
+        while alive(started[killed] | started[interrupted]) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert alive(started[killed] | started[interrupted]) == set()
 
 
 @contextmanager
@@ -161,3 +168,47 @@ def test_a_server_that_ends_at_once_is_an_error(root, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert dashboard.main(["--root", str(root)]) == 1
     assert "the dashboard's server did not start: it said nothing." in capsys.readouterr().err
+
+
+RUNS = "/#/experiments/1/runs"
+VISIBLE = "[...document.querySelectorAll('{}')].some(e => e.getBoundingClientRect().height > 100)"
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium here")
+def test_a_browser_shows_the_runs_a_metric_a_figure_and_the_report(root, tmp_path):
+    """The table with its columns side by side, and what each run carries, by the addresses that a person would open."""
+    run_id = a_run_with_everything(root)
+    with ExitStack() as stack:
+        server = stack.enter_context(running_dashboard(root, 5700))
+        front = read_until(server, r"side by side: (http://[^/]+)/.*no login")[1]
+        page = stack.enter_context(browser(find_chromium()))
+        page.appearance(1600, 900)
+        table = "document.querySelector('[role=grid], [role=treegrid]').innerText"
+        page.open(
+            f"{front}{RUNS}?workflowType=machine_learning&viewStateShareKey=compare",
+            f"{table}.length > 0",
+            120,
+        )
+        for told in ("mlp seed=0", "mlp seed=1", "tanh of all", "activation", "lambda_max", "0.625"):
+            page.wait(f"{table}.includes({told!r})", 60)
+        page.open(f"{front}{RUNS}/{run_id}/model-metrics", VISIBLE.format("svg.main-svg"), 120)
+        drawn = "[...document.images].some(e => e.naturalWidth === 640 && e.complete)"
+        page.open(f"{front}{RUNS}/{run_id}/artifacts/figures/density.png", drawn, 120)
+        page.open(f"{front}{RUNS}/{run_id}/artifacts/report.html", VISIBLE.format("iframe"), 120)
+        assert page.console == []
+
+
+def a_run_with_everything(root):
+    folder = RunFolder(root / "everything")
+    put(folder, spectra(num_batches=2))
+    make_report(folder, {})
+    with MLflow(root=str(root)).start(
+        folder, "tanh of all", {"seed": 2, "activation": "tanh"}, {}, None
+    ) as run:
+        for step in range(5):
+            run.log_metrics({"lambda_max": 1 / (step + 1), "train_loss": 0.625}, step)
+        run.log_metrics({"lambda_max": 0.625}, 5)
+        run.log_artifact(folder.report)
+        Image.new("RGB", (640, 360)).save(root / "density.png")
+        run.log_artifact(root / "density.png", "figures")
+    return run.run_id

@@ -19,7 +19,7 @@ from pipeline import status, sweep
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.status import Status, status_of, tell, told
-from pipeline.sweep_jobs import has_jobs, plan
+from pipeline.sweep_jobs import has_jobs, job_name, plan
 from pipeline.tracking import MLflow, store
 
 JOBS = [
@@ -131,6 +131,12 @@ def test_a_sweep_begun_again_with_some_of_its_jobs_keeps_the_plan(folder):
     assert len(pipeline.open_sweep(folder).jobs) == 4
     plan(folder, "another", JOBS[2:])
     assert json.loads((folder / "sweep.json").read_text())["command"] == "another"
+
+
+def test_a_job_is_named_by_what_varies(folder):
+    assert job_name(folder, 1) == "1 strategy=hvp learning_rate=1e-3"
+    assert job_name(folder, 4) is None
+    assert job_name(folder / "nowhere", 0) is None
 
 
 def test_no_sweep(tmp_path, folder, capsys):

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 VIEW_TAG = "mlflow.sharedViewState."
 CHOICES = ("model", "data", "training", "matrix", "strategy", "spectrum", "criterion", "dtype", "seed")
 HEADLINE = (
-    "test_accuracy",
     "lambda_max",
     "lambda_min",
     "trace",
     "effective_rank",
+    "test_accuracy",
     "num_negative_eigenvalues",
     "gradient_share_in_top_eigenspace",
     "mean_overlap_between_batches",
@@ -24,25 +24,40 @@ HEADLINE = (
 SILENT = ("stages", "tracking", "cluster", "device", "config_hash")  # they change no number
 NUM_PARAMS = 8
 FIXED = {
-    "attributes.`Run Name`": 260,
-    "runDateAndNestInfo": 150,
+    "attributes.`Run Name`": 330,
+    "runDateAndNestInfo": 140,
 }  # columns that are always there, width in pixels
-WIDTH = 115
+WIDTHS = (90, 200)  # of the others, by the length of their names
 ORDERS = {  # name of a view: what it is sorted by, and whether upwards
-    "newest": ("attributes.start_time", False),  # jobs are folded away under their sweep
+    "newest": ("attributes.start_time", False),  # jobs stand under their sweep
     "compare": ("tags.`mlflow.runName`", True),  # every job has a row
 }
 
 
-def views(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> dict[str, str]:
-    """The views for an experiment with these (params, metrics), as values of their tags."""
+def views(
+    runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]], unfolded: Sequence[str] = ()
+) -> dict[str, str]:
+    """The views for an experiment with these (params, metrics), as values of their tags.
+
+    unfolded: ids of the runs of sweeps whose jobs are shown below them.
+    """
     shown = columns(runs)
-    widths = FIXED | dict.fromkeys(shown, WIDTH)
-    state = {"selectedColumns": shown, "columnOrder": list(widths), "columnWidths": widths}
+    widths = FIXED | {name: _width(name) for name in shown}
+    state = {
+        "selectedColumns": shown,
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "runsExpanded": dict.fromkeys(unfolded, True),
+    }
     return {
         f"{VIEW_TAG}{name}": json.dumps(state | {"orderByKey": key, "orderByAsc": upwards})
         for name, (key, upwards) in ORDERS.items()
     }
+
+
+def _width(column: str) -> int:
+    least, most = WIDTHS
+    return max(least, min(most, 45 + 7 * len(column.partition("`")[2])))
 
 
 def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> list[str]:
