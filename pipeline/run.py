@@ -193,6 +193,7 @@ def job(config: DictConfig) -> None:
             log.error("%s", line)
         else:
             log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
+        error.add_note("told")
         if sweeping or SHOW_TRACEBACKS:
             raise  # the other jobs of a sweep go on, and Hydra ends with status 1
         sys.exit(1)
@@ -217,12 +218,17 @@ def main() -> None:
     )
     if untold and SHOW_TRACEBACKS:
         traceback.print_exception(untold)
-    elif untold and not sweep:  # the table of a sweep tells what became of its jobs
+    elif untold and not (sweep and _is_a_jobs(untold)):  # the table of a sweep tells what became of its jobs
         print(explain(untold) or f"unexpected {type(untold).__name__}: {untold}", file=sys.stderr)
     for folder in sweep:
         status = conclude(folder) or status
     gc.freeze()  # else Python looks for cycles among all that torch has imported, half a second at the very end
     sys.exit(status)
+
+
+def _is_a_jobs(error: Exception) -> bool:
+    """Whether a job has told it; else it is the launcher's, and keeps jobs from beginning."""
+    return isinstance(error, PipelineError) or bool(getattr(error, "__notes__", ()))
 
 
 def conclude(folder: Path) -> int:
