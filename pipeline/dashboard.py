@@ -30,9 +30,7 @@ from pipeline.tracking import faults, store, view
 HOST = "127.0.0.1"
 START_PATIENCE = 180.0  # seconds until the server must answer
 NUM_RUNS = 500  # of these, the latest, the columns of the tables are chosen
-KINDS = ("params", "metrics", "tags")
-PARENT = "mlflow.parentRunId"
-NUM_UNFOLDED = 3  # of the sweeps, the latest, whose jobs are shown at once
+KINDS = ("params", "metrics")
 UNSAFE_PORTS = {
     5060,
     5061,
@@ -203,9 +201,7 @@ def _save_views(port: int, experiment_id: str) -> None:
     question = {"experiment_ids": [experiment_id], "max_results": NUM_RUNS, "order_by": ["start_time DESC"]}
     found = [run["data"] for run in _call(port, "/runs/search", question).get("runs", [])]
     runs = [{kind: {e["key"]: e["value"] for e in run.get(kind, [])} for kind in KINDS} for run in found]
-    parents = dict.fromkeys(run["tags"][PARENT] for run in runs if PARENT in run["tags"])
-    described = [(run["params"], run["metrics"]) for run in runs]
-    for tag, value in view.views(described, list(parents)[:NUM_UNFOLDED]).items():
+    for tag, value in view.views([(run["params"], run["metrics"]) for run in runs]).items():
         _call(
             port,
             "/experiments/set-experiment-tag",

@@ -25,30 +25,20 @@ SILENT = ("stages", "tracking", "cluster", "device", "config_hash")  # they chan
 NUM_PARAMS = 8
 FIXED = {
     "attributes.`Run Name`": 330,
-    "runDateAndNestInfo": 140,
+    "runDateAndNestInfo": 150,
 }  # columns that are always there, width in pixels
 WIDTHS = (90, 200)  # of the others, by the length of their names
 ORDERS = {  # name of a view: what it is sorted by, and whether upwards
-    "newest": ("attributes.start_time", False),  # jobs stand under their sweep
+    "newest": ("attributes.start_time", False),  # jobs are folded away under their sweep
     "compare": ("tags.`mlflow.runName`", True),  # every job has a row
 }
 
 
-def views(
-    runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]], unfolded: Sequence[str] = ()
-) -> dict[str, str]:
-    """The views for an experiment with these (params, metrics), as values of their tags.
-
-    unfolded: ids of the runs of sweeps whose jobs are shown below them.
-    """
+def views(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> dict[str, str]:
+    """The views for an experiment with these (params, metrics), as values of their tags."""
     shown = columns(runs)
     widths = FIXED | {name: _width(name) for name in shown}
-    state = {
-        "selectedColumns": shown,
-        "columnOrder": list(widths),
-        "columnWidths": widths,
-        "runsExpanded": dict.fromkeys(unfolded, True),
-    }
+    state = {"selectedColumns": shown, "columnOrder": list(widths), "columnWidths": widths}
     return {
         f"{VIEW_TAG}{name}": json.dumps(state | {"orderByKey": key, "orderByAsc": upwards})
         for name, (key, upwards) in ORDERS.items()
