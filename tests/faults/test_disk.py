@@ -7,6 +7,7 @@ import time
 
 import pytest
 from command import PROGRESS, SMALL, command, environment, fail, succeed
+from faults.runs import commands
 from outcome import complete, differing, results
 
 MANY = (
@@ -126,44 +127,45 @@ PLACES = (
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory):
+def repeated(library, tmp_path_factory):
+    with commands(library, [(tmp_path_factory.mktemp("disk") / "run", MANY)]) as [command]:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def interrupted(repeated, tmp_path_factory):
     """A run that has its first shards, but neither the last one nor a spectrum."""
-    folder = tmp_path_factory.mktemp("disk") / "interrupted"
-    succeed(folder, *MANY)
-    for path in ("shards/step-000020/batch-00014.h5", "shards/step-000020/mean.h5", "spectra"):
-        shutil.rmtree(folder / path) if path == "spectra" else (folder / path).unlink()
+    repeated.begin_from(None)
+    assert repeated.run().status == 0
+    folder = shutil.copytree(repeated.folder, tmp_path_factory.mktemp("disk") / "interrupted")
+    (folder / "shards/step-000020/batch-00014.h5").unlink()
+    (folder / "shards/step-000020/mean.h5").unlink()
+    shutil.rmtree(folder / "spectra")
     return folder
 
 
 @needs_root
 @pytest.mark.parametrize("place", PLACES)
-def test_a_file_or_folder_that_may_not_be_written(interrupted, undisturbed, tmp_path, place):
+def test_a_file_or_folder_that_may_not_be_written(interrupted, undisturbed, repeated, place):
     """Root may write what has no permission, but not what is immutable (chattr +i)."""
-    folder = shutil.copytree(interrupted, tmp_path / "run")
-    before, forbidden = complete(folder), folder / place
-    done = subprocess.run(["chattr", "+i", forbidden], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"nothing can be made immutable here: {done.stderr.strip()}")
+    repeated.begin_from(interrupted)
+    folder, forbidden = repeated.folder, repeated.folder / place
+    before = complete(folder)
+    changed = subprocess.run(["chattr", "+i", forbidden], capture_output=True, text=True, check=False)
+    if changed.returncode != 0:
+        pytest.skip(f"nothing can be made immutable here: {changed.stderr.strip()}")
     try:
-        done = subprocess.run(
-            command(folder, *MANY),
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        done = repeated.run()
     finally:
         subprocess.run(["chattr", "-i", forbidden], check=True)
-    if place == "checkpoints/state.pt" or place == "checkpoints/history.csv":  # nothing is to be trained
-        assert done.returncode == 0, done.stdout
+    if place.startswith("checkpoints"):  # nothing is to be trained
+        assert done.status == 0, done.output
     else:
-        lines = [line for line in done.stdout.splitlines() if not any(said in line for said in PROGRESS)]
-        assert (done.returncode, len(lines)) == (1, 1), done.stdout
-        assert "Operation not permitted" in lines[0]
-        assert str(forbidden) in lines[0]
-        assert "another folder with hydra.run.dir=FOLDER" in lines[0]
+        assert (done.status, len(done.complaints)) == (1, 1), done.output
+        assert "Operation not permitted" in done.complaints[0]
+        assert str(forbidden) in done.complaints[0]
+        assert "another folder with hydra.run.dir=FOLDER" in done.complaints[0]
     assert before.items() <= complete(folder).items()
-    succeed(folder, *MANY)
+    assert repeated.run().status == 0
     assert before.items() <= complete(folder).items()
     assert differing(results(folder), undisturbed) == []

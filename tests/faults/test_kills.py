@@ -14,7 +14,7 @@ from outcome import complete, differing, names, results
 
 from pipeline.folder import RunFolder
 
-NUM_KILLS = 100
+NUM_KILLS = int(os.environ.get("FAULTS_KILLS", "100"))
 NUM_STEPS = 150
 LONGER = (
     *SMALL,
@@ -101,6 +101,7 @@ def test_a_hundred_random_kills(long_commands, tmp_path):
         chance, seen = random.Random(seed + lane), []
         while sum(len(killed) for killed, _ in seen) < len(share):
             seen.append(once(long_commands[lane], chance, STAGES[len(seen) % len(STAGES)]))
+            print(*seen[-1], sep="\n  ", flush=True)
         return seen
 
     seen = in_lanes(work, range(NUM_KILLS))

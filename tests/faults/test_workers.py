@@ -66,7 +66,7 @@ def wait_for_workers(process, number):
     raise AssertionError(f"no {number} workers came")
 
 
-@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("attempt", range(2))
 def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
     undisturbed, expected, tmp_path, attempt
 ):
