@@ -52,7 +52,7 @@ def run(folder, *overrides, cwd=None, paths=(), **variables):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

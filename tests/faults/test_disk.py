@@ -12,10 +12,10 @@ from outcome import complete, differing, results
 
 MANY = (
     *SMALL,
-    "data.batch_size=2",
+    "data.batch_size=5",
     "stages=[train,compute,aggregate]",
-    "num_batches=15",
-)  # 15 shards, and their mean
+    "num_batches=6",
+)  # 6 shards, and their mean
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can mount a file system or forbid itself a file"
 )
@@ -30,11 +30,11 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 24 MB."""
+    """A file system of 12 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True, text=True
     )
     if done.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while process.poll() is None and not list(folder.glob("shards/*/batch-00002.h5")):
+    while process.poll() is None and not list(folder.glob("shards/*/batch-00001.h5")):
         time.sleep(0.001)
     fill(ballast)
     output = process.communicate(timeout=60)[0]
@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed):
     assert process.returncode == 1
     assert len(lines) == 1
     assert "(No space left on device): make room or choose another folder" in lines[0]
-    assert 4 <= len(there) < 17  # weights and three shards at least
+    assert 3 <= len(there) < 8  # weights and two shards at least
     found = results(folder)
     assert not [name for name in there if name in found and found[name] != undisturbed[name]]
     line = fail(folder, *MANY)
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_from_the_beginning(small_disk, undisturbed):
 @needs_root
 def test_a_disk_that_becomes_read_only(small_disk, undisturbed):
     folder = small_disk / "run"
-    succeed(folder, *MANY[:-2], "stages=[train,compute]", "num_batches=15")
+    succeed(folder, *MANY[:-2], "stages=[train,compute]", "num_batches=6")
     there = complete(folder)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     try:
@@ -138,7 +138,7 @@ def interrupted(repeated, tmp_path_factory):
     repeated.begin_from(None)
     assert repeated.run().status == 0
     folder = shutil.copytree(repeated.folder, tmp_path_factory.mktemp("disk") / "interrupted")
-    (folder / "shards/step-000020/batch-00014.h5").unlink()
+    (folder / "shards/step-000020/batch-00005.h5").unlink()
     (folder / "shards/step-000020/mean.h5").unlink()
     shutil.rmtree(folder / "spectra")
     return folder

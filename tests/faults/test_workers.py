@@ -12,7 +12,13 @@ import pytest
 from command import SMALL, command, environment, succeed
 from outcome import complete, differing, results
 
-LARGER = (*SMALL, "model.hidden_sizes=[40]", "data.dimension=16", "data.num_samples=120", "data.batch_size=4")
+LARGER = (
+    *SMALL,
+    "model.hidden_sizes=[40]",
+    "data.dimension=16",
+    "data.num_samples=120",
+    "data.batch_size=16",
+)
 AGGREGATE = (*LARGER, "stages=[aggregate]", "cluster=local", "cluster.num_workers=2")
 
 
