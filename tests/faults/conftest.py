@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from command import SMALL
@@ -41,9 +43,19 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def stage_commands(library, tmp_path_factory):
+def in_memory(tmp_path_factory):
+    """A folder in memory, where the system has one: how long a disk takes for a flush is not looked at here."""
+    memory = Path("/dev/shm")
+    fast = memory.is_dir() and os.access(memory, os.W_OK)
+    place = Path(tempfile.mkdtemp(prefix="faults-", dir=memory if fast else tmp_path_factory.mktemp("lanes")))
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def stage_commands(library, in_memory):
     """For each stage and each lane, the command of this stage alone."""
-    root = tmp_path_factory.mktemp("lanes")
+    root = in_memory / "stages"
     places = [(stage, lane) for stage in STAGES for lane in range(NUM_LANES)]
     wanted = [(root / f"{stage}-{lane}", (*SMALL, f"stages=[{stage}]")) for stage, lane in places]
     with commands(library, wanted) as found:
@@ -51,7 +63,7 @@ def stage_commands(library, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def starts(stage_commands, tmp_path_factory):
+def starts(stage_commands, in_memory):
     """The folder as it is before each stage of an undisturbed run (None: there is none), and, as "end", after all."""
     folders = {STAGES[0]: None}
     for stage, following in zip(STAGES, [*STAGES[1:], "end"], strict=True):
@@ -59,7 +71,7 @@ def starts(stage_commands, tmp_path_factory):
         command.begin_from(folders[stage])
         done = command.run()
         assert done.status == 0, done.output
-        folders[following] = shutil.copytree(command.folder, tmp_path_factory.mktemp("start") / following)
+        folders[following] = shutil.copytree(command.folder, in_memory / "starts" / following)
     return folders
 
 

@@ -111,6 +111,8 @@ def commands(
         specs.append({"argv": argv, "requests": requests[0], "answers": answers[1]})
         mine.append(Command(folder, requests[1], answers[0]))
         theirs += [requests[0], answers[1]]
+    for folder, _ in wanted:
+        folder.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, HERE / "server.py", library, json.dumps(specs)],
         cwd=wanted[0][0].parent,

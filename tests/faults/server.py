@@ -24,7 +24,7 @@ from importlib import import_module
 
 import psutil
 
-PATIENCE = 60.0  # seconds: a run that takes longer hangs
+PATIENCE = 180.0  # seconds: a run that takes longer hangs
 IMPORTED = (  # what a run imports on its way; none of these starts a thread
     "dask.threaded",
     "matplotlib.font_manager",

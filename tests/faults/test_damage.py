@@ -17,9 +17,9 @@ SHARD, MEAN, SPECTRA = (
 
 
 @pytest.fixture(scope="module")
-def both(library, tmp_path_factory):
+def both(library, in_memory):
     """In one folder: the stage aggregate alone, and all stages."""
-    folder = tmp_path_factory.mktemp("damage") / "run"
+    folder = in_memory / "damage" / "run"
     wanted = {stages: (folder, (*SMALL, f"stages=[{stages}]")) for stages in ("aggregate", ALL)}
     other = folder.with_name("other"), (*SMALL, f"stages=[{ALL}]", "seed=1")
     with commands(library, [*wanted.values(), other]) as found:

@@ -51,17 +51,17 @@ def spans_of(command):
 
 
 @pytest.fixture(scope="module")
-def long_commands(library, tmp_path_factory):
-    root = tmp_path_factory.mktemp("kills")
+def long_commands(library, in_memory):
+    root = in_memory / "kills"
     with commands(library, [(root / f"{lane}", LONGER) for lane in range(NUM_LANES)]) as found:
         yield found
 
 
-def test_a_hundred_random_kills(long_commands, tmp_path):
+def test_a_hundred_random_kills(long_commands):
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"\nrepeat these moments with KILL_SEED={seed}")
     spans = spans_of(long_commands[0])
-    undisturbed = long_commands[0].folder.rename(tmp_path / "undisturbed")
+    undisturbed = long_commands[0].folder.rename(long_commands[0].folder.with_name("undisturbed"))
     expected, all_names = results(undisturbed), names(undisturbed)
 
     def once(command, chance, stage):

@@ -16,13 +16,13 @@ MEGABYTES = range(1, 200, 3)
 
 
 @pytest.mark.parametrize("options", [["strategy=khatri_rao"], ["strategy=func"], ["spectrum=topk"]])
-def test_memory_that_runs_out(library, tmp_path, options):
+def test_memory_that_runs_out(library, in_memory, options):
     """From a point on there is enough; before it each run ends by itself, with one line, and loses nothing."""
     overrides = [*LARGER, "stages=[train,compute,aggregate]", *options]
 
     def lane(number, mine):
         seen = []
-        with commands(library, [(tmp_path / f"lane-{number}", overrides)]) as [command]:
+        with commands(library, [(in_memory / options[0] / f"lane-{number}", overrides)]) as [command]:
             command.begin_from(None)
             assert command.run().status == 0
             expected = results(command.folder)

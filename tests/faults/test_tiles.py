@@ -22,10 +22,12 @@ MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_operation_inside_a_shard(library, tmp_path, mode):
+def test_every_operation_inside_a_shard(library, in_memory, mode):
     def lane(number, mine):
         seen = []
-        with commands(library, [(tmp_path / f"lane-{number}", TILED)], **CONSTANTS) as [command]:
+        with commands(library, [(in_memory / f"tiles-{mode}" / f"lane-{number}", TILED)], **CONSTANTS) as [
+            command
+        ]:
             command.begin_from(None)
             count = command.run().count
             expected, all_names = results(command.folder), names(command.folder)
