@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed):
     assert process.returncode == 1
     assert len(lines) == 1
     assert "(No space left on device): make room or choose another folder" in lines[0]
-    assert 3 <= len(there) < 8  # weights and two shards at least
+    assert 3 <= len(there) < 8  # weights and two shards at least, not all
     found = results(folder)
     assert not [name for name in there if name in found and found[name] != undisturbed[name]]
     line = fail(folder, *MANY)

@@ -24,7 +24,7 @@ def test_runs_that_are_started_together(tmp_path):
         )
         for _ in range(NUM_PROCESSES)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in together]
+    outputs = [process.communicate(timeout=300)[0] for process in together]
     codes = [process.returncode for process in together]
     assert 0 in codes, outputs
     for code, output in zip(codes, outputs, strict=True):
