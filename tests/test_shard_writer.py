@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_kill import content
+from outcome import content
 
 from pipeline import shard_writer, tile_stream
 from pipeline.errors import PipelineError
