@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,29 @@ def writing(
 def _opens(path: Path) -> bool:
     """Whether what an earlier process left can be gone on with: its chunks are found."""
     try:
+        _lengthen(path)
         with h5py.File(path, "r") as file:
             file["matrix"].id.chunk_iter(lambda _: None)
     except (KeyError, OSError, RuntimeError):
         return False
     return True
+
+
+def _lengthen(path: Path) -> None:
+    """Let an unfinished file end where its data end.
+
+    HDF5 writes the place where a file ends (8 bytes at 40 of a superblock of version 0) after what points behind it, so
+    that a process that is killed in the middle of a flush leaves chunks outside of the file.
+    """
+    with path.open("r+b", buffering=0) as file:
+        start, end = file.read(48), 0
+        if start[:9] != b"\x89HDF\r\n\x1a\n\0":
+            return
+        with suppress(OSError):  # raised behind the last of the data
+            while True:
+                end = os.lseek(file.fileno(), os.lseek(file.fileno(), end, os.SEEK_DATA), os.SEEK_HOLE)
+        if end > int.from_bytes(start[40:], "little"):
+            os.pwrite(file.fileno(), end.to_bytes(8, "little"), 40)
 
 
 def _opened(path: Path, raw: RawFile, mode: str) -> h5py.File:

@@ -294,3 +294,16 @@ def watched(seen: list[Any], function: Any) -> Any:
         return function(*arguments)
 
     return call
+
+
+def test_a_flush_that_was_cut_short_loses_nothing(path: Path, undisturbed: tuple[Any, Array]) -> None:
+    """HDF5 says last where the file ends: what was flushed lies behind it then."""
+    cut_short(path, 9)
+    before = partial_of(path).read_bytes()[:48]
+    cut_short(path, 24)
+    with partial_of(path).open("r+b") as file:
+        file.write(before)
+    with writing(path) as writer:
+        assert writer.num_there == 6
+        fill(writer)
+    assert all_of(path) == undisturbed[0]
