@@ -12,7 +12,7 @@ run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 test: $(STAMP)  ## format, lint, types, tests
 	BIN=$(BIN) scripts/check.sh
 
-test-faults: $(STAMP)  ## kills, disks that fail or fill up, damaged files, memory that runs out: a quarter of an hour
+test-faults: $(STAMP)  ## kills, disks that fail or fill up, damaged files, memory that runs out
 	$(BIN)/python -m pytest tests/faults -s
 
 test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine, about 5 minutes
