@@ -94,6 +94,11 @@ def _name(spectrum: Decomposition) -> str:
 
 def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
     indices = [shard.attrs["batch_index"] for shard in shards]
+    for index, shard in zip(indices, shards, strict=True):
+        if shard.path.stem != f"batch-{index:05d}":
+            raise PipelineError(
+                f"{shard.path} holds batch {index}: one shard a batch; delete it and run the stage compute again."
+            )
     expected = num_batches or max(shard.attrs["num_batches"] for shard in shards)
     missing = sorted(set(range(expected)) - set(indices))
     if missing:

@@ -363,3 +363,12 @@ def test_the_whole_matrix_gets_all_threads_though_the_parts_had_one_each(folder,
             pytest.skip("a BLAS that has one thread alone")
         of_folder(folder)
     assert counts == {37: {2}, 21: {1}, 3: {1}, 1: {1}, 12: {1}}
+
+
+def test_a_batch_that_is_there_twice_is_not_counted_twice(tmp_path):
+    folder = write(RunFolder(tmp_path), known())
+    shutil.copy(folder.shard(120, 0), folder.shard(120, 3))
+    with pytest.raises(
+        PipelineError, match=r"batch-00003\.h5 holds batch 0: one shard a batch; delete it and"
+    ):
+        list(aggregate(folder, Exact(), Threads()))

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.options import check_count
+
+NUM_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,35 @@ class Local:
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[int]:
-        from distributed import Client, LocalCluster
+        from distributed import Client
 
         logging.getLogger("distributed").setLevel(logging.ERROR)  # workers come and go without saying so
         num_workers = self.num_workers or len(os.sched_getaffinity(0))
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            with (
-                LocalCluster(
-                    n_workers=num_workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    local_directory=str(scratch),
-                    silence_logs=logging.ERROR,
-                ) as cluster,
-                Client(cluster),
-            ):
+            with _started(num_workers, scratch) as cluster, Client(cluster):
                 yield num_workers
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _started(num_workers: int, scratch: Path) -> Any:
+    """A cluster; a worker that is killed while it starts takes all of them along, so they are started again."""
+    from distributed import LocalCluster
+
+    for left in reversed(range(NUM_STARTS)):
+        try:
+            return LocalCluster(
+                n_workers=num_workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                local_directory=str(scratch),
+                silence_logs=logging.ERROR,
+            )
+        except RuntimeError as error:
+            if left == 0:
+                raise PipelineError(
+                    f"Dask's workers do not start ({error}): use cluster=threads, or lower cluster.num_workers."
+                ) from error

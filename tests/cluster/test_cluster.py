@@ -89,3 +89,22 @@ def test_a_number_of_workers_that_is_none_is_refused(cluster, num_workers):
         PipelineError, match=r"^cluster\.num_workers=.*: give a whole number of at least 1, or null"
     ):
         cluster(num_workers)
+
+
+def test_workers_that_do_not_start_are_started_again_and_then_told(tmp_path, monkeypatch):
+    """A worker that is killed while it starts makes Dask give up on all of them."""
+    import distributed
+
+    begun = []
+
+    def start(**options):
+        begun.append(options["n_workers"])
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", start)
+    with pytest.raises(
+        PipelineError, match=r"Dask's workers do not start \(Nanny failed to start\.\): use cluster="
+    ):
+        Local(2).open(tmp_path / "scratch").__enter__()
+    assert begun == [2, 2, 2]
+    assert not (tmp_path / "scratch").exists()
