@@ -47,7 +47,7 @@ def slurm(*command):
 class Started:
     """A sweep's command in the background."""
 
-    def __init__(self, folder, *overrides, script=None):
+    def __init__(self, folder, *overrides, script=None, paths=()):
         self.folder = Path(folder)
         self.printed = self.folder.parent / f"{self.folder.name}.out"
         command = [sys.executable, "-m", "pipeline.run", "-m", *overrides, f"hydra.sweep.dir={folder}"]
@@ -55,7 +55,7 @@ class Started:
             self.process = subprocess.Popen(
                 script or command,
                 cwd=self.folder.parent,
-                env=environment(BIN=str(Path(sys.executable).parent)),
+                env=environment(*paths, BIN=str(Path(sys.executable).parent)),
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )

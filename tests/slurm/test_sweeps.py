@@ -119,17 +119,45 @@ def _check_tracked(tmp_path, preempted):
         assert metrics["lambda_max"] == summary["lambda_max"]
 
 
+SLOW = """
+import time
+from pipeline.criterion import CrossEntropy
+
+
+class Slow:
+    reduction = "mean"
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, outputs, targets):
+        time.sleep(self.seconds)
+        return CrossEntropy()(outputs, targets)
+"""
+
+
 def test_a_job_that_comes_to_its_time_limit_goes_on_where_it_was(tmp_path):
-    """A sweep of one job: SLURM sends the signal at least 40 s before its minute is over, at each start."""
-    long = ("training.num_steps=15000", "training.save_every=200", "training.evaluate_every=3000")
-    options = (*DATA, *long, STAGES, "model=mlp", "strategy=khatri_rao", "seed=5", "tracking=none")
-    limits = (*MINUTE, "hydra.launcher.signal_delay_s=40", "hydra.launcher.max_num_timeout=200")
-    with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options) as sweep:
+    """A sweep of one job of half a minute; at each start SLURM sends the signal after less than that."""
+    (tmp_path / "his_slow.py").write_text(SLOW)
+    long = ("training.num_steps=3000", "training.save_every=50", "training.evaluate_every=1000")
+    options = (
+        *DATA,
+        *long,
+        STAGES,
+        "model=mlp",
+        "strategy=func",
+        "tracking=none",
+        "criterion._target_=his_slow.Slow",
+    )
+    limits = (*MINUTE, "hydra.launcher.signal_delay_s=35", "hydra.launcher.max_num_timeout=200")
+    slow, fast = (f"+criterion.seconds={seconds}" for seconds in (0.01, 0.0))
+    with Started(tmp_path / "jobs", *LAUNCHER, *limits, *options, slow, paths=[tmp_path]) as sweep:
         status, printed = sweep.finish()
     assert status == 0, printed
+    print(f"signals: {sweep.log(0).count(WORDS)}")
     assert sweep.log(0).count(WORDS) >= 1
     assert sweep.log(0).count("job 0: ") == sweep.log(0).count(WORDS) + 1
-    with Started(tmp_path / "other", *options) as undisturbed:
+    with Started(tmp_path / "other", *options, fast, paths=[tmp_path]) as undisturbed:
         status, printed = undisturbed.finish()
     assert status == 0, printed
     assert_same(tmp_path / "jobs", tmp_path / "other", [0])
