@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +24,23 @@ from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
 from pipeline.cluster import Cluster
+from pipeline.densities import densities
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import Array, read_results, write_results
 from pipeline.limits import check_memory, in_words
 from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
-from pipeline.shards import Shard, open_shard, write_shard
+from pipeline.shards import Shard, Tile, open_shard, write_shard
 from pipeline.spectrum import Decomposition, Spectrum
-from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
 from pipeline.terminal import progress
+from pipeline.unfinished import Remembered, Unfinished, remembered
 
 log = logging.getLogger(__name__)
 
 TILES_PER_TASK = 16
+SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
 LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
@@ -67,9 +72,11 @@ def aggregate(
             if there and attrs.get("inputs_hash") == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
-                attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers)
+                unfinished = Unfinished(folder.unfinished(step), inputs_hash)
+                attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
                 attrs["inputs_hash"] = inputs_hash
                 write_results(path, attrs, arrays)
+                unfinished.remove()
             if attrs["frobenius_norm"] == 0:
                 log.warning(
                     "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
@@ -122,21 +129,34 @@ def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
 
 
 def _aggregate_step(
-    folder: RunFolder, step: int, shards: Sequence[Shard], spectrum: Decomposition, num_workers: int
+    folder: RunFolder,
+    step: int,
+    shards: Sequence[Shard],
+    spectrum: Decomposition,
+    num_workers: int,
+    unfinished: Unfinished,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Attributes and arrays of one spectra file."""
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
-    mean, moments = write_mean(folder, step, shards, weighting, num_workers)
+    mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
     spans = _affordable(mean, spectrum)
-    matrices = [Part(shard.path) for shard in shards] if len(shards) > 1 else []
-    tasks = [delayed(_decompose)(matrix, spectrum.of_batch(), spectrum.in_memory) for matrix in matrices]
-    tasks += [delayed(_decompose)(Part(mean.path, span), spectrum, spectrum.in_memory) for _, span in spans]
+    batch_paths = [shard.path for shard in shards] if len(shards) > 1 else []
+    tasks = [
+        delayed(_decompose)(Part(path), spectrum.of_batch(), spectrum.in_memory, unfinished, path.stem)
+        for path in batch_paths
+    ]
+    tasks += [
+        delayed(_decompose)(
+            Part(mean.path, span), spectrum, spectrum.in_memory, unfinished, f"rows-{span.start}"
+        )
+        for _, span in spans
+    ]
     # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
     with threadpool_limits(1):
         parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
-    top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, num_threads=None)
-    batches, layers = parts[: len(matrices)] or [top], parts[len(matrices) :]
+    top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, unfinished, "mean", num_threads=None)
+    batches, layers = parts[: len(batch_paths)] or [top], parts[len(batch_paths) :]
     attrs = {key: shards[0].attrs[key] for key in SHARED} | {
         "format_version": 1,
         "spectrum": _name(spectrum),
@@ -160,7 +180,7 @@ def _aggregate_step(
             for (name, _), layer in zip(spans, layers, strict=True)
         },
         **_of_batches(shards, top, batches, moments, weighting),
-        **_densities(top, batches),
+        **densities(top, batches),
     }
     return attrs, arrays
 
@@ -189,19 +209,43 @@ def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]
 
 
 def write_mean(
-    folder: RunFolder, step: int, shards: Sequence[Shard], weighting: Weighting, num_workers: int
+    folder: RunFolder,
+    step: int,
+    shards: Sequence[Shard],
+    weighting: Weighting,
+    num_workers: int,
+    unfinished: Unfinished,
 ) -> tuple[Shard, Moments]:
-    """The weighted mean of the shards, and the sums over all tiles; the mean of one shard is that shard."""
+    """The weighted mean of the shards, and the sums over all tiles; the mean of one shard is that shard.
+
+    Cut short, it goes on where it was: with the tiles that the shard's journal holds, and the sums that were saved.
+    """
     first, tiles = shards[0], shards[0].tile_indices()
     groups = [tiles[i : i + TILES_PER_TASK] for i in range(0, len(tiles), TILES_PER_TASK)]
     bare = [replace(shard) for shard in shards]  # without what they have read: they go to other processes
-    tasks = [delayed(pool_tiles)(bare, weighting, group) for group in groups]
-    results = _results(tasks, num_workers, f"mean at step {step}")
     moments = Moments.zero(len(shards), first.parameters)
+    ends = list(accumulate(map(len, groups)))
+    num_summed = unfinished.load_sums(moments, ends)
+    if num_summed == len(groups) and (there := _mean_of(folder.mean(step), unfinished.identity)):
+        return there, moments
+
+    def pooled(wanted: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
+        """The means of the tiles of some groups; the sums of those that are new are added."""
+        tasks = [delayed(pool_tiles)(bare, weighting, groups[index]) for index in wanted]
+        saved = time.monotonic()
+        results = _results(tasks, num_workers, f"mean at step {step}")
+        for index, (means, sums) in zip(wanted, results, strict=True):
+            yield means  # first: what is saved as summed has been handed to the writer
+            if index >= num_summed:
+                moments.add(sums)
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    unfinished.save_sums(moments, ends[index])
+                    saved = time.monotonic()
+
     if len(shards) == 1:
         folder.mean(step).unlink(missing_ok=True)  # of more batches, once
-        for _, sums in results:
-            moments.add(sums)
+        for _ in pooled(range(num_summed, len(groups))):
+            pass
         return first, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
@@ -210,13 +254,28 @@ def write_mean(
         "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),
         "gradient_norm": float(np.linalg.norm(gradient)),
     }
-    dtype = str(first.dtype)
-    with write_shard(folder.mean(step), first.parameters, dtype, attrs, gradient, first.tile) as writer:
-        for means, sums in results:
-            moments.add(sums)
+    attrs["inputs_hash"] = unfinished.identity
+    with write_shard(
+        folder.mean(step), first.parameters, str(first.dtype), attrs, gradient, first.tile, identity=attrs
+    ) as writer:
+        grid = first.grid
+        missing = [any(writer.wanted(grid.span(i), grid.span(j)) for i, j in group) for group in groups]
+        if not all(missing):
+            log.info("the mean at step %d: %d tiles are there already.", step, writer.num_there)
+        for means in pooled([k for k in range(len(groups)) if missing[k] or k >= num_summed]):
             for tile, values in means:
                 writer.put(tile, values)
+    unfinished.save_sums(moments, ends[-1])
     return open_shard(folder.mean(step)), moments
+
+
+def _mean_of(path: Path, inputs_hash: str) -> Shard | None:
+    """The mean that is there, if it is of these inputs."""
+    try:
+        mean = open_shard(path) if path.exists() else None
+    except PipelineError:  # damaged: it is made again
+        return None
+    return mean if mean is not None and mean.attrs.get("inputs_hash") == inputs_hash else None
 
 
 def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:
@@ -240,11 +299,21 @@ def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterat
 
 
 def _decompose(
-    matrix: Part, decomposition: Decomposition, in_memory: bool, num_threads: int | None = 1
+    matrix: Part,
+    decomposition: Decomposition,
+    in_memory: bool,
+    unfinished: Unfinished,
+    name: str,
+    num_threads: int | None = 1,
 ) -> Spectrum:
+    def make() -> Spectrum:
+        if in_memory:
+            return decomposition.decompose(matrix.held())
+        stored = replace(matrix, single=decomposition.single)
+        return decomposition.decompose(Remembered(stored, unfinished, name))
+
     with threadpool_limits(num_threads):
-        held = matrix.held() if in_memory else replace(matrix, single=decomposition.single)
-        return decomposition.decompose(held)
+        return remembered(unfinished, name, make)
 
 
 def _headline(
@@ -318,40 +387,3 @@ def _overlaps(spectra: Sequence[Spectrum]) -> Array:
             for one in spectra
         ]
     )
-
-
-def _densities(whole: Spectrum, batches: Sequence[Spectrum]) -> dict[str, Array]:
-    """Densities of the mean and of each batch on one grid, with the standard error of the mean's.
-
-    Where the mean's is estimated, the grid is linear within what its nodes resolve. A batch's is NaN where its nodes
-    do not resolve what the grid shows.
-    """
-    ends = np.array([spectrum.eigenvalues[[0, -1]] for spectrum in (whole, *batches)])
-    seen = [s.quadrature.nodes[[0, -1]] for s in (whole, *batches) if s.quadrature is not None]
-    ends = np.concatenate([ends, *(pair[None] for pair in seen)])
-    smallest, largest = float(ends.min()), float(ends.max())
-    resolution = _resolution(whole) / (max(abs(smallest), abs(largest)) or 1.0)
-    grid = fit_grid(smallest, largest, relative_threshold=max(1e-6, resolution))
-    values, error = _density(whole, grid)
-    return {
-        "density/grid": grid.eigenvalues,
-        "density/values": values,
-        **({} if whole.complete else {"density/standard_error": error}),
-        "density/batches": np.array([_density(batch, grid)[0] for batch in batches]),
-    }
-
-
-def _resolution(spectrum: Spectrum) -> float:
-    if spectrum.complete or spectrum.quadrature is None:
-        return 0.0
-    return resolution_of(spectrum.quadrature)
-
-
-def _density(spectrum: Spectrum, grid: Grid) -> tuple[Array, Array]:
-    if spectrum.complete or spectrum.quadrature is None:
-        values = density_of(spectrum.eigenvalues, grid)
-        return values, np.zeros_like(values)
-    values, error = estimate(spectrum.quadrature, grid)
-    resolution = _resolution(spectrum)
-    unresolved = np.abs(grid.eigenvalues) < (resolution if resolution > grid.threshold else 0.0)
-    return np.where(unresolved, np.nan, values), np.where(unresolved, np.nan, error)

@@ -80,6 +80,10 @@ class RunFolder:
         """The loss along the top eigenvectors."""
         return self.path / "slices" / f"step-{step:06d}.h5"
 
+    def unfinished(self, step: int) -> Path:
+        """What the aggregation of a step has found before its spectra file is whole."""
+        return self.spectra / f".step-{step:06d}"
+
     def checkpoint_steps(self) -> list[int]:
         """Training steps that have a checkpoint, ascending."""
         return _steps(self.checkpoints.glob("step-*.safetensors"))

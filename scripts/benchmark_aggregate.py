@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from pipeline.layout import Layout
 from pipeline.moments import Weighting
 from pipeline.shards import open_shard, write_shard
 from pipeline.spectrum import TopK
+from pipeline.unfinished import Unfinished
 
 LAYOUT = Layout(
     ("0.weight", "0.bias", "2.weight", "2.bias"), ((120, 60), (120,), (5, 120), (20,))
@@ -95,8 +97,10 @@ def mean_of(folder: RunFolder, num_workers: int) -> None:
     shards = [open_shard(path) for path in folder.shard_paths(0)]
     weighting = Weighting.of([128] * len(shards), "mean")
     folder.mean(0).unlink(missing_ok=True)
+    unfinished = Unfinished(folder.unfinished(0), "")
     with Threads(num_workers).open(folder.path):
-        write_mean(folder, 0, shards, weighting, num_workers)
+        write_mean(folder, 0, shards, weighting, num_workers, unfinished)
+    unfinished.remove()
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -148,7 +152,8 @@ def peak_memory(path: Path, number: int) -> float:
         "shards = [open_shard(path) for path in folder.shard_paths(0)[:number]]\n"
         "before = peak_of_this_process()\n"
         "with Threads(2).open(folder.path):\n"
-        "    write_mean(folder, 0, shards, Weighting.of([128] * number, 'mean'), 2)\n"
+        "    weighting = Weighting.of([128] * number, 'mean')\n"
+        "    write_mean(folder, 0, shards, weighting, 2, Unfinished(folder.path / 'sums', '0'))\n"
         "print(peak_of_this_process() - before)\n"
     )
     root = Path(__file__).resolve().parents[1]
@@ -170,6 +175,7 @@ def compare_memory(folder: RunFolder, numbers: tuple[int, ...]) -> None:
             f"the mean of {number:3} shards: {peak_memory(folder.path, number):.0f} MiB at the peak",
             flush=True,
         )
+        shutil.rmtree(folder.path / "sums")
     for index in range(8, max(numbers)):
         folder.shard(0, index).unlink()
 
