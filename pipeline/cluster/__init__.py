@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.cluster.address import Address
 from pipeline.cluster.local import Local
 from pipeline.cluster.slurm import Slurm
 from pipeline.cluster.threads import Threads
@@ -22,4 +23,4 @@ class Cluster(Protocol):
         ...
 
 
-__all__ = ["Cluster", "Local", "Slurm", "Threads"]
+__all__ = ["Address", "Cluster", "Local", "Slurm", "Threads"]
