@@ -119,8 +119,11 @@ def compute_step(
     criterion: Criterion,
     batches: Sequence[Batch],
     recipe: Recipe,
+    only: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the shards of one checkpoint that are not there yet; give the attributes of each batch's shard.
+
+    only: the one batch that is looked at.
 
     Raises:
         PipelineError: a shard in the folder belongs to another config or other weights, the loss is not
@@ -137,7 +140,7 @@ def compute_step(
         "num_batches": len(batches),
     }
     there = sum(folder.shard(step, index).exists() for index in range(len(batches)))
-    if there:
+    if there and only is None:
         log.info(
             "step %d: %d of %d shards are there already.",
             step,
@@ -145,6 +148,8 @@ def compute_step(
             len(batches),
         )
     for index, batch in enumerate(progress(batches, f"Hessians at step {step}")):
+        if only is not None and index != only:
+            continue
         path = folder.shard(step, index)
         identity = {**names, "batch_index": index, "num_samples": batch.num_samples}
         attrs = _attrs_of(path)

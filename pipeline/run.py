@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -70,7 +70,9 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
             if subject is not None and Stage.compute in wanted:
-                stages.compute(diary, subject, settings, matrix, strategy)
+                stages.compute(
+                    diary, subject, settings, matrix, strategy, _elsewhere(config, settings, folder)
+                )
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
             if subject is not None and Stage.slices in wanted:
@@ -78,6 +80,32 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if Stage.report in wanted:
                 stages.report(diary, settings)
             diary.close()
+
+
+def _elsewhere(
+    config: DictConfig, settings: dict[str, Any], folder: RunFolder
+) -> Callable[[list[tuple[int, int]]], None] | None:
+    """How shards are computed by workers of a cluster; None for threads, which share this process's cores anyway."""
+    from pipeline.cluster import Threads
+
+    cluster = build(config, "cluster")
+    if isinstance(cluster, Threads):
+        return None
+
+    def compute(missing: list[tuple[int, int]]) -> None:
+        from pipeline.cluster.fan_out import fan_out
+        from pipeline.worker import compute_shard
+
+        arguments = [(settings, str(folder.path.absolute()), *shard) for shard in missing]
+        fan_out(cluster, folder.path / ".dask", compute_shard, arguments)
+
+    return compute
+
+
+def as_config(settings: Mapping[str, Any]) -> DictConfig:
+    """The config whose resolved settings these are, in a process that Hydra did not start."""
+    known = {key: settings[key] for key in Config.__dataclass_fields__ if key in settings}
+    return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(known))  # type: ignore[return-value]
 
 
 def build(config: DictConfig, group: str) -> Any:
@@ -90,7 +118,11 @@ def build(config: DictConfig, group: str) -> Any:
     options = config[group]
     target = _locate(group, options._target_)
     parameters = signature(target).parameters
-    if not options._target_.startswith("pipeline.") and not _takes_any(parameters):
+    if (
+        HydraConfig.initialized()
+        and not options._target_.startswith("pipeline.")
+        and not _takes_any(parameters)
+    ):
         given = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
         strange = [
             key for key in options if key not in ("_target_", *parameters) and f"{group}.{key}" not in given

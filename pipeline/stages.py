@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import Cluster
 from pipeline.config import Blocks, Stage, Verify
@@ -27,6 +27,9 @@ from pipeline.subject import Subject
 from pipeline.terminal import say, table
 from pipeline.tracking import TrackedRun
 from pipeline.training import Training
+
+if TYPE_CHECKING:
+    from pipeline.compute import Recipe
 
 log = logging.getLogger("pipeline")
 
@@ -187,37 +190,38 @@ def train(
 
 
 def compute(
-    diary: Diary, subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy
+    diary: Diary,
+    subject: Subject,
+    settings: Mapping[str, Any],
+    matrix: Matrix,
+    strategy: Strategy,
+    elsewhere: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> None:
     """Shards: one for each batch at each checkpoint.
+
+    elsewhere: computes the shards of these steps and batches in other processes; they are checked here.
 
     Raises:
         PipelineError: the folder has no checkpoint.
     """
     from pipeline.checkpoints import load_weights
-    from pipeline.compute import Recipe, compute_step, split
+    from pipeline.compute import compute_step
 
     steps = diary.folder.checkpoint_steps()
     if not steps:
         raise PipelineError(
             f"{diary.folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
         )
-    batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
-    names = {
-        "strategy": _name(strategy, STRATEGIES),
-        "matrix": _name(matrix, MATRICES),
-        "reduction": str(getattr(subject.criterion, "reduction", "mean")),
-        "config_hash": settings["config_hash"],
-    }
-    recipe = Recipe(
-        matrix,
-        strategy,
-        settings["parameters"],
-        names,
-        Verify[settings["verify"]],
-        Blocks[settings["blocks"]],
-    )
+    batches, recipe = _recipe(subject, settings, matrix, strategy)
     with diary.stage(Stage.compute):
+        missing = [
+            (step, index)
+            for step in steps
+            for index in range(len(batches))
+            if not diary.folder.shard(step, index).exists()
+        ]
+        if elsewhere is not None and missing:
+            elsewhere(missing)
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
             for attrs in compute_step(diary.folder, step, subject.model, subject.criterion, batches, recipe):
@@ -225,6 +229,47 @@ def compute(
                 numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
                 diary.tracked.log_metrics(numbers, attrs["batch_index"])
     diary.tracked.set_tags({"shards": str(diary.folder.shards)})
+
+
+def compute_one(
+    folder: RunFolder,
+    subject: Subject,
+    settings: Mapping[str, Any],
+    matrix: Matrix,
+    strategy: Strategy,
+    step: int,
+    batch: int,
+) -> None:
+    """One shard, in a process that has nothing else to do."""
+    from pipeline.checkpoints import load_weights
+    from pipeline.compute import compute_step
+
+    load_weights(folder.checkpoint(step), subject.model)
+    batches, recipe = _recipe(subject, settings, matrix, strategy)
+    for _ in compute_step(folder, step, subject.model, subject.criterion, batches, recipe, batch):
+        pass
+
+
+def _recipe(
+    subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy
+) -> tuple[list[Batch], Recipe]:
+    from pipeline.compute import Recipe, split
+
+    batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
+    names = {
+        "strategy": _name(strategy, STRATEGIES),
+        "matrix": _name(matrix, MATRICES),
+        "reduction": str(getattr(subject.criterion, "reduction", "mean")),
+        "config_hash": settings["config_hash"],
+    }
+    return batches, Recipe(
+        matrix,
+        strategy,
+        settings["parameters"],
+        names,
+        Verify[settings["verify"]],
+        Blocks[settings["blocks"]],
+    )
 
 
 def _name(choice: object, kinds: Mapping[str, type]) -> str:

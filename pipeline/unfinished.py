@@ -132,9 +132,11 @@ def _encoded(spectrum: Spectrum) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _spectrum(found: Results) -> Spectrum:
-    names = ("eigenvalues", "top_eigenvalues", "top_eigenvectors", "residuals")
     return Spectrum(
-        *(found.arrays[name] for name in names),
+        eigenvalues=found.arrays["eigenvalues"],
+        top_eigenvalues=found.arrays["top_eigenvalues"],
+        top_eigenvectors=found.arrays["top_eigenvectors"],
+        residuals=found.arrays["residuals"],
         complete=bool(found.attrs["complete"]),
         quadrature=_quadrature(found, "quadrature"),
         num_passes=int(found.attrs["num_passes"]),
@@ -144,7 +146,9 @@ def _spectrum(found: Results) -> Spectrum:
 def _quadrature(found: Results, prefix: str) -> Quadrature | None:
     if f"{prefix}/nodes" not in found.arrays:
         return None
-    arrays = (found.arrays[f"{prefix}/{name}"] for name in ("nodes", "weights"))
     return Quadrature(
-        *arrays, int(found.attrs[f"{prefix}/num_rows"]), _quadrature(found, f"{prefix}/earlier")
+        nodes=found.arrays[f"{prefix}/nodes"],
+        weights=found.arrays[f"{prefix}/weights"],
+        num_rows=int(found.attrs[f"{prefix}/num_rows"]),
+        earlier=_quadrature(found, f"{prefix}/earlier"),
     )

@@ -1,0 +1,26 @@
+"""One function with many arguments, on the workers of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dask.base import compute
+from dask.delayed import delayed
+
+
+class Workers(Protocol):
+    def open(self, scratch: Path) -> AbstractContextManager[int]: ...
+
+
+def fan_out(
+    cluster: Workers, scratch: Path, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+) -> None:
+    """Call the function once with each of the arguments; a call whose worker dies is made again on another.
+
+    It is told paths and settings, and leaves files: nothing comes back. What it raises is raised here.
+    """
+    with cluster.open(scratch):
+        compute(*(delayed(function, pure=False)(*each) for each in arguments))
