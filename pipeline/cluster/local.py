@@ -57,7 +57,7 @@ def _started(num_workers: int, scratch: Path) -> Any:
                 host="127.0.0.1",
                 dashboard_address=None,
                 local_directory=str(scratch),
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # what a task raises is raised here; the worker need not print it
             )
         except RuntimeError as error:
             if left == 0:
