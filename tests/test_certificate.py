@@ -80,6 +80,21 @@ def test_one_entry_that_is_off_is_found(name, entry):
     assert not certificate_of(net, matrix, torch.float64).passed
 
 
+@pytest.mark.parametrize("distance", [1e-5, 1e-6, 1e-7])
+def test_a_kink_beside_the_weights_is_stepped_around(distance):
+    """One ReLU of one sample is so near to its kink that the first difference reaches across it."""
+    net = built(NETS["relu"])
+    inputs, labels = batch()
+    with torch.no_grad():
+        net[0].bias[3] += distance - net[0](inputs)[5, 3]
+    matrix = hessian(net, nn.CrossEntropyLoss(), inputs, labels, strategy="autograd")
+    found = certificate_of(net, matrix, torch.float64)
+    assert found.passed
+    assert found.tolerance < 0.01
+    matrix[9, 4] += 0.1 * matrix.abs().max()
+    assert not certificate_of(net, matrix, torch.float64).passed
+
+
 def test_one_triangle_alone_does_not_pass():
     net = built(NETS["tanh"])
     matrix = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
