@@ -26,14 +26,15 @@ from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
 from pipeline.shard_writer import ShardWriter, write_shard
 from pipeline.shards import open_shard
+from pipeline.storage import Plain, Storage
 from pipeline.strategy import Auto, Strategy
 from pipeline.terminal import progress
-from pipeline.tiles import TILE
 
 MAY_DIFFER = (
     "torch_version",
     "num_batches",
 )  # between a shard that is there and the run that takes it as it is
+AS_COMPUTED = Plain()
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +45,7 @@ class Recipe:
     parameters: names or globs of the weights to differentiate by; None for all that require grad.
     names: attributes of every shard: the names of strategy and matrix, the reduction, the config's hash.
     verify: what becomes of a matrix that fails its certificate.
-    blocks: all of the matrix, or the diagonal blocks of the layers alone.
+    blocks: all of the matrix, or the diagonal blocks of the layers alone. storage: how it lies in its file.
     """
 
     matrix: Matrix
@@ -53,6 +54,7 @@ class Recipe:
     names: dict[str, str]
     verify: Verify = Verify.error
     blocks: Blocks = Blocks.all
+    storage: Storage = AS_COMPUTED
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,18 @@ def _compute_shard(
     path, layout = folder.shard(identity["step"], identity["batch_index"]), Layout.of(params)
     probes = directions(layout.num_parameters)
     depends_on = {key: value for key, value in identity.items() if key != "num_batches"}
+    stored = recipe.storage.precision or dtype
     with write_shard(
-        path, layout, dtype, attrs, gradient.cpu().numpy(), TILE, probes.numpy(), depends_on
+        path,
+        layout,
+        stored,
+        attrs,
+        gradient.cpu().numpy(),
+        recipe.storage.tile,
+        probes.numpy(),
+        depends_on,
+        computed=dtype,
+        packed=recipe.storage.compression,
     ) as writer:
         if writer.num_there:
             log.info(
@@ -208,9 +220,12 @@ def _compute_shard(
             for block in _blocks(recipe, attrs, part, batch, writer):
                 rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
                 writer.add(rows, cols, block.values.detach().cpu().numpy())
+        if stored != dtype:
+            attrs |= writer.rounding
         if recipe.verify != Verify.off:
+            precision = torch.float32 if stored == "float32" else gradient.dtype
             products = torch.from_numpy(writer.products).to(gradient.device)
-            found = [_certify(recipe, part, batch, probes, products, gradient.dtype) for part in parts]
+            found = [_certify(recipe, part, batch, probes, products, precision) for part in parts]
             worst = max(found, key=lambda certificate: certificate.probe_error / certificate.tolerance)
             attrs |= {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}
             if not worst.passed:

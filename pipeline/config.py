@@ -73,6 +73,7 @@ class Config:
     training: Any = MISSING
     matrix: Any = MISSING
     strategy: Any = MISSING
+    storage: Any = MISSING
     spectrum: Any = MISSING
     cluster: Any = MISSING
     tracking: Any = MISSING
@@ -92,8 +93,11 @@ HASHED = (
     "training",
     "matrix",
     "strategy",
+    "storage",
 )
 NOT_HASHED = (  # how fast, how often looked at, how often saved
+    "storage._target_",
+    "storage.tile",
     "strategy.chunk_size",
     "strategy.few_weights",
     "strategy.megabytes",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.raw_file import RawFile
 
 Array = NDArray[Any]
 File = h5py.File
+NUMBERS = count()  # HDF5 tells files in memory apart by name
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
 
 
@@ -77,13 +79,15 @@ class Output:
         self.file.flush()
         self.raw.check()
 
-    def write_chunk(self, dataset: h5py.Dataset, corner: tuple[int, ...], content: Array) -> None:
-        """Write the chunk that begins at `corner`.
+    def write_chunk(
+        self, dataset: h5py.Dataset, corner: tuple[int, ...], content: Array | bytes, mask: int = 0
+    ) -> None:
+        """Write the chunk that begins at `corner`; mask: the filters that were not applied to it.
 
         Raises:
             OSError: it cannot be written.
         """
-        dataset.id.write_direct_chunk(corner, content)
+        dataset.id.write_direct_chunk(corner, content, mask)
         self.raw.check()
 
 
@@ -174,19 +178,73 @@ def _fault_behind(error: Exception) -> OSError | None:
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
-def places_of(dataset: h5py.Dataset, num_bytes: int) -> Array:
-    """Where in the file each chunk of a matrix begins, by row and column of chunks; -1 where none of that size is.
+def filter_options(compression: str | None) -> dict[str, Any]:
+    """What makes a dataset whose chunks are packed so.
 
-    Whoever knows it reads chunks without HDF5, which lets one thread in at a time.
+    Raises:
+        PipelineError: this program knows no such packing.
+    """
+    if compression is None:
+        return {}
+    if compression != "blosc2":
+        raise PipelineError(f"compression {compression!r} is not known here: use a newer program.")
+    import hdf5plugin
+
+    return dict(hdf5plugin.Blosc2(cname="zstd", clevel=1, filters=hdf5plugin.Blosc2.SHUFFLE))
+
+
+class Packer:
+    """Packs and unpacks (b, b) chunks as HDF5's filters do, by way of a file in memory that holds one chunk.
+
+    So the bytes of a chunk can be checksummed as they lie on the disk, where no other code of the filter is at hand.
+    """
+
+    def __init__(self, compression: str, dtype: np.dtype[Any], size: int) -> None:
+        self._file = h5py.File(
+            f"packer-{next(NUMBERS)}", "w", driver="core", backing_store=False, rdcc_nbytes=0
+        )
+        shape = (size, size)
+        options = filter_options(compression)
+        self._chunk = self._file.create_dataset("chunk", shape, dtype, chunks=shape, **options)
+        self._content = np.empty(shape, dtype)
+
+    def pack(self, values: Array) -> tuple[bytes, int]:
+        """The bytes, and the mask of the filters that were left out as they would not have made them fewer."""
+        self._chunk[...] = values
+        self._file.flush()
+        mask, content = self._chunk.id.read_direct_chunk((0, 0))
+        return bytes(content), int(mask)
+
+    def unpack(self, content: bytes) -> Array:
+        """The values.
+
+        Raises:
+            OSError: the bytes are not what `pack` gave.
+        """
+        if len(content) == self._content.nbytes:  # the filter was left out
+            return np.frombuffer(content, self._chunk.dtype).reshape(self._chunk.shape)
+        self._chunk.id.write_direct_chunk((0, 0), content)
+        values: Array = self._chunk[...]
+        return values
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def places_of(dataset: h5py.Dataset, num_bytes: int | None) -> Array:
+    """Where in the file each chunk of a matrix begins, and how many bytes it has, (n, n, 2); -1 where there is none.
+
+    num_bytes: of each chunk; None, where they are packed. Whoever knows it reads chunks without HDF5, which lets one
+    thread in at a time.
     """
     rows, cols = (-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True))
-    places = np.full((rows, cols), -1, np.int64)
+    places = np.full((rows, cols, 2), -1, np.int64)
 
     def note(chunk: Any) -> None:
         i, j = (start // size for start, size in zip(chunk.chunk_offset, dataset.chunks, strict=True))
         inside = i < rows and j < cols  # not where the file is damaged
-        if inside and chunk.size == num_bytes and chunk.byte_offset is not None:
-            places[i, j] = min(chunk.byte_offset, np.iinfo(np.int64).max)
+        if inside and num_bytes in (None, chunk.size) and chunk.byte_offset is not None:
+            places[i, j] = min(chunk.byte_offset, np.iinfo(np.int64).max), chunk.size
 
     dataset.id.chunk_iter(note)
     return places

@@ -15,16 +15,18 @@ from pipeline.folder import write_atomically
 
 
 class Entry(NamedTuple):
-    """A tile (row, column) and the CRC-32 of its content."""
+    """A tile (row, column), the CRC-32 of its content, its largest entry, and how far rounding moved one."""
 
     row: int
     column: int
     checksum: int
+    largest: float = 0.0
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Lines `row column checksum check`, after a first line that says what the tiles belong to.
+    """Lines of an entry's numbers and `check`, after a first line that says what the tiles belong to.
 
     check: the CRC-32 of all that stands before it, so that a torn line, and what follows one, counts for nothing.
     identity: a digest of all that the tiles depend on; entries of another identity count for nothing either.
@@ -52,7 +54,8 @@ class Journal:
             told = line[: line.rfind(b" ") + 1]
             if line != _line(told, check):
                 break
-            entries.append(Entry(*map(int, told.split())))
+            row, column, checksum, *numbers = told.split()
+            entries.append(Entry(int(row), int(column), int(checksum), *map(float, numbers)))
             check, start = zlib.crc32(line, check), stop
         return entries
 
@@ -84,7 +87,7 @@ class Journal:
         text = bytearray(content)
         check = zlib.crc32(text)
         for entry in entries:
-            line = _line(b"%d %d %d " % entry, check)
+            line = _line(f"{' '.join(map(repr, entry))} ".encode(), check)
             check = zlib.crc32(line, check)
             text += line
         return bytes(text)

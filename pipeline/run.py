@@ -57,9 +57,11 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
         from pipeline import stages  # torch and all the rest: not before the config is known to be right
 
-        matrix, strategy, spectrum = (build(config, group) for group in ("matrix", "strategy", "spectrum"))
+        matrix, strategy, storage, spectrum = (
+            build(config, group) for group in ("matrix", "strategy", "storage", "spectrum")
+        )
         if subject is not None:
-            stages.check_plan(folder, subject, settings, matrix, strategy, spectrum)
+            stages.check_plan(folder, subject, settings, matrix, strategy, spectrum, storage)
             keep(folder, settings)
             log.info(
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
@@ -70,9 +72,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
             if subject is not None and Stage.compute in wanted:
-                stages.compute(
-                    diary, subject, settings, matrix, strategy, _elsewhere(config, settings, folder)
-                )
+                elsewhere = _elsewhere(config, settings, folder)
+                stages.compute(diary, subject, settings, matrix, strategy, elsewhere, storage)
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
             if subject is not None and Stage.slices in wanted:

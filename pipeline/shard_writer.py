@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.folder import partial_of
-from pipeline.hdf5 import Array, File, attributes, strings, writing
+from pipeline.hdf5 import Array, File, attributes, filter_options, strings, writing
 from pipeline.journal import Entry, Journal
 from pipeline.layout import Layout
 from pipeline.tile_stream import TileStream
@@ -67,6 +67,13 @@ class ShardWriter:
         self._stream.drain()
         return self._stream.products
 
+    @property
+    def rounding(self) -> dict[str, float]:
+        """How far rounding to the stored dtype moved an entry at most, and that relative to the largest one."""
+        self._stream.drain()
+        moved, largest = self._stream.rounding, self._stream.largest
+        return {"rounding_abs": moved, "rounding_rel": moved / largest if largest else 0.0}
+
     def close(self) -> Array:
         """The checksums; every tile must have been filled."""
         self._stream.drain()
@@ -118,11 +125,14 @@ def write_shard(
     directions: Array | None = None,
     identity: Mapping[str, Any] | None = None,
     part: Collection[Tile] | None = None,
+    computed: str | None = None,
+    packed: str | None = None,
 ) -> Iterator[ShardWriter]:
     """Write the shard `path` through the writer that the body gets; nothing is at `path` unless all of it went well.
 
     attrs: taken when the body ends, so that it may add to them. directions: (P, m), multiplied by the matrix as it is
-    written: `writer.products`. part: write these tiles alone.
+    written: `writer.products`. part: write these tiles alone. computed: the dtype of what comes, if it is not `dtype`.
+    packed: what tiles are packed with, None or "blosc2".
     identity: all that the entries depend on. With it, tiles are recorded as they reach the disk, in a journal beside
     the unfinished file. When the body is cut short, by a kill or by anything but a PipelineError, the next call with
     the same identity takes those that are as they were recorded, and `writer.wanted` says what is still to do.
@@ -136,21 +146,31 @@ def write_shard(
     grid = Grid.of(layout, tile, blocks)
     journal, recorded = None, list[Entry]()
     if identity is not None:
-        form = [layout.names, layout.shapes, dtype, grid.size, blocks, part and sorted(part), FORMAT_VERSION]
+        form = [
+            layout.names,
+            layout.shapes,
+            dtype,
+            grid.size,
+            blocks,
+            part and sorted(part),
+            packed,
+            FORMAT_VERSION,
+        ]
         journal = Journal.beside(path, {"of": dict(identity), "form": form})
         recorded = journal.read()
     num_bytes = file_size(layout, np.dtype(dtype).itemsize, blocks, tile, part)
     try:
         with writing(path, num_bytes, bool(recorded), lambda error: _is_kept(error, journal)) as output:
-            matrix = _matrix(output.file, grid, dtype)
-            with TileStream(output, matrix, grid, directions, journal) as stream:
+            matrix = _matrix(output.file, grid, dtype, packed)
+            with TileStream(output, matrix, grid, directions, journal, computed, packed) as stream:
                 missing, there = grid.stored(part), stream.restore(recorded)
                 for sound in there:
                     missing[sound] = False
                 writer = ShardWriter(grid, stream, missing, len(there))
                 yield writer
                 checksums = writer.close()
-            _finish(output.file, layout, checksums, gradient, {**attrs, "dtype": dtype})
+            packing = {"compression": packed} if packed else {}
+            _finish(output.file, layout, checksums, gradient, {**attrs, **packing, "dtype": dtype})
     finally:
         if journal is not None and not partial_of(path).exists():
             journal.remove()
@@ -162,12 +182,13 @@ def _is_kept(error: BaseException, journal: Journal | None) -> bool:
     return journal is not None and journal.path.exists() and not refused
 
 
-def _matrix(file: File, grid: Grid, dtype: str) -> Any:
+def _matrix(file: File, grid: Grid, dtype: str, packed: str | None) -> Any:
     """The dataset of the matrix: a new one, or that of a file that is taken up again."""
     if "matrix" in file:
         return file["matrix"]
     shape, chunks = (grid.num_rows, grid.num_rows), (grid.size, grid.size)
-    matrix = file.create_dataset("matrix", shape, dtype, chunks=chunks, fillvalue=np.nan)
+    options = filter_options(packed)
+    matrix = file.create_dataset("matrix", shape, dtype, chunks=chunks, fillvalue=np.nan, **options)
     matrix.attrs["triangle"] = "lower"
     return matrix
 

@@ -81,8 +81,10 @@ class Shard:
         """
         tiles = self.grid.all_tiles() if wanted is None else list(wanted)
         stored = [tile for tile in tiles if not self.grid.is_outside(tile)]
-        places, checksums = _chunks_of(self.path, _stamp(self.path), self.tile**2 * self.dtype.itemsize)
-        with TileFile(self.path, places, self.dtype, self.tile) as file:
+        packed = self.attrs.get("compression")
+        num_bytes = None if packed else self.tile**2 * self.dtype.itemsize
+        places, checksums = _chunks_of(self.path, _stamp(self.path), num_bytes)
+        with TileFile(self.path, places, self.dtype, self.tile, packed) as file:
             found = file.read(stored)
             for tile in tiles:
                 height, width = (span.stop - span.start for span in map(self.grid.span, tile))
@@ -186,7 +188,7 @@ def open_shard(path: str | Path) -> Shard:
 
 
 @lru_cache(maxsize=32)
-def _chunks_of(path: Path, stamp: tuple[int, ...], num_bytes: int) -> tuple[Array, Array]:
+def _chunks_of(path: Path, stamp: tuple[int, ...], num_bytes: int | None) -> tuple[Array, Array]:
     """Where the tiles begin in the file, and their checksums, (n, n); known once in a process, as long as it stays."""
     with reading(path) as file:
         return places_of(file["matrix"], num_bytes), file["checksums"][:]

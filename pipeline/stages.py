@@ -22,6 +22,7 @@ from pipeline.plan import Plan, expected_seconds
 from pipeline.results import open_run
 from pipeline.shards import file_size
 from pipeline.spectrum import Decomposition
+from pipeline.storage import Plain, Storage
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
 from pipeline.terminal import say, table
@@ -31,6 +32,7 @@ from pipeline.training import Training
 if TYPE_CHECKING:
     from pipeline.compute import Recipe
 
+AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
 
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
@@ -105,6 +107,7 @@ def check_plan(
     matrix: Matrix,
     strategy: Strategy,
     spectrum: Decomposition,
+    storage: Storage = AS_COMPUTED,
 ) -> None:
     """Say how large the matrices will be and what they will take, and refuse now what would not fit later.
 
@@ -123,7 +126,8 @@ def check_plan(
         num_there = len(list(folder.shards.glob("step-*/*.h5")))
         num_means = len(steps) if len(batches) > 1 else 0  # the mean of one shard is that shard
         num_missing = max(0, len(steps) * len(batches) + num_means - num_there)
-        bytes_each = file_size(layout, itemsize, settings["blocks"])
+        stored = 4 if storage.precision == "float32" else itemsize
+        bytes_each = file_size(layout, stored, settings["blocks"], storage.tile)
         check_disk(folder.path, num_parameters, bytes_each, num_missing)
         needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     if "aggregate" in settings["stages"]:
@@ -196,6 +200,7 @@ def compute(
     matrix: Matrix,
     strategy: Strategy,
     elsewhere: Callable[[list[tuple[int, int]]], None] | None = None,
+    storage: Storage = AS_COMPUTED,
 ) -> None:
     """Shards: one for each batch at each checkpoint.
 
@@ -212,7 +217,7 @@ def compute(
         raise PipelineError(
             f"{diary.folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
         )
-    batches, recipe = _recipe(subject, settings, matrix, strategy)
+    batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
     with diary.stage(Stage.compute):
         missing = [
             (step, index)
@@ -239,19 +244,24 @@ def compute_one(
     strategy: Strategy,
     step: int,
     batch: int,
+    storage: Storage = AS_COMPUTED,
 ) -> None:
     """One shard, in a process that has nothing else to do."""
     from pipeline.checkpoints import load_weights
     from pipeline.compute import compute_step
 
     load_weights(folder.checkpoint(step), subject.model)
-    batches, recipe = _recipe(subject, settings, matrix, strategy)
+    batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
     for _ in compute_step(folder, step, subject.model, subject.criterion, batches, recipe, batch):
         pass
 
 
 def _recipe(
-    subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy
+    subject: Subject,
+    settings: Mapping[str, Any],
+    matrix: Matrix,
+    strategy: Strategy,
+    storage: Storage = AS_COMPUTED,
 ) -> tuple[list[Batch], Recipe]:
     from pipeline.compute import Recipe, split
 
@@ -269,6 +279,7 @@ def _recipe(
         names,
         Verify[settings["verify"]],
         Blocks[settings["blocks"]],
+        storage,
     )
 
 

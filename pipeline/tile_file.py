@@ -12,23 +12,31 @@ from typing import Any
 import numpy as np
 
 from pipeline.folder import unreadable
-from pipeline.hdf5 import Array
+from pipeline.hdf5 import Array, Packer
 from pipeline.tiles import Tile
 
+MOST_BESIDE = 4096  # bytes that packing may add to a tile
 AHEAD_BYTES = 32 * 2**20  # of what comes next, that the system is told to read meanwhile
 
 
 class TileFile:
-    """The (b, b) tiles of a file whose chunks begin at `places`, (n, n), -1 where there is none."""
+    """The (b, b) tiles of a file whose chunks lie at `places`, (n, n, 2), see `places_of`.
 
-    def __init__(self, path: Path, places: Array, dtype: np.dtype[Any], size: int) -> None:
+    compression: what they are packed with.
+    """
+
+    def __init__(
+        self, path: Path, places: Array, dtype: np.dtype[Any], size: int, compression: str | None = None
+    ) -> None:
         self._path, self._places, self._dtype, self._size = path, places, dtype, size
         self._num_bytes = size * size * dtype.itemsize
+        self._packer = Packer(compression, dtype, size) if compression else None
 
     def __enter__(self) -> TileFile:
         try:
             self._handle = os.open(self._path, os.O_RDONLY)
         except OSError as error:
+            self._close_packer()
             raise unreadable(self._path, error) from error
         return self
 
@@ -36,6 +44,11 @@ class TileFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._handle)
+        self._close_packer()
+
+    def _close_packer(self) -> None:
+        if self._packer is not None:
+            self._packer.close()
 
     def read(self, wanted: Sequence[Tile]) -> Iterator[tuple[Tile, Array | None, int]]:
         """Each tile with its values and their CRC-32; without values, where there are not enough bytes.
@@ -50,19 +63,27 @@ class TileFile:
             if number + ahead < len(wanted):
                 self._announce(wanted[number + ahead])
             content = self._content(tile)
-            values = None
-            if len(content) == self._num_bytes:
-                values = np.frombuffer(content, self._dtype).reshape(self._size, self._size)
-            yield tile, values, zlib.crc32(content)
+            yield tile, self._values(content), zlib.crc32(content)
+
+    def _values(self, content: bytes) -> Array | None:
+        if self._packer is None or not content:
+            fits = len(content) == self._num_bytes
+            return np.frombuffer(content, self._dtype).reshape(self._size, self._size) if fits else None
+        try:
+            return self._packer.unpack(content)
+        except (OSError, RuntimeError):  # the filter cannot make sense of it
+            return None
 
     def _announce(self, tile: Tile) -> None:
-        if self._places[tile] >= 0:
-            os.posix_fadvise(self._handle, int(self._places[tile]), self._num_bytes, os.POSIX_FADV_WILLNEED)
+        place, num_bytes = map(int, self._places[tile])
+        if place >= 0:
+            os.posix_fadvise(self._handle, place, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def _content(self, tile: Tile) -> bytes:
-        if self._places[tile] < 0:
+        place, num_bytes = map(int, self._places[tile])
+        if place < 0 or num_bytes > 2 * self._num_bytes + MOST_BESIDE:
             return b""
         try:
-            return os.pread(self._handle, self._num_bytes, int(self._places[tile]))
+            return os.pread(self._handle, num_bytes, place)
         except OSError as error:
             raise unreadable(self._path, error) from error

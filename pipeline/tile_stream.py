@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NotFiniteError
-from pipeline.hdf5 import Array, Output, places_of
+from pipeline.hdf5 import Array, Output, Packer, places_of
 from pipeline.journal import Entry, Journal
 from pipeline.tile_file import TileFile
 from pipeline.tiles import Grid, Tile, mirrored
@@ -31,13 +31,25 @@ class TileStream:
     waits for the disk and records in the journal what has reached it. What fails there is raised by `put`, `drain` and
     on leaving.
 
-    products: H v for the directions v, (P, m), from the tiles written so far. checksums: (n, n), by tile.
+    products: H v for the directions v, (P, m), from the tiles written so far. checksums: (n, n), by tile. largest,
+    rounding: the largest entry, and how far the rounding to the stored dtype has moved one.
+    computed: the dtype of the tiles that come; packed: what they are packed with.
     Memory: QUEUE_BYTES and two tiles.
     """
 
     def __init__(
-        self, output: Output, matrix: Any, grid: Grid, directions: Array, journal: Journal | None
+        self,
+        output: Output,
+        matrix: Any,
+        grid: Grid,
+        directions: Array,
+        journal: Journal | None,
+        computed: str | None = None,
+        packed: str | None = None,
     ) -> None:
+        self._computed, self._packed = np.dtype(computed or matrix.dtype), packed
+        self._packer = Packer(packed, matrix.dtype, grid.size) if packed else None
+        self.largest = self.rounding = 0.0
         self._output, self._matrix, self._grid, self._journal = output, matrix, grid, journal
         self._directions = directions.astype(matrix.dtype)
         self.products = np.zeros(directions.shape)
@@ -70,20 +82,22 @@ class TileStream:
             self._guarded(self._record)
         self._guarded(self._wait)
         self._recorder.shutdown()
+        if self._packer is not None:
+            self._packer.close()
         if error is None:
             self._check()
 
     def restore(self, entries: Iterable[Entry]) -> list[Tile]:
         """Take tiles that are in the file already; gives those that are what was recorded."""
-        known = {(entry.row, entry.column): entry.checksum for entry in entries}
-        places = places_of(self._matrix, self._tile_bytes)
-        self._restored = []
-        with TileFile(Path(self._matrix.file.filename), places, self._matrix.dtype, self._grid.size) as file:
+        known = {(entry.row, entry.column): entry for entry in entries}
+        places = places_of(self._matrix, None if self._packed else self._tile_bytes)
+        path, self._restored = Path(self._matrix.file.filename), []
+        with TileFile(path, places, self._matrix.dtype, self._grid.size, self._packed) as file:
             for tile, values, checksum in file.read([tile for tile in known if self._grid.has(tile)]):
-                if values is not None and checksum == known[tile]:
+                if values is not None and checksum == known[tile].checksum:
                     self._multiply(tile, values)
-                    self.checksums[tile] = checksum
-                    self._restored.append(Entry(*tile, checksum))
+                    self._note(known[tile])
+                    self._restored.append(known[tile])
         return [(entry.row, entry.column) for entry in self._restored]
 
     def empty(self) -> Array:
@@ -91,7 +105,7 @@ class TileStream:
         try:
             buffer = self._spare.get_nowait()
         except queue.Empty:
-            buffer = np.empty(self._shape, self._matrix.dtype)
+            buffer = np.empty(self._shape, self._computed)
         buffer.fill(np.nan)
         return buffer
 
@@ -141,10 +155,12 @@ class TileStream:
                 f"the matrix has NaN or infinite entries (near row {i}, column {j}): "
                 "look at the loss and the weights of this checkpoint, or use dtype=float64."
             )
-        checksum = self._store(tile, buffer)
-        self.checksums[tile] = checksum
-        self._multiply(tile, buffer)
-        self._written.append(Entry(*tile, checksum))
+        values = buffer.astype(self._matrix.dtype, copy=False)
+        numbers = () if values is buffer else _rounding(buffer, values)
+        entry = Entry(*tile, self._store(tile, values), *numbers)
+        self._note(entry)
+        self._multiply(tile, values)
+        self._written.append(entry)
         self._spare.put(buffer)
         if len(self._written) >= self._tiles_a_record:
             if len(self._written) >= 2 * self._tiles_a_record:
@@ -159,8 +175,14 @@ class TileStream:
 
     def _store(self, tile: Tile, buffer: Array) -> int:
         """Write a tile; gives the CRC-32 of its content."""
-        self._output.write_chunk(self._matrix, self._corner(tile), buffer)
-        return zlib.crc32(buffer.data)
+        content, mask = (buffer, 0) if self._packer is None else self._packer.pack(buffer)
+        self._output.write_chunk(self._matrix, self._corner(tile), content, mask)
+        return zlib.crc32(content.data if isinstance(content, np.ndarray) else content)
+
+    def _note(self, entry: Entry) -> None:
+        self.checksums[entry.row, entry.column] = entry.checksum
+        self.largest = max(self.largest, entry.largest)
+        self.rounding = max(self.rounding, entry.rounding)
 
     def _corner(self, tile: Tile) -> tuple[int, int]:
         return tile[0] * self._grid.size, tile[1] * self._grid.size
@@ -196,3 +218,8 @@ class TileStream:
             self._restored = None
         else:
             self._journal.add(entries)
+
+
+def _rounding(exact: Array, rounded: Array) -> tuple[float, float]:
+    """The largest entry, and how far one was moved; what is not given is NaN."""
+    return float(np.nanmax(np.abs(exact))), float(np.nanmax(np.abs(exact - rounded)))

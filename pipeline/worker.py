@@ -17,18 +17,18 @@ def compute_shard(settings: Mapping[str, Any], folder: str, step: int, batch: in
     from pipeline import stages
 
     _settings[settings["config_hash"]] = settings
-    subject, matrix, strategy = _built(settings["config_hash"])
-    stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, step, batch)
+    subject, matrix, strategy, storage = _built(settings["config_hash"])
+    stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, step, batch, storage)
 
 
 @lru_cache(maxsize=1)
-def _built(config_hash: str) -> tuple[Any, Any, Any]:
-    """Subject, matrix and strategy: once in each worker, not once for each batch."""
+def _built(config_hash: str) -> tuple[Any, Any, Any, Any]:
+    """Subject, matrix, strategy and storage: once in each worker, not once for each batch."""
     from pipeline.run import as_config, build, build_subject
 
     config = as_config(_settings[config_hash])
     _take_a_device()
-    return build_subject(config), build(config, "matrix"), build(config, "strategy")
+    return build_subject(config), *(build(config, group) for group in ("matrix", "strategy", "storage"))
 
 
 def _take_a_device() -> None:

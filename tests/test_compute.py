@@ -14,6 +14,7 @@ from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
 from pipeline.shards import open_shard
+from pipeline.storage import Plain
 from pipeline.strategy import HVP, Triangular
 
 NAMES = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0" * 16}
@@ -227,7 +228,6 @@ def test_only_the_weights_asked_for_are_rows(folder, model, samples, strategy):
 @pytest.mark.parametrize("blocks", list(Blocks))
 def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, blocks, monkeypatch, caplog):
     """Rows that are there are not computed again, and the shard and its certificate have the same bits."""
-    monkeypatch.setattr("pipeline.compute.TILE", 4)
     batches, rows = split(samples, None, None, seed=0), []
 
     class Interrupted(Triangular):
@@ -240,7 +240,7 @@ def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, b
 
     def run(where, stop):
         Interrupted.stop = stop
-        recipe = Recipe(Hessian(), Interrupted(), None, NAMES, blocks=blocks)
+        recipe = Recipe(Hessian(), Interrupted(), None, NAMES, blocks=blocks, storage=Plain(tile=4))
         return list(compute_step(where, 5, model, CrossEntropy(), batches, recipe))
 
     monkeypatch.setattr("pipeline.strategy.triangular.ROWS_PER_BLOCK", 3)

@@ -13,10 +13,11 @@ TILED = (  # P = 99
     *(option for option in SMALL if not option.startswith("training")),
     "model.hidden_sizes=[12]",
     "num_batches=1",
+    "storage.tile=10",
     "training=none",
     "stages=[train,compute]",
 )
-CONSTANTS = {"compute__TILE": 10, "tile_stream__RECORD_BYTES": 2400}  # 55 tiles, recorded three at a time
+CONSTANTS = {"tile_stream__RECORD_BYTES": 2400}  # 55 tiles, recorded three at a time
 EVERY = int(os.environ.get("FAULTS_EVERY", "1"))
 MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 
