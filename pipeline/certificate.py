@@ -13,11 +13,8 @@ from pipeline.objective import Batch, Objective, Params, flatten
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
 DIFFERENCES = 1e-14  # what rounding of gradients in float64 may add to a quotient, over the step
-STEPS = (
-    1e-4,
-    3e-6,
-    1e-7,
-)  # of the size of the weights; at the first, truncation and rounding in float64 are about even
+# Of the size of the weights; at the first, truncation and rounding in float64 are about even.
+STEPS = (1e-4, 3e-6, 1e-7)
 AGREED = 1e-3  # of the slope: where two differences agree so well, no kink of a piecewise linear net lies between them
 
 

@@ -51,6 +51,9 @@ def draw(nets: list[dict[str, Any]], path: Path) -> None:
                 label="limit: N·P² FLOP, and P² numbers written",
             )
             ax.set(xscale="log", yscale="log", xlabel=label, title=title)
+            sizes = sorted({net[key] for net in chosen})
+            ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            ax.set_xticks([], minor=True)
         axes[0].set_ylabel("seconds")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -62,7 +65,8 @@ def main() -> None:
     parser.add_argument("measured", type=Path)
     parser.add_argument("figure", type=Path)
     options = parser.parse_args()
-    draw(list(json.loads(options.measured.read_text()).values()), options.figure)
+    measured = json.loads(options.measured.read_text())
+    draw([net for name, net in measured.items() if "@" in name], options.figure)  # of one family
 
 
 if __name__ == "__main__":
