@@ -17,7 +17,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy import Auto, Strategy
 from pipeline.strategy.tangent import push
 
-NUM_TRIED = 8  # tangents that are pushed through the net to see how long one takes
+NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
 ROOM_TO_CHECK = 10**8  # bytes under which nobody asks whether they are there
 
 
