@@ -5,7 +5,6 @@ Nothing here touches pyplot, and the settings of the user's own matplotlibrc pla
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.hdf5 import Results
 
 Array = NDArray[Any]
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at its first start it tells of its cache of fonts
 
 # Okabe and Ito's palette, told apart by all common forms of color vision.
 BLUE, VERMILLION, GREEN, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
