@@ -58,6 +58,19 @@ class Grid:
         i, j = tile
         return bool(self.layers[self.span(j).stop - 1] < self.layers[self.span(i).start])
 
+    @property
+    def num_stored(self) -> int:
+        """How many tiles a whole file holds, without looking at each of them."""
+        n = self.num_tile_rows
+        if self.layers is None:
+            return n * (n + 1) // 2
+        starts = self.layers[:: self.size]
+        ends = self.layers[np.minimum(np.arange(1, n + 1) * self.size, self.num_rows) - 1]
+        first = np.searchsorted(
+            ends, starts
+        )  # the first column of tiles that is stored, in each row of tiles
+        return int((np.arange(n) - first + 1).sum())
+
     def stored(self, part: Iterable[Tile] | None = None) -> Array:
         """Which tiles a file holds, (n, n) booleans for n rows of tiles; part: only these, where they are given."""
         chosen: Array = np.zeros((self.num_tile_rows, self.num_tile_rows), bool)
@@ -81,7 +94,7 @@ def file_size(
 ) -> int:
     """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
     grid = Grid.of(layout, tile, blocks)
-    num_tiles = int(grid.stored(part).sum())
+    num_tiles = grid.num_stored if part is None else int(grid.stored(part).sum())
     return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + BYTES_TO_FIND_A_TILE * num_tiles + 2**20
 
 

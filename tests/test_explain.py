@@ -44,7 +44,7 @@ def told(*overrides):
         ("seed=abc", "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
         ("dtype=float16", "dtype=float16: Invalid value 'float16', expected one of [float32, float64]."),
         ("stages=[trian]", "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, "
-         "report]."),
+         "slices, report]."),
         ("seed=[1", "seed=[1: not an option as Hydra reads it (no viable alternative at input '[1'): quote or close "
          "what is open."),
         ("experiment=quik", "experiment=quik: there is no such option, did you mean quick? Choose one of "),
