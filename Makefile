@@ -15,7 +15,7 @@ test: $(STAMP)  ## format, lint, types, tests
 test-faults: $(STAMP)  ## kills, disks that fail or fill up, damaged files, memory that runs out
 	$(BIN)/python -m pytest tests/faults -s
 
-test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine, about 5 minutes
+test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine
 	scripts/slurm_local.sh install
 	SLURM_LOCAL_CPUS=2 scripts/slurm_local.sh run $(BIN)/python -m pytest tests/slurm
 
