@@ -173,7 +173,7 @@ def test_a_truncated_shard_is_set_aside_and_computed_again(finished, copied):
     told = run(copied, *SMALL, "checkpoint_steps=[0]", "stages=[compute]")
     assert told.returncode == 0
     line = f"{path} is damaged (HDF5 cannot open it): it is now batch-00001.h5.damaged; it is computed again."
-    assert line in told.stdout.replace("\n", " ").replace("  ", " ") or line in told.stdout
+    assert line in told.stdout
     assert path.with_name(path.name + ".damaged").read_bytes() == whole[: len(whole) // 2]
     after = contents(copied)
     name = str(path.relative_to(copied))
