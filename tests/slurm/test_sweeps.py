@@ -177,11 +177,11 @@ def test_a_job_that_has_come_to_its_limit_too_often_says_so(tmp_path):
 
 
 def test_cancelled_and_failed_jobs_are_named_the_others_finish_and_only_the_missing_are_resumed(tmp_path):
-    """Job 0 asks for too many batches; job 1 is cancelled while it runs, and job 4 while it waits."""
+    """Jobs 0 to 2 ask for too many batches; job 3 is cancelled while it runs, and job 5 while it waits."""
     folder = tmp_path / "jobs"
-    options = (*DATA, *LENGTH, STAGES, "tracking=none", "model=mlp", "strategy=func")
+    long = ("training.num_steps=8000", "training.save_every=1000", "training.evaluate_every=1000")
+    options = (*DATA, *long, STAGES, "tracking=none", "model=mlp", "strategy=func")
     with Started(folder, *LAUNCHER, *options, "num_batches=9,1", "seed=0,1,2") as sweep:
-        # jobs 0 to 2 fail, 3 to 5 do not
         sweep.until(lambda: "run folder: " in sweep.log(3), "job 3 at work")
         slurm("scancel", sweep.ids()[3], sweep.ids()[5])
         status, printed = sweep.finish()
