@@ -39,8 +39,8 @@ from pipeline.sweep_jobs import has_jobs, job_name
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
 TORCH = {Stage.train, Stage.compute, Stage.slices}  # stages that need the model and the samples
-# PyTorch's threads wait for each other by spinning; where others keep a core busy, that costs up to a hundred times the
-# work itself. So few turns cost nothing on idle cores (scripts/benchmark_busy.py). Read when torch is loaded.
+# PyTorch's threads wait for each other by spinning; where others keep the cores busy, that can cost a hundred times the
+# work itself. So few turns cost a tenth of small steps on idle cores (scripts/benchmark_busy.py). Read with torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 ConfigStore.instance().store(name="schema", node=Config)
 Plugins.instance().class_name_to_class[NAME] = Slurm  # Hydra's search misses plugins of editable installs
