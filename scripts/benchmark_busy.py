@@ -18,6 +18,9 @@ from pathlib import Path
 
 COUNTS = ("", "0", "1000", "10000", "100000")  # "": OpenMP's own
 PROJECT = Path(__file__).parents[1]
+IDLING = (
+    "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # not longer than who started it
+)
 TRAINING = """
 import time, torch
 from pipeline.criterion import CrossEntropy
@@ -38,7 +41,7 @@ print(time.perf_counter() - start)
 @contextmanager
 def busy(num_processes: int) -> Iterator[None]:
     """So many processes that do nothing but take time."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
+    processes = [subprocess.Popen([sys.executable, "-c", IDLING]) for _ in range(num_processes)]
     try:
         yield
     finally:
