@@ -27,7 +27,7 @@ from pipeline.cluster import Cluster
 from pipeline.densities import densities
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import Array, read_results, write_results
+from pipeline.hdf5 import Array, sound_results, write_results
 from pipeline.limits import check_memory, in_words
 from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
@@ -67,9 +67,10 @@ def aggregate(
             _check_memory(shards[0], spectrum, num_workers)
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
-            attrs = read_results(path).attrs if path.exists() else {}
+            found = sound_results(path)
             there = len(shards) == 1 or folder.mean(step).exists()
-            if there and attrs.get("inputs_hash") == inputs_hash:
+            if there and found is not None and found.attrs.get("inputs_hash") == inputs_hash:
+                attrs = found.attrs
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
                 unfinished = Unfinished(folder.unfinished(step), inputs_hash)
@@ -226,8 +227,6 @@ def write_mean(
     moments = Moments.zero(len(shards), first.parameters)
     ends = list(accumulate(map(len, groups)))
     num_summed = unfinished.load_sums(moments, ends)
-    if num_summed == len(groups) and (there := _mean_of(folder.mean(step), unfinished.identity)):
-        return there, moments
 
     def pooled(wanted: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
         """The means of the tiles of some groups; the sums of those that are new are added."""
@@ -242,11 +241,13 @@ def write_mean(
                     unfinished.save_sums(moments, ends[index])
                     saved = time.monotonic()
 
-    if len(shards) == 1:
-        folder.mean(step).unlink(missing_ok=True)  # of more batches, once
+    there = first if len(shards) == 1 else _mean_of(folder.mean(step), unfinished.identity)
+    if there is not None:
         for _ in pooled(range(num_summed, len(groups))):
             pass
-        return first, moments
+        if len(shards) == 1:
+            folder.mean(step).unlink(missing_ok=True)  # of more batches, once
+        return there, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
         "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
@@ -265,7 +266,7 @@ def write_mean(
         for means in pooled([k for k in range(len(groups)) if missing[k] or k >= num_summed]):
             for tile, values in means:
                 writer.put(tile, values)
-    unfinished.save_sums(moments, ends[-1])
+        unfinished.save_sums(moments, ends[-1])  # before the mean has its name: what is complete stays
     return open_shard(folder.mean(step)), moments
 
 
@@ -289,7 +290,7 @@ def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterat
     def computed() -> Iterator[Any]:
         with ThreadPoolExecutor(1) as ahead:
             futures = deque(ahead.submit(dask_compute, *wave) for wave in waves[:1])
-            for following in [*waves[1:], None]:
+            for following in [*waves[1:], None][: len(waves)]:
                 results = futures.popleft().result()
                 if following is not None:
                     futures.append(ahead.submit(dask_compute, *following))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.folder import replacing, unreadable
+from pipeline.folder import replacing, set_aside, unreadable
 from pipeline.raw_file import RawFile
 
 Array = NDArray[Any]
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,54 @@ class Results:
 
 
 def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
+    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing.
+
+    The attribute `checksum` covers them. It is the file's own: whoever reads does not see it.
+    """
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
-        output.file.attrs.update(attrs)
+        output.file.attrs.update({**attrs, "checksum": _checksum(attrs, encoded)})
         for name, array in encoded.items():
             output.file[name] = strings(array) if array.dtype.kind in "UO" else array
 
 
 def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote."""
+    """Read what `write_results` wrote; files of earlier versions, which have no checksum, are taken as they are.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
     with reading(path) as file:
         arrays: dict[str, Array] = {}
         file.visititems(
             lambda name, item: arrays.update({name: _values(item)} if isinstance(item, h5py.Dataset) else {})
         )
-        return Results(attributes(file), arrays)
+        attrs = attributes(file)
+    checksum = attrs.pop("checksum", None)
+    if checksum is not None and checksum != _checksum(attrs, arrays):
+        raise damaged(path, "its content does not match its checksum")
+    return Results(attrs, arrays)
+
+
+def sound_results(path: Path) -> Results | None:
+    """What `write_results` wrote; None where it is to be made: there is no file, or a damaged one, now set aside."""
+    try:
+        return read_results(path) if path.exists() else None
+    except DamagedFile as damage:
+        log.warning("%s", set_aside(damage, "it is made again"))
+        return None
+
+
+def _checksum(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
+    """CRC-32 of numbers, texts and arrays: the same of what is written and of what is read."""
+    told = json.dumps(dict(attrs), sort_keys=True, default=lambda value: np.asarray(value).tolist())
+    crc = zlib.crc32(told.encode())
+    for name, array in sorted(arrays.items()):
+        is_text = array.dtype.kind in "UO"
+        crc = zlib.crc32(f"{name} {'text' if is_text else array.dtype.str} {array.shape}".encode(), crc)
+        content = json.dumps(array.tolist()).encode() if is_text else np.ascontiguousarray(array).data
+        crc = zlib.crc32(content, crc)
+    return crc
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What Hydra tells about a multirun before it launches the jobs; beside `run.py` the only importer of Hydra.
+"""What Hydra tells before it begins: of a sweep, which jobs there will be; beside `run.py` the only importer of Hydra.
 
 Hydra's `on_multirun_end` is not called when a job has failed, so the end of a sweep is seen to in `run.main`.
 """
@@ -13,8 +13,9 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
+from pipeline.folder import RunFolder
 from pipeline.sweep_jobs import plan
 
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
@@ -22,6 +23,12 @@ launched: list[Path] = []  # folders of the sweeps that this process has set out
 
 class Multirun(Callback):
     """Notes in the sweep's folder which jobs there will be, and here that a sweep has begun."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Let Hydra's notes be where another run is at work in the folder: this one will be refused."""
+        if RunFolder(Path(config.hydra.run.dir)).is_held():
+            with read_write(config.hydra):
+                config.hydra.output_subdir = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()

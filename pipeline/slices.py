@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from pipeline.checkpoints import load_weights
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import Results, read_results, write_results
+from pipeline.hdf5 import Results, read_results, sound_results, write_results
 from pipeline.moments import Weighting
 from pipeline.objective import Batch, Criterion, Params, flatten, objective_of
 from pipeline.terminal import progress
@@ -62,7 +62,7 @@ def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, 
             "inputs_hash": spectra.attrs["inputs_hash"],
             "num_points": landscape.num_points,
         }
-        found = read_results(path) if path.exists() else None
+        found = sound_results(path)
         if found is None or any(found.attrs.get(key) != value for key, value in identity.items()):
             load_weights(folder.checkpoint(step), landscape.model)
             arrays = _slices(landscape, spectra, _largest_loss(folder))

@@ -95,14 +95,11 @@ class Remembered:
         told = {"vectors": zlib.crc32(vectors.data)}
         found = self.unfinished.load(name)
         if found is not None and found.attrs["vectors"] == told["vectors"]:
-            product = found.arrays["product"]
-            if zlib.crc32(product.data) == found.attrs["checksum"]:
-                log.info("%s: pass %d is there already.", self.name, self._num_products)
-                return product
+            log.info("%s: pass %d is there already.", self.name, self._num_products)
+            return found.arrays["product"]
         start = time.monotonic()
         product = np.ascontiguousarray(self.matrix.matvec(vectors))
         if time.monotonic() - start >= SLOW:
-            told["checksum"] = zlib.crc32(product.data)
             self.unfinished.save(name, told, {"product": product})
         return product
 

@@ -186,11 +186,13 @@ def test_a_truncated_shard_is_set_aside_and_computed_again(finished, copied):
 
 def test_a_folder_in_which_another_run_is_at_work_is_left_alone(finished):
     folder, before = finished[0], contents(finished[0])
+    notes = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     with (folder / ".lock").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         line = fail(folder, *SMALL, "stages=[report]")
     assert line.startswith(f"another run is at work in {folder}: wait for it to end")
     assert contents(folder) == before
+    assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == notes
 
 
 def test_a_persons_own_model_data_and_criterion_need_no_change_here(his):

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.hdf5 import read_arrays, read_results, write_results
+from pipeline.hdf5 import read_arrays, read_results, sound_results, write_results
 from pipeline.layout import Layout
 from pipeline.shards import FORMAT_VERSION, Shard, mirrored, open_shard, write_shard
 from pipeline.tile_stream import TileStream
@@ -513,6 +513,54 @@ def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
     assert all(isinstance(name, str) for name in found.arrays["parameters/names"])
     assert found.arrays["layers/fc1.weight/eigenvalues"].dtype == np.float32
     assert [entry.name for entry in (tmp_path / "spectra").iterdir()] == ["step-000120.h5"]
+
+
+def test_results_with_a_flipped_bit_are_found_or_read_the_same(tmp_path: Path) -> None:
+    """Some bytes of HDF5's own are never looked at."""
+    path = tmp_path / "step-000120.h5"
+    attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "whole": True}
+    arrays = {"mean/eigenvalues": np.linspace(-1, 5, 900), "parameters/names": np.array(["fc1", "größe"])}
+    write_results(path, attrs, arrays)
+    content, chance, num_found = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        altered = bytearray(content)
+        altered[chance.integers(len(content))] ^= 1 << chance.integers(8)
+        path.write_bytes(altered)
+        try:
+            found = read_results(path)
+        except PipelineError as error:
+            num_found += 1
+            assert re.fullmatch(
+                r"\S*step-000120\.h5 is damaged \(.+\): delete it and run again, .*\.", str(error)
+            )
+        else:
+            assert found.attrs == attrs
+            assert found.arrays.keys() == arrays.keys()
+            assert all(np.array_equal(found.arrays[name], values) for name, values in arrays.items())
+    assert num_found > 100
+
+
+def test_results_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
+    write_results(tmp_path / "old.h5", {"step": 120}, {"x": np.ones(3)})
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        del file.attrs["checksum"]
+        file["x"][0] = 2
+    assert read_results(tmp_path / "old.h5").arrays["x"][0] == 2
+
+
+def test_results_that_are_damaged_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "step-000120.h5"
+    assert sound_results(path) is None
+    write_results(path, {"step": 120}, {"x": np.ones(3)})
+    with h5py.File(path, "r+") as file:
+        file["x"][0] = 2
+    altered = path.read_bytes()
+    assert sound_results(path) is None
+    assert caplog.messages == [
+        f"{path} is damaged (its content does not match its checksum): it is now {path.name}.damaged; it is made again."
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert (tmp_path / f"{path.name}.damaged").read_bytes() == altered
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
