@@ -39,7 +39,7 @@ from pipeline.unfinished import Remembered, Unfinished, remembered
 
 log = logging.getLogger(__name__)
 
-TILES_PER_TASK = 16
+TILES_PER_TASK = 8
 SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
 LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
@@ -140,7 +140,8 @@ def _aggregate_step(
     """Attributes and arrays of one spectra file."""
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
-    mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
+    with threadpool_limits(1):  # its threads are Dask's
+        mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
     spans = _affordable(mean, spectrum)
     batch_paths = [shard.path for shard in shards] if len(shards) > 1 else []
     tasks = [
@@ -230,7 +231,11 @@ def write_mean(
 
     def pooled(wanted: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
         """The means of the tiles of some groups; the sums of those that are new are added."""
-        tasks = [delayed(pool_tiles)(bare, weighting, groups[index]) for index in wanted]
+        following = [*(groups[index] for index in wanted[num_workers:]), *[[]] * num_workers]
+        tasks = [
+            delayed(pool_tiles)(bare, weighting, groups[index], following=after)
+            for index, after in zip(wanted, following, strict=False)
+        ]
         saved = time.monotonic()
         results = _results(tasks, num_workers, f"mean at step {step}")
         for index, (means, sums) in zip(wanted, results, strict=True):

@@ -75,7 +75,11 @@ class Moments:
 
 
 def pool_tiles(
-    shards: Sequence[Shard], weighting: Weighting, wanted: Sequence[Tile], at_once: int = AT_ONCE
+    shards: Sequence[Shard],
+    weighting: Weighting,
+    wanted: Sequence[Tile],
+    at_once: int = AT_ONCE,
+    following: Sequence[Tile] = (),
 ) -> tuple[list[tuple[Tile, Array]], Moments]:
     """The weighted mean of the shards in some tiles, in their dtype, and the sums over these tiles.
 
@@ -84,20 +88,23 @@ def pool_tiles(
     are read a second time, while the system has them cached. The formula ‖H_b‖² - 2⟨H_b, H⟩ + ‖H‖² would need no
     second look, and be wrong where batches are nearly alike.
 
+    following: what the disk may read while these are worked on.
     Memory: at_once tiles, and the tiles wanted in float64; the number of shards does not matter.
     """
     first, b = shards[0], shards[0].tile
-    pool = _Pool(Moments.zero(len(shards), first.parameters), weighting, b, at_once)
+    pool = _Pool(shards, weighting, at_once)
+    for shard in shards[:at_once]:
+        shard.announce(following)
     means = [np.zeros(_shape(tile, b, first.num_rows)) for tile in wanted]
     parts = [range(start, len(shards))[:at_once] for start in range(0, len(shards), at_once)]
     looks = [(True, True)] if len(parts) == 1 else [(True, False), (False, True)]
     for look in looks:
         for part in parts:
-            for tile, mean, tiles in _side_by_side(shards, part, wanted, means):
-                pool.look(part, tile, mean, tiles, *look)
-    for (i, j), mean in zip(wanted, means, strict=True):
+            pool.look(part, wanted, means, *look)
+    whole = [mirrored(mean) if i == j else mean for (i, j), mean in zip(wanted, means, strict=True)]
+    for (i, j), mean in zip(wanted, whole, strict=True):
         _add_mean(pool.moments, first.parameters, mean, i * b, j * b)
-    return [(tile, mean.astype(first.dtype)) for tile, mean in zip(wanted, means, strict=True)], pool.moments
+    return [(tile, mean.astype(first.dtype)) for tile, mean in zip(wanted, whole, strict=True)], pool.moments
 
 
 def _shape(tile: Tile, size: int, num_rows: int) -> tuple[int, int]:
@@ -105,55 +112,72 @@ def _shape(tile: Tile, size: int, num_rows: int) -> tuple[int, int]:
     return height, width
 
 
-def _side_by_side(
-    shards: Sequence[Shard], part: range, wanted: Sequence[Tile], means: Sequence[Array]
-) -> Iterator[tuple[Tile, Array, list[Array]]]:
-    """Each tile wanted, its mean, and what some shards hold there; those on the diagonal with their upper part."""
-    streams = zip(*(shards[index].tiles(wanted) for index in part), strict=True)
-    for mean, same in zip(means, streams, strict=True):
-        tile = same[0][0]
-        yield tile, mean, [mirrored(values) if tile[0] == tile[1] else values for _, values in same]
-
-
 class _Pool:
-    """Sums that grow tile by tile, with room for a few rows of some shards' tiles that stays in a core's cache."""
+    """Sums that grow tile by tile, in memory that is used again and again: of a few shards' tiles, and of a strip of
+    each in float64 that stays in a core's cache. All shards are worked on in one call, as threads wait for each other
+    between calls.
+    """
 
-    def __init__(self, moments: Moments, weighting: Weighting, size: int, at_once: int) -> None:
-        self.moments = moments
-        self.weighting = weighting
+    def __init__(self, shards: Sequence[Shard], weighting: Weighting, at_once: int) -> None:
+        size, num_open = shards[0].tile, min(at_once, len(shards))
+        self.moments = Moments.zero(len(shards), shards[0].parameters)
+        self._shards, self._weighting = shards, weighting
+        self._above = ~np.tri(size, dtype=bool)
         self._height = max(1, STRIP // size)
-        self._room = np.empty(at_once * self._height * size)
+        self._tiles = np.empty((num_open, size, size), shards[0].dtype)
+        self._room = np.empty(num_open * self._height * size)
 
     def look(
-        self, part: range, tile: Tile, mean: Array, tiles: Sequence[Array], adding: bool, comparing: bool
+        self, part: range, wanted: Sequence[Tile], means: Sequence[Array], adding: bool, comparing: bool
     ) -> None:
-        """Add some shards' tiles to the mean, norms and traces; compare them with the mean, once it is complete."""
-        sums, scales = self.moments, self.weighting.scales
-        factors = np.array([self.weighting.shares[index] * scales[index] for index in part])
-        twice = 1 if tile[0] == tile[1] else 2  # an off-diagonal tile stands for its mirror image too
+        """Add some shards' tiles to the means, norms and traces; compare them with the means, once those are complete.
+
+        Of the tiles on the diagonal the lower part alone is taken, and zeros above.
+        """
+        rooms = self._tiles[: len(part)]
+        streams = [self._shards[k].tiles(wanted, room) for k, room in zip(part, rooms, strict=True)]
+        for tile, mean, *_ in zip(wanted, means, *streams, strict=True):
+            height, width = mean.shape
+            tiles = rooms[:, :height, :width]
+            if tile[0] == tile[1]:
+                np.copyto(tiles, 0, where=self._above[:height, :width])
+            self._look(part, mean, tiles, tile[0] == tile[1], adding, comparing)
+
+    def _look(
+        self, part: range, mean: Array, tiles: Array, on_diagonal: bool, adding: bool, comparing: bool
+    ) -> None:
+        sums, chosen = self.moments, slice(part.start, part.stop)
+        scales = np.array(self._weighting.scales[chosen])
+        factors = scales * self._weighting.shares[chosen]
+        squares, deviations = np.zeros(len(part)), np.zeros(len(part))
         for center, exact in self._strips(mean, tiles):
             if adding:
-                for index, values in zip(part, exact, strict=True):
-                    sums.squares[index] += twice * np.dot(values, values)
+                squares += np.vecdot(exact, exact)
                 center += factors @ exact
             if comparing:
-                for index, values in zip(part, exact, strict=True):
-                    if scales[index] != 1:
-                        values *= scales[index]
-                    values -= center
-                    sums.deviations[index] += twice * np.dot(values, values)
-        if adding and tile[0] == tile[1]:
-            for index, values in zip(part, tiles, strict=True):
-                sums.traces[index] += np.trace(values, dtype=np.float64)
+                if (scales != 1).any():
+                    exact *= scales[:, None]
+                exact -= center
+                deviations += np.vecdot(exact, exact)
+        # Each entry below the diagonal stands for its mirror image too.
+        sums.squares[chosen] += 2 * squares
+        sums.deviations[chosen] += 2 * deviations
+        if on_diagonal:
+            diagonals = np.diagonal(tiles, axis1=1, axis2=2).astype(np.float64)
+            if adding:
+                sums.traces[chosen] += diagonals.sum(1)
+                sums.squares[chosen] -= np.vecdot(diagonals, diagonals)
+            if comparing:
+                apart = scales[:, None] * diagonals - np.diagonal(mean)
+                sums.deviations[chosen] -= np.vecdot(apart, apart)
 
-    def _strips(self, mean: Array, tiles: Sequence[Array]) -> Iterator[tuple[Array, Array]]:
+    def _strips(self, mean: Array, tiles: Array) -> Iterator[tuple[Array, Array]]:
         """A few rows at a time: those of the mean, (n,), which may be written, and those of m tiles, (m, n)."""
         for start in range(0, len(mean), self._height):
-            center = mean[start : start + self._height].reshape(-1)
-            exact = self._room[: len(tiles) * len(center)].reshape(len(tiles), -1)
-            for values, whole in zip(exact, tiles, strict=True):
-                values[...] = whole[start : start + self._height].reshape(-1)
-            yield center, exact
+            center = mean[start : start + self._height]
+            exact = self._room[: len(tiles) * center.size].reshape(len(tiles), *center.shape)
+            exact[...] = tiles[:, start : start + self._height]
+            yield center.reshape(-1), exact.reshape(len(tiles), -1)
 
 
 def _add_mean(moments: Moments, layout: Layout, mean: Array, top: int, left: int) -> None:

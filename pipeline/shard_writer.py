@@ -56,8 +56,16 @@ class ShardWriter:
                     self._fill((i, j), rows, cols, values)
 
     def put(self, tile: Tile, values: Array) -> None:
-        """Take the whole tile (i, j), j <= i, as (b, b) numbers; the last row and column of tiles are cut at P."""
-        if self._to_fill[tile]:
+        """Take the whole tile (i, j), j <= i, as (b, b) numbers; the last row and column of tiles are cut at P.
+
+        `values` belongs to the writer from now on: where nothing is to be left out, it is written as it is.
+        """
+        if not self._to_fill[tile]:
+            return
+        if tile[0] != tile[1] and self._grid.layers is None and self._stream.takes(values):
+            self._to_fill[tile] = False
+            self._stream.put(tile, values)
+        else:
             rows, cols = map(self._grid.span, tile)
             self._fill(tile, rows, cols, values)
 

@@ -71,30 +71,47 @@ class Shard:
         with reading(self.path) as file:
             return np.asarray(file["gradient"][:])
 
-    def tiles(self, wanted: Iterable[Tile] | None = None) -> Iterator[tuple[Tile, Array]]:
+    def tiles(
+        self, wanted: Iterable[Tile] | None = None, into: Array | None = None
+    ) -> Iterator[tuple[Tile, Array]]:
         """The tiles (i, j), j <= i, of the lower triangle, each cut to the matrix; all of them if none are named.
 
         In a tile on the diagonal the entries above the diagonal are NaN.
+        into: (b, b) of the matrix's dtype, memory for each tile in turn: a tile is good until the next one is taken.
 
         Raises:
             PipelineError: a tile is not what was written.
         """
         tiles = self.grid.all_tiles() if wanted is None else list(wanted)
         stored = [tile for tile in tiles if not self.grid.is_outside(tile)]
-        packed = self.attrs.get("compression")
-        num_bytes = None if packed else self.tile**2 * self.dtype.itemsize
-        places, checksums = _chunks_of(self.path, _stamp(self.path), num_bytes)
-        with TileFile(self.path, places, self.dtype, self.tile, packed) as file:
-            found = file.read(stored)
+        file, checksums = self._tile_file()
+        with file:
+            found = file.read(stored, into)
             for tile in tiles:
                 height, width = (span.stop - span.start for span in map(self.grid.span, tile))
                 if self.grid.is_outside(tile):
-                    yield tile, np.zeros((height, width), self.dtype)
+                    zeros = np.zeros((self.tile, self.tile), self.dtype) if into is None else into
+                    zeros[...] = 0
+                    yield tile, zeros[:height, :width]
                     continue
                 _, values, checksum = next(found)
                 if values is None or checksum != checksums[tile]:
                     raise damaged(self.path, f"tile {tile} does not match its checksum")
                 yield tile, values[:height, :width]
+
+    def announce(self, wanted: Iterable[Tile]) -> None:
+        """Tell the system that these tiles will be read soon, so that it reads them while something else is done."""
+        file, _ = self._tile_file()
+        with file:
+            for tile in wanted:
+                file.announce(tile)
+
+    def _tile_file(self) -> tuple[TileFile, Array]:
+        """What reads the tiles, and the checksums of all, (n, n)."""
+        packed = self.attrs.get("compression")
+        num_bytes = None if packed else self.tile**2 * self.dtype.itemsize
+        places, checksums = _chunks_of(self.path, _stamp(self.path), num_bytes)
+        return TileFile(self.path, places, self.dtype, self.tile, packed), checksums
 
     def tile_indices(self) -> list[Tile]:
         """All (i, j), j <= i, row by row."""

@@ -50,40 +50,53 @@ class TileFile:
         if self._packer is not None:
             self._packer.close()
 
-    def read(self, wanted: Sequence[Tile]) -> Iterator[tuple[Tile, Array | None, int]]:
+    def read(
+        self, wanted: Sequence[Tile], into: Array | None = None
+    ) -> Iterator[tuple[Tile, Array | None, int]]:
         """Each tile with its values and their CRC-32; without values, where there are not enough bytes.
+
+        into: (b, b), memory for every tile, which spares the system to find new pages for each: the values are good
+        until the next one is asked for.
 
         Raises:
             PipelineError: the system cannot read the file.
         """
         ahead = max(1, AHEAD_BYTES // self._num_bytes)
         for tile in wanted[:ahead]:
-            self._announce(tile)
+            self.announce(tile)
         for number, tile in enumerate(wanted):
             if number + ahead < len(wanted):
-                self._announce(wanted[number + ahead])
-            content = self._content(tile)
-            yield tile, self._values(content), zlib.crc32(content)
+                self.announce(wanted[number + ahead])
+            content = self._content(tile, into if self._packer is None else None)
+            values = self._values(content)
+            if into is not None and values is not None and self._packer is not None:
+                into[...] = values
+                values = into
+            yield tile, values, zlib.crc32(content)
 
-    def _values(self, content: bytes) -> Array | None:
+    def _values(self, content: bytes | memoryview) -> Array | None:
         if self._packer is None or not content:
             fits = len(content) == self._num_bytes
             return np.frombuffer(content, self._dtype).reshape(self._size, self._size) if fits else None
         try:
-            return self._packer.unpack(content)
+            return self._packer.unpack(bytes(content))
         except (OSError, RuntimeError):  # the filter cannot make sense of it
             return None
 
-    def _announce(self, tile: Tile) -> None:
+    def announce(self, tile: Tile) -> None:
+        """Tell the system that a tile will be read soon, so that it does so meanwhile."""
         place, num_bytes = map(int, self._places[tile])
         if place >= 0:
             os.posix_fadvise(self._handle, place, num_bytes, os.POSIX_FADV_WILLNEED)
 
-    def _content(self, tile: Tile) -> bytes:
+    def _content(self, tile: Tile, into: Array | None) -> bytes | memoryview:
         place, num_bytes = map(int, self._places[tile])
         if place < 0 or num_bytes > 2 * self._num_bytes + MOST_BESIDE:
             return b""
         try:
-            return os.pread(self._handle, num_bytes, place)
+            if into is None:
+                return os.pread(self._handle, num_bytes, place)
+            room = into.data.cast("B")
+            return room[: os.preadv(self._handle, [room[:num_bytes]], place)]
         except OSError as error:
             raise unreadable(self._path, error) from error

@@ -20,7 +20,7 @@ from pipeline.tile_file import TileFile
 from pipeline.tiles import Grid, Tile, mirrored
 
 QUEUE_BYTES = 64 * 2**20  # of tiles that wait to be written
-RECORD_BYTES = 256 * 2**20  # of tiles after which they are recorded: what a kill may lose
+RECORD_BYTES = 64 * 2**20  # of tiles after which they are recorded: what a kill may lose
 RECORD_SECONDS = 5.0  # without a new tile, after which those before it are recorded
 
 
@@ -109,8 +109,13 @@ class TileStream:
         buffer.fill(np.nan)
         return buffer
 
+    def takes(self, values: Array) -> bool:
+        """Whether `put` may be given this in place of a tile from `empty`."""
+        fits = values.shape == self._shape and values.dtype == self._computed
+        return fits and bool(values.flags.c_contiguous and values.flags.writeable)
+
     def put(self, tile: Tile, buffer: Array) -> None:
-        """Hand over a full tile from `empty`; waits while too many are under way.
+        """Hand over a full tile from `empty`, or one that it `takes`; waits while too many are under way.
 
         Raises:
             PipelineError: a tile before this one holds a NaN or an infinity.

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.aggregate import aggregate, write_mean
 from pipeline.cluster import Local, Threads
@@ -98,7 +99,7 @@ def mean_of(folder: RunFolder, num_workers: int) -> None:
     weighting = Weighting.of([128] * len(shards), "mean")
     folder.mean(0).unlink(missing_ok=True)
     unfinished = Unfinished(folder.unfinished(0), "")
-    with Threads(num_workers).open(folder.path):
+    with Threads(num_workers).open(folder.path), threadpool_limits(1):
         write_mean(folder, 0, shards, weighting, num_workers, unfinished)
     unfinished.remove()
 
@@ -151,7 +152,7 @@ def peak_memory(path: Path, number: int) -> float:
         "folder, number = RunFolder(Path(sys.argv[1])), int(sys.argv[2])\n"
         "shards = [open_shard(path) for path in folder.shard_paths(0)[:number]]\n"
         "before = peak_of_this_process()\n"
-        "with Threads(2).open(folder.path):\n"
+        "with Threads(2).open(folder.path), threadpool_limits(1):\n"
         "    weighting = Weighting.of([128] * number, 'mean')\n"
         "    write_mean(folder, 0, shards, weighting, 2, Unfinished(folder.path / 'sums', '0'))\n"
         "print(peak_of_this_process() - before)\n"

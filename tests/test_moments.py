@@ -117,3 +117,18 @@ def test_weights_of_a_ragged_last_batch():
     assert Weighting.of([6, 6, 3], "sum") == Weighting((0.4, 0.4, 0.2), (2.5, 2.5, 5.0))
     assert Weighting.of([6, 6, 3], "mean").mean([1.0, 2.0, 4.0]) == pytest.approx(2.0)
     assert Weighting.of([6, 6, 3], "sum").mean([1.0, 2.0, 4.0]) == pytest.approx(7.0)
+
+
+def test_tiles_outside_the_layers_blocks_are_zero_whatever_was_read_before_them(tmp_path):
+    """Tiles are read into memory that is used again and again; those that are not stored are in no file."""
+    problem = known()
+    layers = np.repeat([0, 1], [24, 13])
+    problem.matrices[:, layers[:, None] != layers] = 0
+    folder = write(RunFolder(tmp_path), problem, 8, blocks="layer")
+    shards = [open_shard(path) for path in folder.shard_paths(ATTRS["step"])]
+    assert shards[0].grid.is_outside((4, 0))
+    wanted = [(0, 0), (4, 0), (4, 4)]
+    means, sums = pool_tiles(shards, Weighting.of(NUM_SAMPLES, "mean"), wanted, following=[(1, 0), (4, 1)])
+    assert not dict(means)[4, 0].any()
+    inside = problem.matrices[:, :8, :8], problem.matrices[:, 32:, 32:]
+    np.testing.assert_allclose(sums.squares, sum((part**2).sum((1, 2)) for part in inside), rtol=1e-12)
