@@ -12,7 +12,9 @@ from pipeline.objective import Batch, Objective, Params, flatten
 
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
-DIFFERENCES = 1e-14  # what rounding of gradients in float64 may add to a quotient, over the step
+DIFFERENCES = (
+    1e-14  # rounding of a gradient in float64, relative to its size; over the step, that of a quotient
+)
 # Of the size of the weights; at the first, truncation and rounding in float64 are about even.
 STEPS = (1e-4, 3e-6, 1e-7)
 AGREED = 1e-3  # of the slope: where two differences agree so well, no kink of a piecewise linear net lies between them
@@ -85,19 +87,24 @@ def _derivative(
     found = []
     for relative in STEPS:
         step = relative * float(size_of_weights)
-        wide, narrow = (_slope(objective, params, batch, direction / length, h) for h in (step, step / 2))
+        slopes = [_slope(objective, params, batch, direction / length, h) for h in (step, step / 2)]
+        (wide, _), (narrow, gradient) = slopes
         derivative = (4 * narrow - wide) / 3 * length
         size, disagreement = float(derivative.norm()), float((narrow - wide).norm() * length)
-        found.append((derivative, disagreement + DIFFERENCES / relative * size))
+        # At a minimum the gradient is small, and its rounding that of its parts, which are as large as H w.
+        rounding = DIFFERENCES * (size / relative + gradient * float(length) / step)
+        found.append((derivative, disagreement + rounding))
         if disagreement <= AGREED * size:
             break
     return min(found, key=lambda pair: pair[1])
 
 
-def _slope(objective: Objective, params: Params, batch: Batch, unit: Tensor, step: float) -> Tensor:
-    """The central difference quotient of the gradient along a unit vector, (P,)."""
+def _slope(
+    objective: Objective, params: Params, batch: Batch, unit: Tensor, step: float
+) -> tuple[Tensor, float]:
+    """The central difference quotient of the gradient along a unit vector, (P,), and the size of the gradient."""
     ahead, behind = (objective.gradient(_moved(params, unit * sign * step), batch) for sign in (1, -1))
-    return (ahead - behind) / (2 * step)
+    return (ahead - behind) / (2 * step), float(ahead.norm())
 
 
 def _moved(params: Params, by: Tensor) -> Params:

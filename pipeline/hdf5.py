@@ -286,6 +286,20 @@ def places_of(dataset: h5py.Dataset, num_bytes: int | None) -> Array:
     return places
 
 
+def join_rows(file: h5py.File, num_rows: int, dtype: str, parts: Sequence[tuple[str, slice]]) -> None:
+    """A dataset `matrix`, the lower triangle of which lies in the same dataset of other files: these rows in each.
+
+    parts: paths, relative to the folder of this file, and rows. What is above the triangle reads as NaN.
+    """
+    shape = (num_rows, num_rows)
+    virtual = h5py.VirtualLayout(shape, dtype)
+    for name, rows in parts:
+        triangle = np.s_[rows, : rows.stop]
+        virtual[triangle] = h5py.VirtualSource(name, "matrix", shape)[triangle]
+    matrix = file.create_virtual_dataset("matrix", virtual, fillvalue=np.nan)
+    matrix.attrs["triangle"] = "lower"
+
+
 def strings(values: Any) -> Array:
     """An array of texts that HDF5 stores."""
     return np.asarray(values, dtype=object).astype(h5py.string_dtype())

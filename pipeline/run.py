@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -35,6 +35,9 @@ from pipeline.multirun import launched
 from pipeline.slurm_jobs import NOTES
 from pipeline.status import is_finished, note_finished, told
 from pipeline.sweep_jobs import has_jobs, job_name
+
+if TYPE_CHECKING:
+    from pipeline.stages import Work
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
@@ -85,7 +88,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
 
 def _elsewhere(
     config: DictConfig, settings: dict[str, Any], folder: RunFolder
-) -> Callable[[list[tuple[int, int]]], None] | None:
+) -> Callable[[Callable[[int], list[Work]]], None] | None:
     """How shards are computed by workers of a cluster; None for threads, which share this process's cores anyway."""
     from pipeline.cluster import Threads
 
@@ -93,12 +96,17 @@ def _elsewhere(
     if isinstance(cluster, Threads):
         return None
 
-    def compute(missing: list[tuple[int, int]]) -> None:
+    def compute(work: Callable[[int], list[Work]]) -> None:
         from pipeline.cluster.fan_out import fan_out
         from pipeline.worker import compute_shard
 
-        arguments = [(settings, str(folder.path.absolute()), *shard) for shard in missing]
-        fan_out(cluster, folder.path / ".dask", compute_shard, arguments)
+        about = (settings, str(folder.path.absolute()))
+        fan_out(
+            cluster,
+            folder.path / ".dask",
+            compute_shard,
+            lambda num_workers: [(*about, each) for each in work(num_workers)],
+        )
 
     return compute
 

@@ -33,6 +33,7 @@ class ShardWriter:
         self._grid, self._stream, self._missing = grid, stream, missing
         self._to_fill = missing.copy()
         self._begun: dict[Tile, tuple[Array, int]] = {}
+        self.kept: dict[str, Array] = {}  # datasets that the file has beside those of every shard
         self.num_there, self.num_to_do = num_there, int(missing.sum())  # tiles, when it began
 
     def wanted(self, rows: slice, cols: slice) -> bool:
@@ -178,7 +179,8 @@ def write_shard(
                 yield writer
                 checksums = writer.close()
             packing = {"compression": packed} if packed else {}
-            _finish(output.file, layout, checksums, gradient, {**attrs, **packing, "dtype": dtype})
+            told = {**attrs, **packing, "dtype": dtype}
+            finish(output.file, layout, checksums, gradient, told, writer.kept)
     finally:
         if journal is not None and not partial_of(path).exists():
             journal.remove()
@@ -201,14 +203,23 @@ def _matrix(file: File, grid: Grid, dtype: str, packed: str | None) -> Any:
     return matrix
 
 
-def _finish(file: File, layout: Layout, checksums: Array, gradient: Array, attrs: dict[str, Any]) -> None:
-    for name in ("checksums", "gradient", "parameters"):  # from a process that was killed at this very point
+def finish(
+    file: File,
+    layout: Layout,
+    checksums: Array,
+    gradient: Array,
+    attrs: dict[str, Any],
+    kept: Mapping[str, Array] | None = None,
+) -> None:
+    """Write all that a shard has beside its matrix, and that it is complete."""
+    arrays = {"checksums": checksums, "gradient": gradient, **(kept or {})}
+    for name in (*arrays, "parameters"):  # from a process that was killed at this very point
         if name in file:
             del file[name]
     for name in list(file.attrs):
         del file.attrs[name]
-    file["checksums"] = checksums
-    file["gradient"] = gradient
+    for name, values in arrays.items():
+        file[name] = values
     file["parameters/names"] = strings(layout.names)
     file["parameters/shapes"] = strings([json.dumps(shape) for shape in layout.shapes])
     file["parameters/offsets"] = np.array(layout.offsets)
@@ -221,6 +232,7 @@ def checksum_of(file: File) -> int:
     told = {name: value for name, value in attributes(file).items() if name != "checksum"}
     texts = [list(file[f"parameters/{key}"].asstr()[:]) for key in ("names", "shapes")]
     crc = zlib.crc32(json.dumps([told, texts], sort_keys=True).encode())
-    for name in ("checksums", "gradient", "parameters/offsets"):
+    kept = sorted(set(file) - {"matrix", "checksums", "gradient", "parameters"})
+    for name in ("checksums", "gradient", "parameters/offsets", *kept):
         crc = zlib.crc32(file[name][:].tobytes(), crc)
     return crc

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bands import files_of
 from pipeline.errors import PipelineError
 from pipeline.hdf5 import Array, attributes, damaged, places_of, reading
 from pipeline.layout import Layout
 from pipeline.multiply import multiplied
 from pipeline.shard_writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
-from pipeline.tile_file import TileFile
+from pipeline.tile_file import TileFile, TileFiles
 from pipeline.tiles import ALL, TILE, Grid, Tile, file_size, mirrored
 
 __all__ = [
@@ -84,9 +85,9 @@ class Shard:
         """
         tiles = self.grid.all_tiles() if wanted is None else list(wanted)
         stored = [tile for tile in tiles if not self.grid.is_outside(tile)]
-        file, checksums = self._tile_file()
-        with file:
-            found = file.read(stored, into)
+        files, checksums = self._tile_files()
+        with files:
+            found = files.read(stored, into)
             for tile in tiles:
                 height, width = (span.stop - span.start for span in map(self.grid.span, tile))
                 if self.grid.is_outside(tile):
@@ -96,22 +97,26 @@ class Shard:
                     continue
                 _, values, checksum = next(found)
                 if values is None or checksum != checksums[tile]:
-                    raise damaged(self.path, f"tile {tile} does not match its checksum")
+                    raise damaged(files.path(tile), f"tile {tile} does not match its checksum")
                 yield tile, values[:height, :width]
 
     def announce(self, wanted: Iterable[Tile]) -> None:
         """Tell the system that these tiles will be read soon, so that it reads them while something else is done."""
-        file, _ = self._tile_file()
-        with file:
+        files, _ = self._tile_files()
+        with files:
             for tile in wanted:
-                file.announce(tile)
+                files.announce(tile)
 
-    def _tile_file(self) -> tuple[TileFile, Array]:
+    def _tile_files(self) -> tuple[TileFiles, Array]:
         """What reads the tiles, and the checksums of all, (n, n)."""
         packed = self.attrs.get("compression")
         num_bytes = None if packed else self.tile**2 * self.dtype.itemsize
-        places, checksums = _chunks_of(self.path, _stamp(self.path), num_bytes)
-        return TileFile(self.path, places, self.dtype, self.tile, packed), checksums
+        paths, starts = zip(*files_of(self.path, self.attrs), strict=True)
+        files = [
+            TileFile(path, _places(path, _stamp(path), num_bytes), self.dtype, self.tile, packed)
+            for path in paths
+        ]
+        return TileFiles(files, starts), _checksums(self.path, _stamp(self.path))
 
     def tile_indices(self) -> list[Tile]:
         """All (i, j), j <= i, row by row."""
@@ -201,14 +206,25 @@ def open_shard(path: str | Path) -> Shard:
         names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
         layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
         attrs.setdefault("blocks", ALL)
-        return Shard(path, attrs, layout, file["matrix"].chunks[0], file["matrix"].dtype)
+        for band, _ in files_of(path, attrs):
+            if not band.is_file():
+                raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
+        tile = attrs["tile"] if "bands" in attrs else file["matrix"].chunks[0]
+        return Shard(path, attrs, layout, tile, file["matrix"].dtype)
 
 
 @lru_cache(maxsize=32)
-def _chunks_of(path: Path, stamp: tuple[int, ...], num_bytes: int | None) -> tuple[Array, Array]:
-    """Where the tiles begin in the file, and their checksums, (n, n); known once in a process, as long as it stays."""
+def _places(path: Path, stamp: tuple[int, ...], num_bytes: int | None) -> Array:
+    """Where the tiles begin in the file, and how many bytes each has; known once in a process, as long as it stays."""
     with reading(path) as file:
-        return places_of(file["matrix"], num_bytes), file["checksums"][:]
+        return places_of(file["matrix"], num_bytes)
+
+
+@lru_cache(maxsize=32)
+def _checksums(path: Path, stamp: tuple[int, ...]) -> Array:
+    """Of the tiles, (n, n)."""
+    with reading(path) as file:
+        return np.asarray(file["checksums"][:])
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bands import Band, dealt
 from pipeline.cluster import Cluster
 from pipeline.config import Blocks, Stage, Verify
 from pipeline.errors import DamagedFile, PipelineError
@@ -26,6 +28,7 @@ from pipeline.storage import Plain, Storage
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
 from pipeline.terminal import say, table
+from pipeline.tiles import Grid
 from pipeline.tracking import TrackedRun
 from pipeline.training import Training
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
 
+Work = tuple[int, int, Band | None]  # a step, a batch, and a band of its matrix; None for all of it
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
 
 
@@ -199,12 +203,12 @@ def compute(
     settings: Mapping[str, Any],
     matrix: Matrix,
     strategy: Strategy,
-    elsewhere: Callable[[list[tuple[int, int]]], None] | None = None,
+    elsewhere: Callable[[Callable[[int], list[Work]]], None] | None = None,
     storage: Storage = AS_COMPUTED,
 ) -> None:
     """Shards: one for each batch at each checkpoint.
 
-    elsewhere: computes the shards of these steps and batches in other processes; they are checked here.
+    elsewhere: does in other processes what a function of their number says; the shards are checked here.
 
     Raises:
         PipelineError: the folder has no checkpoint.
@@ -226,7 +230,13 @@ def compute(
             if not diary.folder.shard(step, index).exists()
         ]
         if elsewhere is not None and missing:
-            elsewhere(missing)
+            paths = [diary.folder.shard(*each) for each in missing]
+            grid = Grid.of(subject.layout(settings["parameters"]), storage.tile, settings["blocks"])
+            elsewhere(
+                lambda num_workers: [
+                    (*missing[index], band) for index, band in dealt(paths, grid, num_workers)
+                ]
+            )
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
             for attrs in compute_step(diary.folder, step, subject.model, subject.criterion, batches, recipe):
@@ -242,18 +252,21 @@ def compute_one(
     settings: Mapping[str, Any],
     matrix: Matrix,
     strategy: Strategy,
-    step: int,
-    batch: int,
+    work: Work,
     storage: Storage = AS_COMPUTED,
 ) -> None:
-    """One shard, in a process that has nothing else to do."""
+    """One shard, or a band of one, in a process that has nothing else to do."""
     from pipeline.checkpoints import load_weights
-    from pipeline.compute import compute_step
+    from pipeline.compute import compute_band, compute_step
 
+    step, batch, band = work
     load_weights(folder.checkpoint(step), subject.model)
     batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
-    for _ in compute_step(folder, step, subject.model, subject.criterion, batches, recipe, batch):
-        pass
+    about = (folder, step, subject.model, subject.criterion, batches, recipe, batch)
+    if band is not None:
+        compute_band(*about, band)
+    else:
+        deque(compute_step(*about), maxlen=0)
 
 
 def _recipe(

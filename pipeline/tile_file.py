@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -83,6 +85,10 @@ class TileFile:
         except (OSError, RuntimeError):  # the filter cannot make sense of it
             return None
 
+    def path(self, tile: Tile) -> Path:
+        """The file in which a tile lies."""
+        return self._path
+
     def announce(self, tile: Tile) -> None:
         """Tell the system that a tile will be read soon, so that it does so meanwhile."""
         place, num_bytes = map(int, self._places[tile])
@@ -100,3 +106,46 @@ class TileFile:
             return room[: os.preadv(self._handle, [room[:num_bytes]], place)]
         except OSError as error:
             raise unreadable(self._path, error) from error
+
+
+class TileFiles:
+    """The tiles of a matrix whose rows of tiles lie in several files; read like a `TileFile`.
+
+    starts: the first row of tiles in each.
+    """
+
+    def __init__(self, files: Sequence[TileFile], starts: Sequence[int]) -> None:
+        self._files, self._starts = files, starts
+        self._open = ExitStack()
+
+    def __enter__(self) -> TileFiles:
+        with ExitStack() as stack:
+            for file in self._files:
+                stack.enter_context(file)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def _number(self, tile: Tile) -> int:
+        return bisect_right(self._starts, tile[0]) - 1
+
+    def path(self, tile: Tile) -> Path:
+        return self._files[self._number(tile)].path(tile)
+
+    def announce(self, tile: Tile) -> None:
+        self._files[self._number(tile)].announce(tile)
+
+    def read(
+        self, wanted: Sequence[Tile], into: Array | None = None
+    ) -> Iterator[tuple[Tile, Array | None, int]]:
+        owners = [self._number(tile) for tile in wanted]
+        found = [
+            file.read([tile for tile, owner in zip(wanted, owners, strict=True) if owner == number], into)
+            for number, file in enumerate(self._files)
+        ]
+        for owner in owners:
+            yield next(found[owner])

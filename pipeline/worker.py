@@ -1,4 +1,4 @@
-"""A batch's matrix in another process, which is told the settings and the run folder, and writes the shard there."""
+"""A batch's matrix, or a band of it, in another process, which is told the settings and the run folder."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.bands import Band
 from pipeline.folder import RunFolder
 
 _settings: dict[str, Mapping[str, Any]] = {}
 
 
-def compute_shard(settings: Mapping[str, Any], folder: str, step: int, batch: int) -> None:
-    """Compute one shard of a run, unless it is there; nothing is trained, and weights come from the checkpoint."""
+def compute_shard(settings: Mapping[str, Any], folder: str, work: tuple[int, int, Band | None]) -> None:
+    """Compute a shard of a run, or a band of one, unless it is there; weights come from the checkpoint.
+
+    work: the step, the batch, and the band of its matrix; None for all of it.
+    """
     from pipeline import stages
 
     _settings[settings["config_hash"]] = settings
     subject, matrix, strategy, storage = _built(settings["config_hash"])
-    stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, step, batch, storage)
+    stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, work, storage)
 
 
 @lru_cache(maxsize=1)

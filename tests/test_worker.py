@@ -41,3 +41,21 @@ def test_workers_compute_the_same_shards(tmp_path, expected):
     succeed(path, *SMALL, *STAGES, "cluster=local", "cluster.num_workers=2")
     assert_same(path, expected)
     assert not (path / ".dask").exists()
+
+
+def test_workers_share_one_matrix(tmp_path):
+    """Fewer matrices than workers: each writes a band of its rows, and the run joins them."""
+    one = (*SMALL, "stages=[train,compute]", "data.batch_size=null", "storage.tile=3")
+    succeed(tmp_path / "alone", *one)
+    succeed(tmp_path / "together", *one, "cluster=local", "cluster.num_workers=3")
+    [(key, expected)] = shards(tmp_path / "alone").items()
+    found = shards(tmp_path / "together")[key]
+    names = sorted(path.name for path in found.path.with_suffix(".bands").iterdir())
+    assert names == ["1-of-3.h5", "2-of-3.h5", "3-of-3.h5"]
+    np.testing.assert_array_equal(found.dense(), expected.dense())
+    assert found.attrs["probe_error"] < found.attrs["probe_tolerance"]
+    before = {path: path.stat().st_mtime_ns for path in found.path.parent.rglob("*.h5")}
+    done = succeed(tmp_path / "together", *one, "cluster=local", "stages=[train,compute,aggregate,report]")
+    assert "Hessian spectrum" in "\n".join(done)
+    after = {path: path.stat().st_mtime_ns for path in found.path.parent.rglob("*.h5")}
+    assert before == after

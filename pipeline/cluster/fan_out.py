@@ -16,11 +16,15 @@ class Workers(Protocol):
 
 
 def fan_out(
-    cluster: Workers, scratch: Path, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+    cluster: Workers,
+    scratch: Path,
+    function: Callable[..., None],
+    arguments: Callable[[int], Sequence[tuple[Any, ...]]],
 ) -> None:
     """Call the function once with each of the arguments; a call whose worker dies is made again on another.
 
-    It is told paths and settings, and leaves files: nothing comes back. What it raises is raised here.
+    arguments: given the number of workers. The function is told paths and settings, and leaves files: nothing comes
+    back. What it raises is raised here.
     """
-    with cluster.open(scratch):
-        compute(*(delayed(function, pure=False)(*each) for each in arguments))
+    with cluster.open(scratch) as num_workers:
+        compute(*(delayed(function, pure=False)(*each) for each in arguments(num_workers)))

@@ -1,0 +1,202 @@
+"""The matrix of one batch, from the strategy's blocks to its file, and its certificate; whole, or band by band."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import bands
+from pipeline.bands import Band
+from pipeline.certificate import directions
+from pipeline.errors import DamagedFile, PipelineError
+from pipeline.folder import set_aside
+from pipeline.hdf5 import Array, read_arrays
+from pipeline.layout import Layout
+from pipeline.objective import Batch, Objective, Params
+from pipeline.recipe import Part, Recipe, blocks_of, certified
+from pipeline.shard_writer import ShardWriter, write_shard
+from pipeline.shards import Shard, open_shard
+from pipeline.tiles import Grid
+
+MAY_DIFFER = ("torch_version", "num_batches")  # in a shard that is there, from the run that takes it as it is
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchMatrix:
+    """The matrix of one batch at one checkpoint, which is to be at `path`.
+
+    identity: attributes that say what it is of. at: the objective and its weights. parts:
+    see `parts_of`.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    at: tuple[Objective, Params]
+    parts: Sequence[Part]
+    batch: Batch
+    recipe: Recipe
+
+    def write(self) -> dict[str, Any]:
+        """Write the shard and certify it; gives its attributes. If bands of it have been begun, they are completed.
+
+        Raises:
+            PipelineError: the loss is not finite, the matrix holds NaN or fails its certificate, a band is of another
+                config, or a file cannot be written.
+        """
+        start = time.perf_counter()
+        number = bands.number_there(self.path)
+        attrs = self._write_whole() if number is None else self._join(number)
+        return {**attrs, "seconds": time.perf_counter() - start}
+
+    def write_band(self, band: Band) -> Shard:
+        """Write one band, unless it is there.
+
+        Raises:
+            PipelineError: as `write`; nothing is certified before all bands are there.
+        """
+        path = band.path(self.path)
+        if (there := shard_at(path)) is not None:
+            check_same(str(path), there.attrs, {**self.identity, **band.attrs, "tile": self._grid.size})
+            return there
+        attrs = {**self._measured, **band.attrs, "tile": self._grid.size}
+        with self._writing(path, attrs, band) as writer:
+            writer.kept["products"] = writer.products
+        return open_shard(path)
+
+    def _write_whole(self) -> dict[str, Any]:
+        attrs = dict(self._measured)
+        with self._writing(self.path, attrs) as writer:
+            attrs |= self._certified(writer.products)
+        return attrs
+
+    def _join(self, number: int) -> dict[str, Any]:
+        """Write the manifest of bands, after those that are missing."""
+        found = [self.write_band(Band(index, number)) for index in range(number)]
+        products = sum(read_arrays(band.path, ["products"])["products"] for band in found)
+        own = ("band", "num_bands", "checksum")
+        attrs = {key: value for key, value in found[0].attrs.items() if key not in own}
+        attrs["num_batches"] = self.identity["num_batches"]  # it may have grown since the band was written
+        if "rounding_abs" in attrs:
+            attrs |= _rounding_of_all(found)
+        try:
+            attrs |= self._certified(np.asarray(products))
+        except PipelineError:
+            bands.remove(self.path)  # refused numbers are not kept
+            raise
+        bands.join(self.path, self._layout, self._grid, attrs, self._gradient.cpu().numpy(), number)
+        return attrs
+
+    @contextmanager
+    def _writing(self, path: Path, attrs: dict[str, Any], band: Band | None = None) -> Iterator[ShardWriter]:
+        """A writer that has been given all blocks; the file is whole when the body has ended."""
+        storage, gradient = self.recipe.storage, self._gradient
+        depends_on = {key: value for key, value in self.identity.items() if key != "num_batches"}
+        with write_shard(
+            path,
+            self._layout,
+            self._stored,
+            attrs,
+            gradient.cpu().numpy(),
+            storage.tile,
+            directions(self._layout.num_parameters).numpy(),
+            depends_on,
+            part=None if band is None else band.tiles(self._grid),
+            computed=self._computed,
+            packed=storage.compression,
+        ) as writer:
+            if writer.num_there:
+                name, there, to_do = path.name, writer.num_there, writer.num_to_do
+                log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
+            for part in self.parts:
+                for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs):
+                    writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
+            if self._stored != self._computed:
+                attrs |= writer.rounding
+            yield writer
+
+    def _certified(self, products: Array) -> dict[str, float]:
+        gradient = self._gradient
+        stored = torch.float32 if self._stored == "float32" else gradient.dtype
+        there = torch.from_numpy(products).to(gradient.device)
+        return certified(self.recipe, self.parts, self.batch, there, stored, self.name)
+
+    @property
+    def name(self) -> str:
+        return f"batch {self.identity['batch_index']} at step {self.identity['step']}"
+
+    @cached_property
+    def _measured(self) -> dict[str, Any]:
+        """Identity, loss and the norm of the gradient."""
+        objective, params = self.at
+        loss = float(objective.loss(params, self.batch))
+        if not isfinite(loss):
+            raise PipelineError(
+                f"the loss of {self.name} is {loss}: "
+                "look at the weights of this checkpoint and at the data, or use dtype=float64."
+            )
+        return {**self.identity, "loss": loss, "gradient_norm": float(self._gradient.norm())}
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        objective, params = self.at
+        return objective.gradient(params, self.batch)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.of(self.at[1])
+
+    @cached_property
+    def _grid(self) -> Grid:
+        return Grid.of(self._layout, self.recipe.storage.tile, self.recipe.blocks.value)
+
+    @property
+    def _computed(self) -> str:
+        return str(self._gradient.dtype).removeprefix("torch.")
+
+    @property
+    def _stored(self) -> str:
+        return self.recipe.storage.precision or self._computed
+
+
+def shard_at(path: Path) -> Shard | None:
+    """A shard that is there; one that is damaged is set aside."""
+    try:
+        return open_shard(path) if path.exists() else None
+    except DamagedFile as damage:
+        log.warning("%s", set_aside(damage, "it is computed again"))
+        return None
+
+
+def check_same(path: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, value in expected.items():
+        by_auto = (key, value) == (
+            "strategy",
+            "auto",
+        )  # the shard names what was taken; config_hash says the rest
+        if key not in MAY_DIFFER and not by_auto and found.get(key) != value:
+            raise PipelineError(
+                f"{path} has {key}={found.get(key)!r}, this run has {value!r}: one folder holds one config; "
+                "choose another with hydra.run.dir=FOLDER."
+            )
+
+
+def _rounding_of_all(found: Sequence[Shard]) -> dict[str, float]:
+    """Of bands, as a whole shard says it: by how much an entry was moved at most, and that of the largest entry."""
+    moved = max(band.attrs["rounding_abs"] for band in found)
+    largest = max(
+        band.attrs["rounding_abs"] / band.attrs["rounding_rel"] if band.attrs["rounding_rel"] else 0.0
+        for band in found
+    )
+    return {"rounding_abs": moved, "rounding_rel": moved / largest if largest else 0.0}
