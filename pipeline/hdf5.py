@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import replacing, set_aside, unreadable
 from pipeline.raw_file import RawFile
+from pipeline.seal import SUPERBLOCK, is_broken
 
 Array = NDArray[Any]
 File = h5py.File
@@ -38,33 +37,22 @@ class Results:
 
 
 def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing.
-
-    The attribute `checksum` covers them. It is the file's own: whoever reads does not see it.
-    """
+    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
-        output.file.attrs.update({**attrs, "checksum": _checksum(attrs, encoded)})
+        output.file.attrs.update(attrs)
         for name, array in encoded.items():
             output.file[name] = strings(array) if array.dtype.kind in "UO" else array
 
 
 def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote; files of earlier versions, which have no checksum, are taken as they are.
-
-    Raises:
-        DamagedFile: it is not what was written.
-    """
+    """Read what `write_results` wrote."""
     with reading(path) as file:
         arrays: dict[str, Array] = {}
         file.visititems(
             lambda name, item: arrays.update({name: _values(item)} if isinstance(item, h5py.Dataset) else {})
         )
-        attrs = attributes(file)
-    checksum = attrs.pop("checksum", None)
-    if checksum is not None and checksum != _checksum(attrs, arrays):
-        raise damaged(path, "its content does not match its checksum")
-    return Results(attrs, arrays)
+        return Results(attributes(file), arrays)
 
 
 def sound_results(path: Path) -> Results | None:
@@ -76,25 +64,13 @@ def sound_results(path: Path) -> Results | None:
         return None
 
 
-def _checksum(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
-    """CRC-32 of numbers, texts and arrays: the same of what is written and of what is read."""
-    told = json.dumps(dict(attrs), sort_keys=True, default=lambda value: np.asarray(value).tolist())
-    crc = zlib.crc32(told.encode())
-    for name, array in sorted(arrays.items()):
-        is_text = array.dtype.kind in "UO"
-        crc = zlib.crc32(f"{name} {'text' if is_text else array.dtype.str} {array.shape}".encode(), crc)
-        content = json.dumps(array.tolist()).encode() if is_text else np.ascontiguousarray(array).data
-        crc = zlib.crc32(content, crc)
-    return crc
-
-
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Read whole arrays by name from anyone's HDF5 file.
 
     Raises:
         PipelineError: the file cannot be read, or has no array of that name.
     """
-    with reading(path, "give another file") as file:
+    with reading(path, "give another file", ours=False) as file:
         present: list[str] = []
         file.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
         for name in names:
@@ -131,7 +107,7 @@ class Output:
 def writing(
     path: Path, num_bytes: int, go_on: bool = False, kept: Callable[[BaseException], bool] | None = None
 ) -> Iterator[Output]:
-    """A new file, which takes its name when it is whole and on disk.
+    """A new file, which takes its name when it is whole, sealed and on disk.
 
     Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
     `RawFile`, as it cannot close a file that it cannot write.
@@ -144,9 +120,18 @@ def writing(
         go_on = go_on and _opens(partial)
         if not go_on:
             partial.unlink(missing_ok=True)
-        raw = RawFile(partial, num_bytes)
-        with closing(raw), _opened(partial, raw, "r+" if go_on else "w") as file:
-            yield Output(file, raw)
+        with closing(RawFile(partial, num_bytes)) as raw:
+            with _opened(partial, raw, "r+" if go_on else "w") as file:
+                yield Output(file, raw)
+                tiles = _tiles_in(file)
+            raw.seal(tiles)
+
+
+def _tiles_in(file: h5py.File) -> Array:
+    """Offset and length of each tile of a matrix, (k, 2)."""
+    matrix = file.get("matrix")
+    places = places_of(matrix, None) if matrix is not None and matrix.chunks else np.zeros((0, 2), np.int64)
+    return places[places[..., 0] >= 0]
 
 
 def _opens(path: Path) -> bool:
@@ -168,7 +153,7 @@ def _lengthen(path: Path) -> None:
     """
     with path.open("r+b", buffering=0) as file:
         start, end = file.read(48), 0
-        if start[:9] != b"\x89HDF\r\n\x1a\n\0":
+        if not start.startswith(SUPERBLOCK):
             return
         with suppress(OSError):  # raised behind the last of the data
             while True:
@@ -188,9 +173,19 @@ def _opened(path: Path, raw: RawFile, mode: str) -> h5py.File:
 
 
 @contextmanager
-def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
+def reading(path: Path, remedy: str = RECOMPUTE, ours: bool = True) -> Iterator[h5py.File]:
+    """An HDF5 file; one of ours with its seal whole.
+
+    Raises:
+        PipelineError: it is not there, it is damaged (`DamagedFile`), or the disk has a fault.
+    """
     if not path.is_file():
         raise PipelineError(f"{path}: no such file.")
+    try:
+        if ours and is_broken(path):
+            raise damaged(path, "it is not what was written", remedy)
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -12,6 +12,11 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.seal import seal_of
+
 
 class RawFile:
     """A file object as HDF5 wants it: `seek`, `readinto`, `write`, `truncate`, `flush`.
@@ -91,6 +96,12 @@ class RawFile:
         """
         if self.fault is not None:
             raise self.fault
+
+    def seal(self, left_out: NDArray[np.int64]) -> None:
+        """Add a seal, see `pipeline.seal`. HDF5 must have closed its file before."""
+        if self.fault is None:
+            self.seek(0, os.SEEK_END)
+            self.write(memoryview(seal_of(self._handle, self._end, left_out)))
 
     def close(self) -> None:
         """Give back the room that was not needed. HDF5 must have closed its file before.
