@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.folder import replacing, set_aside, unreadable
-from pipeline.raw_file import RawFile
-from pipeline.seal import SUPERBLOCK, is_broken
+from pipeline.folder import partial_of, replacing, set_aside, unreadable
+from pipeline.raw_file import RawFile, replay
+from pipeline.seal import is_broken
 
 Array = NDArray[Any]
 File = h5py.File
@@ -87,8 +87,9 @@ class Output:
     raw: RawFile
 
     def flush(self) -> None:
-        """Hand all that HDF5 holds to the system: a process that is killed after this leaves a file that opens."""
+        """Hand all that HDF5 holds to the system: a process that is killed after this leaves a file as it is now."""
         self.file.flush()
+        self.raw.commit()
         self.raw.check()
 
     def write_chunk(
@@ -99,7 +100,9 @@ class Output:
         Raises:
             OSError: it cannot be written.
         """
+        self.raw.straight = content.nbytes if isinstance(content, np.ndarray) else len(content)
         dataset.id.write_direct_chunk(corner, content, mask)
+        self.raw.straight = 0
         self.raw.check()
 
 
@@ -111,20 +114,33 @@ def writing(
 
     Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
     `RawFile`, as it cannot close a file that it cannot write.
-    go_on: with what an earlier process left under the temporary name, if it can be opened. kept: see `replacing`.
+    go_on: with what an earlier process left under the temporary name, if it can be opened. kept: see `replacing`; with
+    it, what a kill leaves is the file as last flushed.
 
     Raises:
         PipelineError: the file cannot be written.
     """
-    with replacing(path, kept) as partial:
-        go_on = go_on and _opens(partial)
-        if not go_on:
-            partial.unlink(missing_ok=True)
-        with closing(RawFile(partial, num_bytes)) as raw:
-            with _opened(partial, raw, "r+" if go_on else "w") as file:
-                yield Output(file, raw)
-                tiles = _tiles_in(file)
-            raw.seal(tiles)
+    redo = path.with_name(path.name + ".redo") if kept is not None else None
+    try:
+        with replacing(path, kept) as partial:
+            go_on = go_on and redo is not None and _opens(partial, redo)
+            if not go_on:
+                partial.unlink(missing_ok=True)
+            with closing(RawFile(partial, num_bytes, redo)) as raw:
+                with h5py.File(
+                    partial,
+                    "r+" if go_on else "w",
+                    libver=("earliest", "v110"),
+                    driver="fileobj",
+                    fileobj=raw,
+                ) as file:
+                    yield Output(file, raw)
+                    tiles = _tiles_in(file)
+                raw.finish(tiles)
+    finally:
+        if redo is not None and not partial_of(path).exists():
+            with suppress(OSError):  # what went wrong first is what is told
+                redo.unlink(missing_ok=True)
 
 
 def _tiles_in(file: h5py.File) -> Array:
@@ -134,42 +150,15 @@ def _tiles_in(file: h5py.File) -> Array:
     return places[places[..., 0] >= 0]
 
 
-def _opens(path: Path) -> bool:
+def _opens(path: Path, redo: Path) -> bool:
     """Whether what an earlier process left can be gone on with: its chunks are found."""
     try:
-        _lengthen(path)
+        replay(path, redo)
         with h5py.File(path, "r") as file:
             file["matrix"].id.chunk_iter(lambda _: None)
     except (KeyError, OSError, RuntimeError):
         return False
     return True
-
-
-def _lengthen(path: Path) -> None:
-    """Let an unfinished file end where its data end.
-
-    HDF5 writes the place where a file ends (8 bytes at 40 of a superblock of version 0) after what points behind it, so
-    that a process that is killed in the middle of a flush leaves chunks outside of the file.
-    """
-    with path.open("r+b", buffering=0) as file:
-        start, end = file.read(48), 0
-        if not start.startswith(SUPERBLOCK):
-            return
-        with suppress(OSError):  # raised behind the last of the data
-            while True:
-                end = os.lseek(file.fileno(), os.lseek(file.fileno(), end, os.SEEK_DATA), os.SEEK_HOLE)
-        if end > int.from_bytes(start[40:], "little"):
-            os.pwrite(file.fileno(), end.to_bytes(8, "little"), 40)
-
-
-def _opened(path: Path, raw: RawFile, mode: str) -> h5py.File:
-    """With metadata that stay in memory between flushes, so that what a kill leaves is the file as last flushed."""
-    file = h5py.File(path, mode, libver=("earliest", "v110"), driver="fileobj", fileobj=raw)
-    cache = file.id.get_mdc_config()
-    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0
-    cache.evictions_enabled = False
-    file.id.set_mdc_config(cache)
-    return file
 
 
 @contextmanager

@@ -296,14 +296,35 @@ def watched(seen: list[Any], function: Any) -> Any:
     return call
 
 
-def test_a_flush_that_was_cut_short_loses_nothing(path: Path, undisturbed: tuple[Any, Array]) -> None:
-    """HDF5 says last where the file ends: what was flushed lies behind it then."""
-    cut_short(path, 9)
-    before = partial_of(path).read_bytes()[:48]
-    cut_short(path, 24)
-    with partial_of(path).open("r+b") as file:
-        file.write(before)
-    with writing(path) as writer:
-        assert writer.num_there == 6
-        fill(writer)
-    assert all_of(path) == undisturbed[0]
+def test_a_kill_between_two_writes_of_a_flush_loses_no_recorded_tile(
+    path: Path, undisturbed: tuple[Any, Array], at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes half of one write and nothing after it, as if the process were killed there."""
+    write, writes = os.pwrite, list[int]()
+
+    def dying(handle: int, content: memoryview, offset: int) -> int:
+        writes.append(offset)
+        if len(writes) > at:
+            write(handle, content[: len(content) // 2 if len(writes) == at + 1 else 0], offset)
+            raise KeyboardInterrupt
+        return write(handle, content, offset)
+
+    for at in range(60):
+        writes.clear()
+        cut_short(path, 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", dying)
+            cut_short(path, 30)
+        [journal] = path.parent.glob("*.journal")
+        recorded = journal.read_bytes().count(b"\n") - 1
+        assert recorded >= 1
+        with writing(path) as writer:
+            assert writer.num_there >= recorded
+            fill(writer)
+            assert np.array_equal(writer.products, undisturbed[1])
+        assert all_of(path) == undisturbed[0]
+        assert [entry.name for entry in path.parent.iterdir() if entry.is_file()] == [path.name]
+        path.unlink()
+        if len(writes) <= at:
+            break
+    assert at > 6

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 from command import SMALL
@@ -17,13 +18,23 @@ TILED = (  # P = 99
     "training=none",
     "stages=[train,compute]",
 )
-CONSTANTS = {"tile_stream__RECORD_BYTES": 2400}  # 55 tiles, recorded three at a time
+CONSTANTS = {"tile_stream__RECORD_BYTES": 4000}  # 55 tiles, recorded five at a time
+SHARD = "shards/step-000000/batch-00000.h5"
 EVERY = int(os.environ.get("FAULTS_EVERY", "1"))
 MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 
 
+def recorded_in(folder):
+    """How many tiles the journal of an unfinished shard holds."""
+    journal = folder / f"{SHARD}.journal"
+    unfinished = journal.exists() and not (folder / SHARD).exists()
+    return max(0, journal.read_bytes().count(b"\n") - 1) if unfinished else 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_operation_inside_a_shard(library, in_memory, mode):
+    """What was recorded is not computed again, and the shard is the same to the last bit."""
+
     def lane(number, mine):
         seen = []
         with commands(library, [(in_memory / f"tiles-{mode}" / f"lane-{number}", TILED)], **CONSTANTS) as [
@@ -32,12 +43,12 @@ def test_every_operation_inside_a_shard(library, in_memory, mode):
             command.begin_from(None)
             count = command.run().count
             expected, all_names = results(command.folder), names(command.folder)
-            assert len(expected["shards/step-000000/batch-00000.h5"][1]["checksums"]) > 0
+            assert len(expected[SHARD][1]["checksums"]) > 0
             for fatal in range(1 + mine[0] * EVERY, count + 1, NUM_LANES * EVERY):
                 command.begin_from(None)
                 fault = Fault(fatal, (errno.ENOSPC, errno.EIO)[fatal // (NUM_LANES * EVERY) % 2], mode)
                 done = command.run(fault)
-                there, wrong = complete(command.folder), []
+                there, recorded, wrong = complete(command.folder), recorded_in(command.folder), []
                 if mode in (ONCE, FOR_GOOD) and (done.hung or done.status not in (0, 1)):
                     wrong.append(f"it ended with {done.status}")
                 if done.status == 1 and len(done.complaints) != 1:
@@ -51,9 +62,12 @@ def test_every_operation_inside_a_shard(library, in_memory, mode):
                     wrong.append(f"then there are other files: {set(names(command.folder)) ^ set(all_names)}")
                 elif not there.items() <= complete(command.folder).items():
                     wrong.append("what was complete was made anew")
-                kept = " tiles are there already" in again.output
+                told = re.search(r"(\d+) tiles are there already", again.output)
+                num_kept = int(told[1]) if told else 0
+                if num_kept < recorded:
+                    wrong.append(f"{recorded} tiles were recorded, {num_kept} were taken")
                 seen.append(
-                    (kept, [f"{fault} ({done.what}): {what}\n{done.output[-400:]}" for what in wrong])
+                    (num_kept > 0, [f"{fault} ({done.what}): {what}\n{done.output[-400:]}" for what in wrong])
                 )
         return seen
 
