@@ -41,11 +41,13 @@ def differing(one, other):
 
 
 def complete(folder):
-    """The inode and time of each file that is the fruit of work and complete: they change if it is made anew.
-
-    The mean is not among them: it is made in the pass that gives the sums for the spectra file, and with them.
-    """
-    patterns = ("checkpoints/step-*.safetensors", "shards/step-*/batch-*.h5", "spectra/step-*.h5")
+    """The inode and time of each file that is the fruit of work and complete: they change if it is made anew."""
+    patterns = (
+        "checkpoints/step-*.safetensors",
+        "shards/step-*/*.h5",
+        "spectra/step-*.h5",
+        "slices/step-*.h5",
+    )
     paths = [path for pattern in patterns for path in folder.glob(pattern)]
     return {
         str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(paths)

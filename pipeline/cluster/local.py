@@ -56,6 +56,9 @@ def _started(num_workers: int, scratch: Path) -> Any:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={
+                    "dashboard_address": "127.0.0.1:0"
+                },  # of a page for its health; not port 8787
                 local_directory=str(scratch),
                 silence_logs=logging.CRITICAL,  # what a task raises is raised here; the worker need not print it
             )

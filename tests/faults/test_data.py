@@ -59,7 +59,9 @@ def test_data_that_is_not_finite_is_refused_before_anything_is_computed(arrays, 
     assert not list((tmp_path / "run").rglob("*.h5"))
 
 
-def test_a_matrix_that_is_not_finite_stops_at_its_batch(arrays, tmp_path):
+@pytest.mark.parametrize("cluster", [["cluster=threads"], ["cluster=local", "cluster.num_workers=2"]])
+def test_a_matrix_that_is_not_finite_stops_at_its_batch(arrays, tmp_path, cluster):
+    """In a worker too: it is told here, in the same line."""
     path, inputs, labels, third = arrays
     swap = labels.tolist().index(3)
     labels[swap] = 0
@@ -70,13 +72,16 @@ def test_a_matrix_that_is_not_finite_stops_at_its_batch(arrays, tmp_path):
         *OPTIONS,
         f"data.path={path}",
         "criterion._target_=his_loss.HisLoss",
+        *cluster,
     ]
     folder = tmp_path / "run"
     line = fail(folder, *overrides, paths=[tmp_path])
     assert line.startswith("batch 2 at step 0: the matrix has NaN or infinite entries (near row ")
     assert "look at the loss and the weights of this checkpoint" in line
-    shards = sorted(path.name for path in folder.glob("shards/step-000000/*"))
-    assert shards == ["batch-00000.h5", "batch-00001.h5"]
+    shards = {path.name for path in folder.glob("shards/step-000000/*")}
+    assert "batch-00002.h5" not in shards
+    if len(cluster) == 1:
+        assert shards == {"batch-00000.h5", "batch-00001.h5"}
     there = complete(folder)
     assert fail(folder, *overrides, paths=[tmp_path]) == line
-    assert complete(folder) == there
+    assert there.items() <= complete(folder).items()  # workers may have come further

@@ -54,10 +54,12 @@ def fill(path):
 
 
 @needs_root
-def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed):
-    folder, ballast = small_disk / "run", small_disk / "ballast"
+@pytest.mark.parametrize("cluster", [["cluster=threads"], ["cluster=local", "cluster.num_workers=2"]])
+def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed, cluster):
+    """In a worker too: it is told here, in the same line."""
+    folder, ballast, options = small_disk / "run", small_disk / "ballast", (*MANY, *cluster)
     process = subprocess.Popen(
-        command(folder, *MANY),
+        command(folder, *options),
         cwd=small_disk,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -72,14 +74,15 @@ def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed):
     there = complete(folder)
     assert process.returncode == 1
     assert len(lines) == 1
-    assert "(No space left on device): make room or choose another folder" in lines[0]
+    assert "No space left on device" in lines[0]
+    assert ": make room or choose another folder" in lines[0]
     assert 3 <= len(there) < 8  # weights and two shards at least, not all
     found = results(folder)
     assert not [name for name in there if name in found and found[name] != undisturbed[name]]
-    line = fail(folder, *MANY)
+    line = fail(folder, *options)
     assert "No space left on device" in line or "of disk, " in line
     ballast.unlink()
-    succeed(folder, *MANY)
+    succeed(folder, *options)
     assert there.items() <= complete(folder).items()
     assert differing(results(folder), undisturbed) == []
 

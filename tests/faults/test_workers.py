@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 from command import SMALL, command, environment, succeed
-from outcome import complete, differing, results
+from outcome import complete, differing, names, results
 
 LARGER = (
     *SMALL,
@@ -19,7 +19,13 @@ LARGER = (
     "data.num_samples=120",
     "data.batch_size=16",
 )
-AGGREGATE = (*LARGER, "stages=[aggregate]", "cluster=local", "cluster.num_workers=2")
+WORKERS = ("cluster=local", "cluster.num_workers=2")
+AGGREGATE = (*LARGER, "stages=[aggregate]", *WORKERS)
+COMPUTE = (
+    *LARGER,
+    "model.hidden_sizes=[100]",
+    "stages=[train,compute]",
+)  # P = 2,003: long enough to be seen at
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +47,9 @@ def copied(source, target):
     return target
 
 
-def start(folder):
+def start(folder, *overrides):
     return subprocess.Popen(
-        command(folder, *AGGREGATE),
+        command(folder, *overrides),
         cwd=folder.parent,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -78,7 +84,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
 ):
     folder = copied(undisturbed, tmp_path / "run")
     there, chance = complete(folder), random.Random(attempt)
-    process = start(folder)
+    process = start(folder, *AGGREGATE)
     killed = 0
     for _ in range(1 + attempt % 2):
         worker = chance.choice(wait_for_workers(process, 2))
@@ -94,9 +100,41 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
     assert differing(results(folder), expected) == []
 
 
+def writers_of(process):
+    """The workers that have an unfinished file open."""
+    found = []
+    for worker in workers_of(process):
+        with contextlib.suppress(psutil.Error, OSError):
+            if any(file.path.endswith(".partial") for file in worker.open_files()):
+                found.append(worker)
+    return found
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+def test_a_worker_that_is_killed_while_it_computes_a_shard_is_replaced(tmp_path, num_kills):
+    succeed(tmp_path / "alone", *COMPUTE)
+    folder, there = tmp_path / "run", {}
+    process = start(folder, *COMPUTE, *WORKERS)
+    killed = set()
+    while process.poll() is None and len(killed) < num_kills:
+        for worker in writers_of(process)[:1]:
+            if worker.pid not in killed:
+                worker.kill()
+                killed.add(worker.pid)
+                there |= complete(folder)
+        time.sleep(0.01)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert len(killed) == num_kills
+    assert "Traceback" not in output
+    assert there.items() <= complete(folder).items()
+    assert differing(results(folder), results(tmp_path / "alone")) == []
+    assert names(folder) == names(tmp_path / "alone")
+
+
 def test_workers_do_not_outlive_the_run(undisturbed, expected, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
-    process = start(folder)
+    process = start(folder, *AGGREGATE)
     workers = wait_for_workers(process, 2)
     time.sleep(1)
     os.kill(process.pid, signal.SIGKILL)
