@@ -1,7 +1,8 @@
 """Where the wall clock of a run goes, from the start of its process to its end: `python scripts/profile_run.py`.
 
-Each moment of the main thread is counted once, for the innermost of the parts below; what none of them claims is
-"rest". What other threads do meanwhile costs only what the main thread waits for it. Arguments go to the run:
+Each moment of the main thread is counted once, for the innermost of the parts below; what of `run` none of them claims
+is "rest". What other threads and processes do meanwhile costs what the main thread waits for it. Modules are compiled
+once and kept, as Python does where PYTHONDONTWRITEBYTECODE does not forbid it. Arguments go to the run:
 
     python scripts/profile_run.py --repeat 5 model=mlp strategy=auto
 """
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isgeneratorfunction
@@ -32,10 +33,13 @@ PARTS = {  # functions and methods, by what they are timed as
     "training": ("pipeline.stages:train",),
     "Hessians and shards": ("pipeline.stages:compute",),
     "mean and eigenvalues": ("pipeline.stages:aggregate",),
+    "Hydra": ("pipeline.run:main",),
+    "rest": ("pipeline.run:run",),
     "data and model": ("pipeline.run:build_subject",),
     "plan": ("pipeline.stages:check_plan",),
+    "loss along eigenvectors": ("pipeline.stages:slices",),
     "figures and report": ("pipeline.stages:report",),
-    "MLflow": (
+    "MLflow, summary and table": (
         "pipeline.tracking.mlflow:MLflow.start",
         "pipeline.tracking.mlflow:MLflowRun.log_metrics",
         "pipeline.tracking.mlflow:MLflowRun.log_artifact",
@@ -114,10 +118,17 @@ def watch(clock: Clock) -> None:
     wanted = {place: part for part, places in PARTS.items() for place in places}
     plain_import = builtins.__import__
 
-    def watched(name: str, *arguments: Any, **options: Any) -> Any:
+    def watched(
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> Any:
         known = len(sys.modules)
-        with clock.part(f"import {name.partition('.')[0]}"):
-            module = plain_import(name, *arguments, **options)
+        package: str = (globals or {}).get("__package__", "") if level else name  # from . import x
+        with clock.part(f"import {package.partition('.')[0]}"):
+            module = plain_import(name, globals, locals, fromlist, level)
         if len(sys.modules) != known:
             for place in [place for place in wanted if place.partition(":")[0] in sys.modules]:
                 _replace(place, clock, wanted)
@@ -160,6 +171,7 @@ def measure(arguments: list[str]) -> dict[str, float]:
         path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         start = time.monotonic()
         environment = os.environ | {START: str(start), END: str(told), "PYTHONPATH": path}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

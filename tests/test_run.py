@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from command import SMALL, contents, environment, fail, run, succeed
+from command import SMALL, command, contents, environment, fail, run, succeed
 from safetensors.numpy import load_file
 
 import pipeline
@@ -437,6 +437,29 @@ def test_help_waits_for_no_heavy_library():
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_run_waits_for_no_library_that_it_does_not_need(tmp_path):
+    """Dask asks for all of distributed where it is not told otherwise; garbage is looked for after the imports."""
+    heavy = ["mlflow", "scipy", "sklearn", "distributed"]
+    code = f"""
+import atexit, gc, sys
+atexit.register(lambda: print([name for name in {heavy} if name in sys.modules], gc.isenabled()))
+from pipeline import run
+run.main()
+"""
+    overrides = command(tmp_path / "folder", *SMALL, "model.hidden_sizes=[80]")[
+        3:
+    ]  # too large for a dense solver
+    done = subprocess.run(
+        [sys.executable, "-c", code, *overrides],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "[] True", done.stderr
 
 
 def test_it_runs_from_any_folder_once_it_is_installed(tmp_path):

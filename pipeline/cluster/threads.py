@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
+from dask.threaded import get
 
 from pipeline.options import check_count
 
@@ -28,5 +29,6 @@ class Threads:
     @contextmanager
     def open(self, scratch: Path) -> Iterator[int]:
         num_workers = self.num_workers or len(os.sched_getaffinity(0))
-        with dask.config.set(scheduler="threads", num_workers=num_workers):
+        # the function: by the name "threads", Dask would first import all of distributed
+        with dask.config.set(scheduler=get, num_workers=num_workers):
             yield num_workers

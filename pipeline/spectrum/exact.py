@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from pipeline.errors import PipelineError
 from pipeline.options import check_count, check_switch
@@ -27,7 +26,8 @@ class Exact:
     torch.linalg.eigvalsh, 4/3 P³ FLOP, in the matrix's own dtype: in float32 they are right to about
     4 eps |λ|max. The eigenvectors come from block Lanczos on the matrix in memory, 2 P² FLOP a vector and
     pass, to residuals of 1e-12 |λ|max (30 eps in float32), and are checked against the eigenvalues; where
-    they do not agree, or do not converge, they are computed by scipy.linalg.eigh. num_top is capped by P.
+    they do not agree, or do not converge, they are computed by scipy.linalg.eigh; those of a small matrix by
+    numpy.linalg.eigh. num_top is capped by P.
     """
 
     num_top: int = 10
@@ -118,8 +118,9 @@ def top_eigenvectors(matrix: Array, eigenvalues: Array, k: int) -> tuple[Array, 
     wanted = eigenvalues[num_rows - k :]
     largest = float(np.abs(eigenvalues).max())
     tolerance = max(1e-12, 30 * float(np.finfo(matrix.dtype).eps))
-    vectors = None
-    if num_rows > max(SMALL, 4 * k):
+    if num_rows <= max(SMALL, 4 * k):
+        vectors = np.linalg.eigh(matrix)[1][:, num_rows - k :]
+    else:
         pairs = extremal_eigenpairs(
             lambda block: matrix @ block.astype(matrix.dtype),
             num_rows,
@@ -133,7 +134,9 @@ def top_eigenvectors(matrix: Array, eigenvalues: Array, k: int) -> tuple[Array, 
         )
         if pairs.converged and np.abs(pairs.values - wanted).max() <= tolerance * largest:
             vectors = pairs.vectors.astype(matrix.dtype)
-    if vectors is None:
-        vectors = eigh(matrix, subset_by_index=(num_rows - k, num_rows - 1))[1]
+        else:
+            from scipy.linalg import eigh  # hardly ever needed, and slow to import
+
+            vectors = eigh(matrix, subset_by_index=(num_rows - k, num_rows - 1))[1]
     vectors = vectors[:, ::-1]
     return vectors, np.linalg.norm(matrix @ vectors - vectors * wanted[::-1], axis=0)

@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum.protocol import Array, Matvec, Quadrature
@@ -191,12 +190,16 @@ def kept_at_restart(num_top: int, num_bottom: int, block_size: int, max_columns:
 def _next_block(
     basis: Sequence[Array], image: Array, width: int, norm: float, rng: np.random.Generator
 ) -> Array:
-    """`width` orthonormal columns orthogonal to the basis: what is new in the image, then random ones."""
+    """`width` orthonormal columns orthogonal to the basis: what is new in the image, then random ones.
+
+    A QR and an SVD of its small factor, in place of SciPy's QR with pivots: SciPy brings a second OpenBLAS, and its
+    threads and those of NumPy's waited for each other twenty times as long as they worked.
+    """
     new = _project_out(basis, _project_out(basis, image))
     if new.shape[1]:
-        orthonormal, triangular, _ = qr(new, mode="economic", pivoting=True, overwrite_a=True)
-        long_enough = np.abs(np.diag(triangular)) > BREAKDOWN * norm
-        new = orthonormal[:, :width][:, long_enough[:width]]
+        orthonormal, triangular = np.linalg.qr(new)
+        directions, lengths, _ = np.linalg.svd(triangular)
+        new = orthonormal @ directions[:, :width][:, lengths[:width] > BREAKDOWN * norm]
     padding = rng.standard_normal((len(image), width - new.shape[1])) / np.sqrt(len(image))
     block = np.hstack([new, padding])
     for _ in range(2):  # a short direction lost digits when the basis was taken out: take it out again

@@ -136,7 +136,7 @@ def memory_of(options: Options, num_rows: int, itemsize: int) -> int:
     kept = 0
     if columns < num_rows:
         kept = sum(kept_at_restart(num_top, num_bottom, block, columns))
-    vectors = 2 * (columns + kept) + 8 * block + 3 * (num_top + num_bottom)
+    vectors = 2 * (columns + kept) + 7 * block + 3 * (num_top + num_bottom)
     return 8 * num_rows * vectors + 4 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
 
 
