@@ -101,6 +101,15 @@ def _name(spectrum: Decomposition) -> str:
 
 
 def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
+    if "batch_index" not in shards[0].attrs:  # the mean alone
+        num_there = shards[0].attrs["num_batches"]
+        if num_batches not in (None, num_there):
+            raise PipelineError(
+                f"{shards[0].path} is the mean of {num_there} batches, whose shards are gone: "
+                f"num_batches={num_batches} cannot be taken from it; leave it out, "
+                "or choose another folder with hydra.run.dir=FOLDER."
+            )
+        return
     indices = [shard.attrs["batch_index"] for shard in shards]
     for index, shard in zip(indices, shards, strict=True):
         if shard.path.stem != f"batch-{index:05d}":
@@ -125,7 +134,8 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
 
 def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
     """Of all that the spectra file is made from."""
-    identity = [[shard.attrs[key] for key in (*SHARED, "batch_index", "num_samples")] for shard in shards]
+    keys = (*SHARED, "batch_index", "num_samples")
+    identity = [[shard.attrs[key] for key in keys if key in shard.attrs] for shard in shards]
     return hashlib.sha256(repr((identity, spectrum)).encode()).hexdigest()[:16]
 
 
@@ -250,7 +260,7 @@ def write_mean(
     if there is not None:
         for _ in pooled(range(num_summed, len(groups))):
             pass
-        if len(shards) == 1:
+        if len(shards) == 1 and first.path != folder.mean(step):
             folder.mean(step).unlink(missing_ok=True)  # of more batches, once
         return there, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
@@ -335,7 +345,7 @@ def _headline(
     numbers: dict[str, float | None] = {
         "num_parameters": mean.num_rows,
         "num_samples": mean.attrs["num_samples"],
-        "num_batches": len(shards),
+        "num_batches": len(shards) if "batch_index" in shards[0].attrs else mean.attrs["num_batches"],
         "loss": mean.attrs["loss"],
         "gradient_norm": mean.attrs["gradient_norm"],
         "lambda_max": float(whole.top_eigenvalues[0]),

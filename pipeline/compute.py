@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +12,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.bands import Band
-from pipeline.compute_batch import BatchMatrix, check_same, shard_at
-from pipeline.errors import NotFiniteError, PipelineError
+from pipeline.compute_batch import BatchMatrix, check_same, shard_at, telling
+from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.journal import Journal
 from pipeline.objective import Batch, Criterion, Params, objective_of
 from pipeline.recipe import Recipe, parts_of
+from pipeline.running_mean import keep_mean
 from pipeline.terminal import progress
 
-__all__ = ["Recipe", "compute_band", "compute_step", "parts_of", "split"]
+__all__ = ["Recipe", "compute_band", "compute_mean", "compute_step", "parts_of", "split"]
 log = logging.getLogger(__name__)
 
 
@@ -79,12 +79,10 @@ def compute_step(
             continue
         if (shard := shard_at(matrix.path)) is not None:
             check_same(str(matrix.path), shard.attrs, matrix.identity)
-            Journal.beside(
-                matrix.path, {}
-            ).remove()  # of a process that was killed between its last two steps
+            Journal.beside(matrix.path, {}).remove()  # of a process that was killed just before it would have
             yield shard.attrs
         else:
-            with _told_of(matrix):
+            with telling(matrix):
                 attrs = matrix.write()
             yield attrs
 
@@ -101,8 +99,21 @@ def compute_band(
 ) -> None:
     """Write a band of the shard of one batch, unless it is there; raises as `compute_step` does."""
     matrix = _matrices(folder, step, model, criterion, batches, recipe)[only]
-    with _told_of(matrix):
+    with telling(matrix):
         matrix.write_band(band)
+
+
+def compute_mean(
+    folder: RunFolder,
+    step: int,
+    model: nn.Module,
+    criterion: Criterion,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    elsewhere: Callable[[list[int]], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Write the mean of the batches' matrices alone, see `keep_mean`."""
+    yield from keep_mean(folder, step, _matrices(folder, step, model, criterion, batches, recipe), elsewhere)
 
 
 def _matrices(
@@ -123,9 +134,10 @@ def _matrices(
         "torch_version": str(torch.__version__),
         "num_batches": len(batches),
     }
+    place = folder.passing if recipe.keeps_mean(len(batches)) else folder.shard
     return [
         BatchMatrix(
-            folder.shard(step, index),
+            place(step, index),
             {**names, "batch_index": index, "num_samples": batch.num_samples},
             at,
             parts,
@@ -134,15 +146,6 @@ def _matrices(
         )
         for index, batch in enumerate(batches)
     ]
-
-
-@contextmanager
-def _told_of(matrix: BatchMatrix) -> Iterator[None]:
-    """Say of which batch at which step entries are not finite."""
-    try:
-        yield
-    except NotFiniteError as error:
-        raise PipelineError(f"{matrix.name}: {error}") from error
 
 
 def _hash(params: Params) -> str:

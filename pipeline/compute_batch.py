@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline import bands
 from pipeline.bands import Band
 from pipeline.certificate import directions
-from pipeline.errors import DamagedFile, PipelineError
+from pipeline.errors import DamagedFile, NotFiniteError, PipelineError
 from pipeline.folder import set_aside
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.layout import Layout
@@ -168,6 +168,15 @@ class BatchMatrix:
     @property
     def _stored(self) -> str:
         return self.recipe.storage.precision or self._computed
+
+
+@contextmanager
+def telling(matrix: BatchMatrix) -> Iterator[None]:
+    """Say of which batch at which step entries are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise PipelineError(f"{matrix.name}: {error}") from error
 
 
 def shard_at(path: Path) -> Shard | None:

@@ -33,6 +33,13 @@ class Blocks(Enum):
     layer = "layer"
 
 
+class Keep(Enum):
+    """What stays of the batches' matrices: each of them, or their weighted mean alone."""
+
+    all = "all"
+    mean = "mean"
+
+
 class Verify(Enum):
     """What becomes of a matrix that fails its certificate: refused, stored with a warning, or never looked at."""
 
@@ -64,6 +71,7 @@ class Config:
     )  # list[int], or "log"; check_settings is stricter than types
     parameters: list[str] | None = None
     blocks: Blocks = Blocks.all
+    keep: Keep = Keep.all
     verify: Verify = Verify.error
     slice_points: int | None = 27
     model: Any = MISSING

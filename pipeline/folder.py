@@ -73,6 +73,14 @@ class RunFolder:
         """The weighted mean of a step's shards, in the format of a shard."""
         return self.shards / f"step-{step:06d}" / "mean.h5"
 
+    def running_mean(self, step: int) -> Path:
+        """With keep=mean, that of the first so many batches."""
+        return self.shards / f"step-{step:06d}" / "running.h5"
+
+    def passing(self, step: int, batch: int) -> Path:
+        """With keep=mean, the shard of a batch until it has been added."""
+        return self.shards / f"step-{step:06d}" / f"passing-{batch:05d}.h5"
+
     def spectrum(self, step: int) -> Path:
         return self.spectra / f"step-{step:06d}.h5"
 
@@ -89,16 +97,18 @@ class RunFolder:
         return _steps(self.checkpoints.glob("step-*.safetensors"))
 
     def shard_steps(self) -> list[int]:
-        """Training steps that have at least one whole shard, ascending."""
-        return _steps({path.parent for path in self.shards.glob("step-*/batch-*.h5")})
+        """Training steps that have at least one whole shard, or the mean of all, ascending."""
+        found = [path for name in ("batch-*.h5", "mean.h5") for path in self.shards.glob(f"step-*/{name}")]
+        return _steps({path.parent for path in found})
 
     def spectrum_steps(self) -> list[int]:
         """Training steps that have been aggregated, ascending."""
         return _steps(self.spectra.glob("step-*.h5"))
 
     def shard_paths(self, step: int) -> list[Path]:
-        """The whole shards of one step, in batch order."""
-        return sorted((self.shards / f"step-{step:06d}").glob("batch-*.h5"))
+        """The whole shards of one step, in batch order; where there are none, their mean, if that is there."""
+        mean = self.mean(step)
+        return sorted(mean.parent.glob("batch-*.h5")) or [path for path in (mean,) if path.exists()]
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.blocks import Block
 from pipeline.certificate import certify, directions
-from pipeline.config import Blocks, Verify
+from pipeline.config import Blocks, Keep, Verify
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
@@ -33,6 +33,7 @@ class Recipe:
     names: attributes of every shard: the names of strategy and matrix, the reduction, the config's hash.
     verify: what becomes of a matrix that fails its certificate.
     blocks: all of the matrix, or the diagonal blocks of the layers alone. storage: how it lies in its file.
+    keep: the matrix of each batch, or the mean of all alone.
     """
 
     matrix: Matrix
@@ -42,6 +43,11 @@ class Recipe:
     verify: Verify = Verify.error
     blocks: Blocks = Blocks.all
     storage: Storage = AS_COMPUTED
+    keep: Keep = Keep.all
+
+    def keeps_mean(self, num_batches: int) -> bool:
+        """Whether a batch's matrix goes when it has been added to the mean; that of one batch is the mean."""
+        return self.keep is Keep.mean and num_batches > 1
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import Band, dealt
 from pipeline.cluster import Cluster
-from pipeline.config import Blocks, Stage, Verify
+from pipeline.config import Blocks, Keep, Stage, Verify
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder, set_aside, write_atomically
 from pipeline.headline import HEADLINE
@@ -121,18 +122,16 @@ def check_plan(
     layout = subject.layout(settings["parameters"])
     num_parameters = layout.num_parameters
     itemsize = 4 if settings["dtype"] == "float32" else 8
-    needs, batches, bytes_each, num_missing, num_means = {}, [], 0, 0, 0
+    needs, batches, bytes_each, num_matrices = {}, [], 0, 0
     if "compute" in settings["stages"]:
         from pipeline.compute import split
 
         batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
         steps = {*settings["checkpoint_steps"], settings["training"].get("num_steps", 0)}
-        num_there = len(list(folder.shards.glob("step-*/*.h5")))
-        num_means = len(steps) if len(batches) > 1 else 0  # the mean of one shard is that shard
-        num_missing = max(0, len(steps) * len(batches) + num_means - num_there)
+        num_matrices, num_files = _to_make(folder, steps, len(batches), settings["keep"])
         stored = 4 if storage.precision == "float32" else itemsize
         bytes_each = file_size(layout, stored, settings["blocks"], storage.tile)
-        check_disk(folder.path, num_parameters, bytes_each, num_missing)
+        check_disk(folder.path, num_parameters, bytes_each, num_files)
         needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     if "aggregate" in settings["stages"]:
         needs[f"spectrum={type(spectrum).__name__.lower()}"] = spectrum.memory(num_parameters, itemsize)
@@ -145,7 +144,6 @@ def check_plan(
         in_words(max(needs.values(), default=0)),
         in_words(available_memory()),
     )
-    num_matrices = num_missing - num_means
     if num_matrices > 0:
         plan, seconds = _work(subject, settings, matrix, strategy, batches[0])
         log.info(
@@ -153,9 +151,29 @@ def check_plan(
             num_matrices,
             "matrix" if num_matrices == 1 else "matrices",
             plan,
-            in_words(num_matrices * bytes_each),
+            in_words(num_files * bytes_each),
             _duration(num_matrices * seconds),
         )
+
+
+def _to_make(folder: RunFolder, steps: Iterable[int], num_batches: int, keep: str) -> tuple[int, int]:
+    """How many matrices are to be computed, and how many more files of one matrix there will be on the disk."""
+    from pipeline.running_mean import num_in_mean
+
+    num_matrices = num_files = 0
+    for step in steps:
+        shards = [folder.shard(step, index) for index in range(num_batches)]
+        num_missing = sum(not shard.exists() for shard in shards)
+        if num_batches > 1 and not folder.mean(step).exists():
+            num_files += 1  # the mean of one shard is that shard
+        if keep == "mean" and num_batches > 1:
+            num_missing = min(num_missing, num_batches - num_in_mean(folder, step))
+        else:
+            num_files += num_missing
+        num_matrices += num_missing
+    if keep == "mean" and num_matrices:
+        num_files += 2  # the mean so far, and the batch that is added to it
+    return num_matrices, num_files
 
 
 def _work(
@@ -214,7 +232,7 @@ def compute(
         PipelineError: the folder has no checkpoint.
     """
     from pipeline.checkpoints import load_weights
-    from pipeline.compute import compute_step
+    from pipeline.compute import compute_mean, compute_step
 
     steps = diary.folder.checkpoint_steps()
     if not steps:
@@ -222,24 +240,33 @@ def compute(
             f"{diary.folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
         )
     batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
-    with diary.stage(Stage.compute):
-        missing = [
-            (step, index)
-            for step in steps
-            for index in range(len(batches))
-            if not diary.folder.shard(step, index).exists()
-        ]
+    keeps_mean = recipe.keeps_mean(len(batches))
+    place = diary.folder.passing if keeps_mean else diary.folder.shard
+    grid = Grid.of(subject.layout(settings["parameters"]), storage.tile, settings["blocks"])
+
+    def hand_out(step: int | None, indices: Iterable[int], most: int | None = None) -> None:
+        """Have other processes compute the shards of these batches that are not there; `most`: so many a process."""
+        chosen = steps if step is None else [step]
+        missing = [(at, index) for at in chosen for index in indices if not place(at, index).exists()]
+
+        def work(num_workers: int) -> list[Work]:
+            taken = missing[: most and most * num_workers]
+            calls = dealt([place(*each) for each in taken], grid, num_workers)
+            return [(*taken[index], band) for index, band in calls]
+
         if elsewhere is not None and missing:
-            paths = [diary.folder.shard(*each) for each in missing]
-            grid = Grid.of(subject.layout(settings["parameters"]), storage.tile, settings["blocks"])
-            elsewhere(
-                lambda num_workers: [
-                    (*missing[index], band) for index, band in dealt(paths, grid, num_workers)
-                ]
-            )
+            elsewhere(work)
+
+    with diary.stage(Stage.compute):
+        if not keeps_mean:
+            hand_out(None, range(len(batches)))
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
-            for attrs in compute_step(diary.folder, step, subject.model, subject.criterion, batches, recipe):
+            about = (diary.folder, step, subject.model, subject.criterion, batches, recipe)
+            made = (
+                compute_mean(*about, partial(hand_out, step, most=1)) if keeps_mean else compute_step(*about)
+            )
+            for attrs in made:
                 prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
                 numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
                 diary.tracked.log_metrics(numbers, attrs["batch_index"])
@@ -293,6 +320,7 @@ def _recipe(
         Verify[settings["verify"]],
         Blocks[settings["blocks"]],
         storage,
+        Keep[settings.get("keep", "all")],
     )
 
 

@@ -73,9 +73,10 @@ def test_steps_are_found_in_order_and_partial_files_are_not(tmp_path: Path) -> N
     folder.shard(4, 0).parent.mkdir()
     folder.shard(4, 0).with_suffix(".h5.partial").touch()
     assert folder.checkpoint_steps() == folder.spectrum_steps() == [0, 20, 1_000_000]
-    assert folder.shard_steps() == [3, 20]
+    assert folder.shard_steps() == [3, 20, 21]
     assert folder.shard_paths(20) == [folder.shard(20, batch) for batch in (0, 2, 11)]
     assert folder.shard_paths(4) == []
+    assert folder.shard_paths(21) == [folder.mean(21)]  # all that is left of its shards
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
