@@ -12,7 +12,8 @@ def results(folder):
     """All that a run found so far, by file; times, and HDF5's layout of the files, are left out."""
     run = RunFolder(folder)
     found = {path.name: path.read_bytes() for path in run.checkpoints.glob("*.safetensors")}
-    for path in [*run.shards.rglob("*.h5"), *run.spectra.glob("*.h5")]:
+    slices = run.slices(0).parent
+    for path in [*run.shards.rglob("*.h5"), *run.spectra.glob("*.h5"), *slices.glob("*.h5")]:
         with h5py.File(path) as file:
             attrs = {key: repr(value) for key, value in file.attrs.items()}
             arrays = {}

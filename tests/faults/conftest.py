@@ -12,7 +12,7 @@ import pytest
 from command import SMALL
 from faults.runs import HERE, commands
 
-STAGES = ("train", "compute", "aggregate", "report")
+STAGES = ("train", "compute", "aggregate", "slices", "report")
 NUM_LANES = len(os.sched_getaffinity(0))
 
 

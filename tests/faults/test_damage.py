@@ -9,10 +9,15 @@ from command import SMALL
 from faults.runs import commands
 from outcome import complete, differing, results
 
-ALL = "train,compute,aggregate"
-SHARD, MEAN, SPECTRA = (
+ALL = "train,compute,aggregate,slices"
+SHARD, MEAN, SPECTRA, SLICES = (
     f"{name}.h5"
-    for name in ("shards/step-000020/batch-00001", "shards/step-000020/mean", "spectra/step-000020")
+    for name in (
+        "shards/step-000020/batch-00001",
+        "shards/step-000020/mean",
+        "spectra/step-000020",
+        "slices/step-000020",
+    )
 )
 
 
@@ -124,6 +129,7 @@ def ends_undisturbed(command, undisturbed):
     [
         MEAN,
         SPECTRA,
+        SLICES,
         "checkpoints/step-000020.safetensors",
         "checkpoints/history.csv",
         "checkpoints/state.pt",
@@ -141,8 +147,9 @@ def test_any_other_file_that_is_not_right(both, undisturbed, name, how):
     if how == "flipped":
         content[len(content) // 2] ^= 64
     (folder / name).write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flipped": content}[how])
-    for made in {MEAN, SPECTRA} - {name}:  # so that it is made again, from whatever is there
-        (folder / made).unlink()
+    if name != SLICES:
+        for made in {MEAN, SPECTRA} - {name}:  # so that it is made again, from whatever is there
+            (folder / made).unlink()
     done = both[ALL].run()
     assert done.status in (0, 1), done.output
     assert "unexpected" not in done.output

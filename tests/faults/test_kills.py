@@ -30,8 +30,10 @@ NUM_CHECKPOINTS = 3
 def under_way(folder):
     """Which stage a killed run was in, from what it left behind."""
     run = RunFolder(folder)
-    if len(run.spectrum_steps()) == NUM_CHECKPOINTS:
+    if len(list(folder.glob("slices/step-*.h5"))) == NUM_CHECKPOINTS:
         return "report"
+    if len(run.spectrum_steps()) == NUM_CHECKPOINTS:
+        return "slices"
     if len(list(run.shards.glob("step-*/batch-*.h5"))) == 3 * NUM_CHECKPOINTS:
         return "aggregate"
     return "compute" if run.checkpoint(NUM_STEPS).exists() else "train"
@@ -44,8 +46,14 @@ def spans_of(command):
     done = command.run()
     run = RunFolder(command.folder)
     assert done.status == 0, done.output
-    ends = [run.checkpoint(NUM_STEPS), run.shard(NUM_STEPS, 2), run.spectrum(NUM_STEPS), run.summary]
-    marks = [run.config, *ends]
+    marks = [
+        run.config,
+        run.checkpoint(NUM_STEPS),
+        run.shard(NUM_STEPS, 2),
+        run.spectrum(NUM_STEPS),
+        run.slices(NUM_STEPS),
+        run.summary,
+    ]
     seconds = [path.stat().st_mtime - start for path in marks]
     return dict(zip(STAGES, itertools.pairwise(seconds), strict=True))
 
