@@ -72,15 +72,18 @@ def test_a_hundred_random_kills(long_commands):
     undisturbed = long_commands[0].folder.rename(long_commands[0].folder.with_name("undisturbed"))
     expected, all_names = results(undisturbed), names(undisturbed)
 
-    def once(command, chance, stage):
-        """Kill a run in that stage, perhaps again when it is taken up; gives the stages, and what is wrong."""
+    def once(command, chance, stage, pace):
+        """Kill a run in that stage, perhaps again when it is taken up; gives the stages, and what is wrong.
+
+        pace: how many times as long as at first a run takes now, on a machine that others use too.
+        """
         command.begin_from(None)
         killed, wrong, there = [], [], {}
         for again in (False, True):
             if again and chance.random() < 0.5:
                 break
             moment = chance.uniform(*spans[stage])
-            done = command.run(kill_after=moment)
+            done = command.run(kill_after=pace * moment)
             found = results(command.folder)
             wrong += [
                 f"{name} is there and is not what it is without a kill"
@@ -106,10 +109,15 @@ def test_a_hundred_random_kills(long_commands):
         return killed, wrong
 
     def work(lane, share):
-        chance, seen = random.Random(seed + lane), []
-        while sum(len(killed) for killed, _ in seen) < len(share):
-            seen.append(once(long_commands[lane], chance, STAGES[len(seen) % len(STAGES)]))
+        chance, seen, pace, kills = random.Random(seed + lane), [], 1.0, Counter()
+        while kills.total() < len(share):
+            stage = min(STAGES, key=lambda stage: (kills[stage], chance.random()))
+            killed, wrong = once(long_commands[lane], chance, stage, pace)
+            seen.append((killed, wrong))
+            kills.update(killed)
             print(*seen[-1], sep="\n  ", flush=True)
+            first = STAGES.index(killed[0]) if killed else len(STAGES)
+            pace *= 1.1 ** (STAGES.index(stage) - first)
         return seen
 
     seen = in_lanes(work, range(NUM_KILLS))
