@@ -171,7 +171,7 @@ def _to_make(folder: RunFolder, steps: Iterable[int], num_batches: int, keep: st
         else:
             num_files += num_missing
         num_matrices += num_missing
-    if keep == "mean" and num_matrices:
+    if keep == "mean" and num_batches > 1 and num_matrices:
         num_files += 2  # the mean so far, and the batch that is added to it
     return num_matrices, num_files
 
@@ -320,7 +320,7 @@ def _recipe(
         Verify[settings["verify"]],
         Blocks[settings["blocks"]],
         storage,
-        Keep[settings.get("keep", "all")],
+        Keep[settings["keep"]],
     )
 
 

@@ -31,6 +31,7 @@ SETTINGS = {
     "slice_points": 27,
     "training": {"num_steps": 100},
     "blocks": "all",
+    "keep": "all",
     "strategy": {"_target_": "pipeline.strategy.Func"},
     "spectrum": {"_target_": "pipeline.spectrum.Exact"},
 }
@@ -67,6 +68,9 @@ def plan(folder, subject, **changes):
     [
         ({}, 4),  # 4, 4 and 3 samples, and their mean
         ({"num_batches": 2}, 3),
+        ({"keep": "mean"}, 3),  # the mean, the one before it, and the batch that is added
+        ({"keep": "mean", "checkpoint_steps": [0, 50]}, 5),
+        ({"keep": "mean", "num_batches": 1}, 1),
         ({"checkpoint_steps": [0, 50]}, 12),
         ({"checkpoint_steps": [0, 100]}, 8),  # 100 is the last one anyway
         ({"checkpoint_steps": [0], "training": {"path": "weights.safetensors"}}, 4),
