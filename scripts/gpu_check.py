@@ -7,6 +7,7 @@
    of the largest entry). A strategy that refuses must refuse by name.
 2. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
    N P² FLOP at the rate of multiplying square matrices, and the bytes of the matrix at the rate of writing memory.
+3. All eigenvalues of a random symmetric matrix of `--rows` rows, float32, by spectrum=exact, there and on the CPU.
 Ends with status 1 if any number is wrong. It needs torch, NumPy and h5py only.
 """
 
@@ -25,6 +26,7 @@ from benchmark_rates import Rates, timed
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.objective import objective_of
+from pipeline.spectrum.exact import eigenvalues_of
 from pipeline.strategy import STRATEGIES, KhatriRao
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -93,6 +95,20 @@ def time_net(name: str, device: torch.device, rates: Rates) -> None:
         print(f"  {label:<14}{seconds:>9.3f} s: {shares}")
 
 
+def compare_eigenvalues(num_rows: int, device: torch.device) -> int:
+    """Whether those of the device are wrong; both are timed once, after a small one."""
+    matrix = torch.randn(num_rows, num_rows, generator=torch.Generator().manual_seed(0))
+    matrix = (matrix + matrix.T).numpy()
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    eigenvalues_of(matrix[:100, :100].copy(), kind)
+    (there, found), (here, expected) = (timed(lambda k=k: eigenvalues_of(matrix, k)) for k in (kind, "cpu"))
+    error = float(abs(found - expected).max() / abs(expected).max())
+    print(
+        f"eigenvalues, P = {num_rows:,}: {kind} {there:.2f} s, cpu {here:.2f} s, apart by {error:.1e} of the largest"
+    )
+    return int(not error <= 1e-4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Every strategy on a GPU.")
     parser.add_argument("--device", default="cuda")
@@ -100,6 +116,7 @@ def main() -> None:
         "--sizes", default="64-100-10@128,64-267-10@256,64-667-10@512", help="64-width-10@samples"
     )
     parser.add_argument("--cases", default="*", help="a glob of their names; all by default")
+    parser.add_argument("--rows", type=int, default=7510, help="of the matrix for the eigenvalues")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -110,6 +127,7 @@ def main() -> None:
     print(rates)
     for name in options.sizes.split(","):
         time_net(name, device, rates)
+    num_wrong += compare_eigenvalues(options.rows, device)
     sys.exit(1 if num_wrong else 0)
 
 

@@ -80,8 +80,9 @@ def test_the_script_ends_with_a_table_and_a_figure(tmp_path):
 
 
 def test_the_check_on_a_gpu_runs_without_one():
-    options = ("--device", "cpu", "--cases", "thread", "--sizes", "64-4-10@5")
+    options = ("--device", "cpu", "--cases", "thread", "--sizes", "64-4-10@5", "--rows", "300")
     told = script("scripts/gpu_check.py", *options)
     assert "0 wrong" in told
     assert " 0 right" not in told
     assert "64-4-10@5: P = 310, N = 5: limits: products" in told
+    assert "eigenvalues, P = 300: cpu" in told

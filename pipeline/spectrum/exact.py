@@ -1,20 +1,29 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_count, check_switch
+from pipeline.limits import in_words
+from pipeline.options import check_choice, check_count, check_switch
 from pipeline.spectrum.lanczos import extremal_eigenpairs
 from pipeline.spectrum.protocol import Array, Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import TopK
 
+DEVICES = ("auto", "cpu", "cuda")
+NO_GPU = "torch finds no GPU"
+GPU_COPIES = 3  # of the matrix: itself, the one that is overwritten, and room to work in
+ONE_AT_A_TIME = threading.Lock()
 SMALL = 400  # rows up to which a dense decomposition of everything is quicker than Lanczos
 MAX_PASSES = 40  # of Lanczos over the matrix in memory, before the dense eigenvectors are cheaper
 COLUMNS_PER_BLOCK = 12
 BATCH_TOLERANCE = 1e-5  # of a residual, relative to |λ|max: within reach of products in float32
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,16 @@ class Exact:
     pass, to residuals of 1e-12 |λ|max (30 eps in float32), and are checked against the eigenvalues; where
     they do not agree, or do not converge, they are computed by scipy.linalg.eigh; those of a small matrix by
     numpy.linalg.eigh. num_top is capped by P.
+
+    device: where eigenvalues are computed: cpu, cuda, or auto, which takes the GPU where there is one that has room.
     """
 
     num_top: int = 10
     all_of_batches: bool = False
+    device: str = field(default="auto", repr=False)  # the numbers are the same but for rounding
 
     def __post_init__(self) -> None:
+        check_choice("spectrum.device", self.device, DEVICES)
         check_count("spectrum.num_top", self.num_top)
         check_switch("spectrum.all_of_batches", self.all_of_batches)
 
@@ -61,7 +74,7 @@ class Exact:
         num_dead = num_rows - num_live
         reduced = dense if num_dead == 0 else dense[np.ix_(alive, alive)]
         del dense
-        live_values = eigenvalues_of(reduced)
+        live_values = eigenvalues_of(reduced, self.device)
         k = min(self.num_top, num_live)
         live_vectors, residuals = top_eigenvectors(reduced, live_values, k)
         # A dead row is an eigenvector too: among the top ones where fewer than k eigenvalues are positive.
@@ -101,13 +114,53 @@ def live_rows(matrix: Array) -> NDArray[np.bool_]:
     return np.fromiter((row.any() for row in matrix), dtype=np.bool_, count=len(matrix))
 
 
-def eigenvalues_of(matrix: Array) -> Array:
-    """All eigenvalues of a symmetric matrix, ascending, in its dtype; its lower triangle alone is read."""
+def eigenvalues_of(matrix: Array, device: str = "cpu") -> Array:
+    """All eigenvalues of a symmetric matrix, ascending, in its dtype; its lower triangle alone is read.
+
+    Raises:
+        PipelineError: device=cuda, and there is no GPU, or not enough room on it.
+    """
     import torch  # here, so that aggregation with spectrum=topk never loads it
 
     writable = np.require(matrix, requirements=["C", "W"])  # torch takes no other memory without a warning
-    eigenvalues: Array = torch.linalg.eigvalsh(torch.from_numpy(writable)).numpy()
+    held = torch.from_numpy(writable)
+    if device != "cpu":
+        with ONE_AT_A_TIME:  # workers share the card
+            found, why_not = _on_gpu(held)
+        if found is not None:
+            return found
+        if device == "cuda":
+            raise PipelineError(f"spectrum.device=cuda: {why_not}: choose spectrum.device=cpu.")
+        if why_not != NO_GPU:
+            log.info("eigenvalues on the CPU, as %s.", why_not)
+    eigenvalues: Array = torch.linalg.eigvalsh(held).numpy()
     return eigenvalues
+
+
+def _on_gpu(matrix: Any) -> tuple[Array | None, str]:
+    """Eigenvalues by the GPU, or why there are none."""
+    import torch
+
+    if (gpu := gpu_and_room()) is None:
+        return None, NO_GPU
+    device, there = gpu
+    needed = GPU_COPIES * matrix.numel() * matrix.element_size()
+    too_small = f"the GPU has {in_words(there)} free, and {in_words(needed)} are needed"
+    if needed > there:
+        return None, too_small
+    try:
+        return torch.linalg.eigvalsh(matrix.to(device)).cpu().numpy(), ""
+    except torch.OutOfMemoryError:
+        return None, too_small
+
+
+def gpu_and_room() -> tuple[Any, int] | None:
+    """The GPU of this process and its free bytes; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.device("cuda", torch.cuda.current_device()), int(torch.cuda.mem_get_info()[0])
 
 
 def top_eigenvectors(matrix: Array, eigenvalues: Array, k: int) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from spectrum.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 import pipeline.spectrum.exact as module
@@ -55,7 +56,7 @@ def test_dead_rows_are_dropped_and_put_back():
 
 def test_the_solver_sees_live_rows_only(monkeypatch):
     sizes = []
-    monkeypatch.setattr(module, "eigenvalues_of", lambda m: sizes.append(m.shape) or np.linalg.eigvalsh(m))
+    monkeypatch.setattr(module, "eigenvalues_of", lambda m, _: sizes.append(m.shape) or np.linalg.eigvalsh(m))
     matrix, _ = embedded(with_spectrum(np.arange(1.0, 31)), 100)
     Exact().decompose(Stored(matrix))
     assert sizes == [(30, 30)]
@@ -169,3 +170,81 @@ def test_memory_is_an_honest_bound():
     result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     peak, bound = int(result.stdout), Exact().memory(2400, 4)
     assert 0.5 * bound < peak <= bound
+
+
+def gpu(room, device="cpu"):
+    """A processor in the place of a GPU with so many bytes free."""
+    return lambda: (torch.device(device), room)
+
+
+def test_eigenvalues_come_from_the_gpu_where_there_is_room(monkeypatch, caplog):
+    matrix = with_spectrum(SPECTRA["wigner"])
+    expected = module.eigenvalues_of(matrix)
+    asked = []
+    solve = torch.linalg.eigvalsh
+    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes, "meta"))
+    monkeypatch.setattr(
+        torch.linalg, "eigvalsh", lambda m: asked.append(m.device.type) or solve(torch.tensor(matrix))
+    )
+    np.testing.assert_array_equal(module.eigenvalues_of(matrix, "auto"), expected)
+    np.testing.assert_array_equal(module.eigenvalues_of(matrix, "cuda"), expected)
+    module.eigenvalues_of(matrix, "cpu")
+    assert asked == ["meta", "meta", "cpu"]
+    assert caplog.text == ""
+
+
+def test_without_room_on_the_gpu_the_cpu_takes_them_and_says_so(monkeypatch, caplog):
+    matrix = with_spectrum(SPECTRA["wigner"])
+    expected = module.eigenvalues_of(matrix)
+    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes - 1))
+    with caplog.at_level("INFO"):
+        np.testing.assert_array_equal(module.eigenvalues_of(matrix, "auto"), expected)
+    assert "eigenvalues on the CPU, as the GPU has" in caplog.text
+    with pytest.raises(
+        PipelineError, match=r"^spectrum\.device=cuda: the GPU has .* free, and .*: choose spectrum\.dev"
+    ):
+        module.eigenvalues_of(matrix, "cuda")
+
+
+def test_a_gpu_that_runs_out_of_memory_all_the_same_leaves_it_to_the_cpu(monkeypatch):
+    matrix = with_spectrum(SPECTRA["wigner"])
+    expected = module.eigenvalues_of(matrix)
+    solve, calls = torch.linalg.eigvalsh, []
+
+    def out_of_memory(m):
+        calls.append(m)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return solve(m)
+
+    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", out_of_memory)
+    np.testing.assert_array_equal(module.eigenvalues_of(matrix, "auto"), expected)
+    assert len(calls) == 2
+
+
+def test_a_gpu_that_is_not_there(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    matrix = with_spectrum(SPECTRA["wigner"])
+    with caplog.at_level("INFO"):
+        module.eigenvalues_of(matrix, "auto")
+    assert caplog.text == ""
+    with pytest.raises(
+        PipelineError, match=r"^spectrum\.device=cuda: torch finds no GPU: choose spectrum\.device=cpu"
+    ):
+        module.eigenvalues_of(matrix, "cuda")
+    with pytest.raises(PipelineError, match=r"^spectrum\.device='gpu'"):
+        Exact(device="gpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu_finds_the_same():
+    matrix = with_spectrum(SPECTRA["wigner"])
+    expected = module.eigenvalues_of(matrix)
+    np.testing.assert_allclose(
+        module.eigenvalues_of(matrix, "cuda"), expected, atol=1e-13 * np.abs(expected).max()
+    )
+
+
+def test_where_they_are_computed_does_not_make_spectra_stale():
+    assert repr(Exact(device="cpu")) == repr(Exact(device="cuda"))
