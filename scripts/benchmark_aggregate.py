@@ -151,6 +151,7 @@ def peak_memory(path: Path, number: int) -> float:
         "from benchmark_aggregate import *\n"
         "folder, number = RunFolder(Path(sys.argv[1])), int(sys.argv[2])\n"
         "shards = [open_shard(path) for path in folder.shard_paths(0)[:number]]\n"
+        "folder.mean(0).unlink(missing_ok=True)\n"
         "before = peak_of_this_process()\n"
         "with Threads(2).open(folder.path), threadpool_limits(1):\n"
         "    weighting = Weighting.of([128] * number, 'mean')\n"
@@ -176,7 +177,7 @@ def compare_memory(folder: RunFolder, numbers: tuple[int, ...]) -> None:
             f"the mean of {number:3} shards: {peak_memory(folder.path, number):.0f} MiB at the peak",
             flush=True,
         )
-        shutil.rmtree(folder.path / "sums")
+        shutil.rmtree(folder.path / "sums", ignore_errors=True)
     for index in range(8, max(numbers)):
         folder.shard(0, index).unlink()
 
