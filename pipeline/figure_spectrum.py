@@ -43,11 +43,11 @@ def density(results: Results) -> Figure | None:
     axes.set(xlabel=r"eigenvalue $\lambda$", ylabel=r"density per decade of $|\lambda|$")
     floor = _density_axes(axes, grid, np.vstack([values, batches]), int(attrs["num_parameters"]))
 
-    segments = [np.column_stack([grid, row]) for row in np.maximum(batches, floor / 100)]
-    label = "spectrum of each batch" if len(batches) > 1 else "spectrum of the one batch"
-    faint = max(0.05, 0.7 / math.sqrt(len(batches)))
-    axes.add_collection(LineCollection(segments, colors=GREY, linewidths=0.7, alpha=faint), autolim=False)
-    axes.plot([], [], color=GREY, linewidth=0.7, label=label)  # for the legend, where faint is too faint
+    if len(batches) > 1:  # that of one batch is the mean's
+        segments = [np.column_stack([grid, row]) for row in np.maximum(batches, floor / 100)]
+        faint = max(0.05, 0.7 / math.sqrt(len(batches)))
+        axes.add_collection(LineCollection(segments, colors=GREY, linewidths=0.7, alpha=faint), autolim=False)
+        axes.plot([], [], color=GREY, linewidth=0.7, label="spectrum of each batch")  # faint may be too faint
     axes.fill_between(grid, floor / 100, np.maximum(values, floor / 100), color=SKY, alpha=0.25, linewidth=0)
     if "density/standard_error" in arrays:
         error = 2 * arrays["density/standard_error"]

@@ -98,7 +98,7 @@ def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) 
         layers=tables.layers(results[last]),
         steps=tables.steps(results) if len(results) > 1 else [],
         files=tables.files(folder),
-        shard=folder.shard(last, 0),
+        shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
         spectrum=folder.spectrum(last),
         versions=tables.versions(results[last]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

@@ -209,6 +209,8 @@ def test_the_whole_run(tmp_path):
         assert there == (["mean.h5"] if name != "all" else [*there[:-1], "mean.h5"])
         assert (tmp_path / name / "report.html").exists()
         summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
+    assert "added up and not kept" in (tmp_path / "mean" / "report.html").read_text()
+    assert "added up and not kept" not in (tmp_path / "all" / "report.html").read_text()
     for key in ("lambda_max", "trace", "loss", "num_batches", "num_samples"):
         assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-12), key
         assert summaries[2][key] == summaries[1][key], key
