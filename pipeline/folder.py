@@ -122,8 +122,8 @@ class RunFolder:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise PipelineError(
-                f"the run folder {self.path} cannot be written ({error.strerror}): "
-                "choose another with hydra.run.dir=FOLDER."
+                f"the run folder {self.path} cannot be written ({error.strerror}: {error.filename}): "
+                "choose another folder with hydra.run.dir=FOLDER."
             ) from error
         try:
             try:

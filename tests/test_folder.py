@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(
-            PipelineError, match=r"the run folder .* cannot be written \(.*\): choose another with hydra"
+            PipelineError, match=r"the run folder .* cannot be written \(.*\): choose another folder with hydra"
         ),
         RunFolder(tmp_path / "file").lock(),
     ):
