@@ -133,10 +133,17 @@ class RunFolder:
                     f"another run is at work in {self.path}: wait for it to end, "
                     "or choose another folder with hydra.run.dir=FOLDER."
                 ) from None
+            self._clear_away()
             yield
             fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was just started may hold a copy of the handle
         finally:
             os.close(handle)
+
+    def _clear_away(self) -> None:
+        """Remove what a killed process has left under temporary names; inside shards it is taken up."""
+        for path in self.path.glob("*/*.partial"):
+            with suppress(OSError):
+                path.unlink()
 
     def is_held(self) -> bool:
         """Whether a process is at work in the folder now."""

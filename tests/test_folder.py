@@ -129,7 +129,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(
-            PipelineError, match=r"the run folder .* cannot be written \(.*\): choose another folder with hydra"
+            PipelineError,
+            match=r"the run folder .* cannot be written \(.*\): choose another folder with hydra",
         ),
         RunFolder(tmp_path / "file").lock(),
     ):
@@ -215,3 +216,16 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path, seed: int) -> None:
     content = target.read_bytes()
     assert len(content) == 1_000_000
     assert len(set(content)) == 1
+
+
+def test_temporary_files_of_a_killed_process_go_but_for_those_that_are_taken_up(tmp_path: Path) -> None:
+    left, taken_up = (
+        tmp_path / "checkpoints/history.csv.partial",
+        tmp_path / "shards/step-000001/x.h5.partial",
+    )
+    for path in (left, taken_up):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with RunFolder(tmp_path).lock():
+        assert not left.exists()
+        assert taken_up.exists()

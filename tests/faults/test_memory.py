@@ -25,7 +25,9 @@ def test_memory_that_runs_out(library, in_memory, options):
 
     def lane(number, mine):
         seen = []
-        with commands(library, [(in_memory / options[0] / f"lane-{number}", overrides)]) as [command]:
+        with commands(
+            library, [(in_memory / options[0].partition("=")[2] / f"lane-{number}", overrides)]
+        ) as [command]:
             command.begin_from(None)
             assert command.run().status == 0
             expected = results(command.folder)
