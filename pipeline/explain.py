@@ -35,7 +35,8 @@ def explain(error: BaseException) -> str | None:
 def _out_of_memory(error: BaseException) -> bool:
     # torch has a class of its own for GPUs alone
     return isinstance(error, MemoryError) or bool(
-        re.search("can't allocate memory|out of memory", str(error)) and isinstance(error, RuntimeError)
+        re.search("can't allocate memory|out of memory|can't start new thread", str(error))
+        and isinstance(error, RuntimeError)
     )
 
 

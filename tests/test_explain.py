@@ -123,3 +123,9 @@ def test_the_pipelines_own_errors_are_told_as_they_are_from_whatever_depth():
 )
 def test_a_bug_is_not_explained_away(error):
     assert explain(error) is None
+
+
+def test_threads_that_cannot_start_are_memory_that_ran_out():
+    line = explain(RuntimeError("can't start new thread"))
+    assert line is not None
+    assert line.startswith("out of memory: choose fewer weights")

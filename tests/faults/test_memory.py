@@ -15,7 +15,7 @@ LARGER = (
     "data.num_samples=60",
 )  # P = 1,283: 13 MB in float64
 EVERY = int(os.environ.get("FAULTS_EVERY", "1"))
-MEGABYTES = range(1, 200, 3 * EVERY)
+MEGABYTES = (*range(1, 200, 3 * EVERY), 250, 300, 400, 600)  # of addresses: threads take many
 
 
 @pytest.mark.parametrize("options", [["strategy=khatri_rao"], ["strategy=func"], ["spectrum=topk"]])
