@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline import report_tables as tables
 from pipeline.errors import PipelineError
+from pipeline.figures_beside import Drawer, drawing
 from pipeline.findings import Findings
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.report_words import matrix_name
@@ -21,24 +22,35 @@ EXTENT = {
 }
 
 
-def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> Path:
+def make_report(
+    folder: RunFolder, config: Mapping[str, Any] | None = None, drawers: Sequence[Drawer] = ()
+) -> Path:
     """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
 
     config: the resolved config; None reads the one that the run left in its folder. The page opens from disk
     with no network: plotly, numbers and style are inside. Each file is written whole or not at all.
+    drawers: processes that draw the figures meanwhile; what they do not, and all where there are none, is drawn here.
 
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
+    found = _findings(folder, config)
+    with drawing(drawers, found, folder.figures) as left:
+        folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
+        page = _page(folder, config, found)
+    if left:
+        _draw(found, set(left), folder.figures)
+    write_atomically(folder.report, page)
+    return folder.report
+
+
+def _draw(found: Findings, names: Collection[str], folder: Path) -> None:
     from pipeline.figures import figures_of, save_figures  # matplotlib: not before it is needed
     from pipeline.terminal import progress
 
-    found = _findings(folder, config)
-    figures = figures_of(found)
-    for _ in progress(save_figures(figures, folder.figures), "report", total=len(figures)):
+    figures = {name: draw for name, draw in figures_of(found).items() if name in names}
+    for _ in progress(save_figures(figures, folder), "report", total=len(figures)):
         pass
-    write_atomically(folder.report, _page(folder, config, found))
-    return folder.report
 
 
 def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:

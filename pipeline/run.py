@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pipeline.config import Config, Stage, check_settings, flat, keep, run_name, settings_of, settle
 from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
+from pipeline.figures_beside import drawers
 from pipeline.folder import RunFolder
 from pipeline.launcher import NAME, LaunchError, Slurm
 from pipeline.multirun import launched
@@ -71,6 +72,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
                 folder.path,
             )
+        artists = drawers() if Stage.report in wanted else ()
         with tracker.start(folder, *_labels(settings), _sweep()) as tracked:
             diary = stages.Diary(folder, tracked)
             if subject is not None and Stage.train in wanted:
@@ -83,7 +85,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.slices in wanted:
                 stages.slices(diary, subject, settings)
             if Stage.report in wanted:
-                stages.report(diary, settings)
+                stages.report(diary, settings, artists)
             diary.close()
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from pipeline.training import Training
 
 if TYPE_CHECKING:
     from pipeline.compute import Recipe
+    from pipeline.figures_beside import Drawer
 
 AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
@@ -355,9 +356,9 @@ def slices(diary: Diary, subject: Subject, settings: Mapping[str, Any]) -> None:
             pass
 
 
-def report(diary: Diary, settings: Mapping[str, Any]) -> None:
+def report(diary: Diary, settings: Mapping[str, Any], drawers: Sequence[Drawer] = ()) -> None:
     """Figures and the page."""
     from pipeline.report import make_report
 
     with diary.stage(Stage.report):
-        make_report(diary.folder, settings)
+        make_report(diary.folder, settings, drawers)
