@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -30,16 +31,18 @@ def _built(config_hash: str) -> tuple[Any, Any, Any, Any]:
     """Subject, matrix, strategy and storage: once in each worker, not once for each batch."""
     from pipeline.run import as_config, build, build_subject
 
-    config = as_config(_settings[config_hash])
-    _take_a_device()
+    config = as_config(_on_a_gpu_of_its_own(_settings[config_hash]))
     return build_subject(config), *(build(config, group) for group in ("matrix", "strategy", "storage"))
 
 
-def _take_a_device() -> None:
-    """One of several GPUs for each worker of a machine, in turn."""
+def _on_a_gpu_of_its_own(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With device=auto, the workers of a machine take its GPUs in turn, by the number in a worker's name."""
     import torch
     from distributed import get_worker
 
-    if torch.cuda.is_available():
-        name = str(get_worker().name)
-        torch.cuda.set_device((int(name) if name.isdigit() else 0) % torch.cuda.device_count())
+    device, number = settings["device"], torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number < 2 or device["_target_"] != "pipeline.device.Auto":
+        return settings
+    found = re.search(r"\d+$", str(get_worker().name))
+    index = int(found[0]) % number if found else 0
+    return {**settings, "device": {**device, "_target_": "pipeline.device.Cuda", "index": index}}

@@ -1,9 +1,14 @@
 """Shards that workers compute are those that one process computes, to the bit."""
 
+from types import SimpleNamespace
+
+import distributed
 import numpy as np
 import pytest
+import torch
 from command import SMALL, succeed
 
+from pipeline import worker
 from pipeline.folder import RunFolder
 from pipeline.shards import open_shard
 
@@ -59,3 +64,31 @@ def test_workers_share_one_matrix(tmp_path):
     assert "Hessian spectrum" in "\n".join(done)
     after = {path: path.stat().st_mtime_ns for path in found.path.parent.rglob("*.h5")}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "number", "index"),
+    [
+        (0, "Auto", 4, 0),
+        (5, "Auto", 4, 1),
+        ("SLURMCluster-3", "Auto", 4, 3),
+        ("tcp://127.0.0.1:x", "Auto", 4, 0),
+        (5, "Auto", 1, None),
+        (5, "Auto", 0, None),
+        (5, "Cuda", 4, None),
+        (5, "Cpu", 4, None),
+    ],
+)
+def test_workers_take_the_gpus_of_a_machine_in_turn(monkeypatch, name, target, number, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
+    settings = {"seed": 3, "device": {"_target_": f"pipeline.device.{target}", "tf32": True}}
+    found = worker._on_a_gpu_of_its_own(settings)
+    if index is None:
+        assert found == settings
+    else:
+        assert found == {
+            "seed": 3,
+            "device": {"_target_": "pipeline.device.Cuda", "tf32": True, "index": index},
+        }
