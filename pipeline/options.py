@@ -1,8 +1,8 @@
-"""Checks of options: plain YAML lets any type through, so every class says in one line what it takes."""
+"""Checks of options, since plain YAML lets any type through: every class says in one line what it takes. And names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from numbers import Integral, Real
 
@@ -80,3 +80,8 @@ def check_text(name: str, value: object, example: str) -> None:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def name_of(choice: object, kinds: Mapping[str, type]) -> str:
+    """The name of a choice in `conf/`; that of its class, where it is the user's own."""
+    return next((name for name, kind in kinds.items() if type(choice) is kind), type(choice).__name__)

@@ -39,7 +39,7 @@ from pipeline.status import is_finished, note_finished, told
 from pipeline.sweep_jobs import has_jobs, job_name
 
 if TYPE_CHECKING:
-    from pipeline.stages import Work
+    from pipeline.elsewhere import Processes, Work
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
@@ -60,13 +60,16 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         tracker = tracking.ready()
         subject = build_subject(config) if wanted & TORCH else None
         settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
-        from pipeline import stages  # torch and all the rest: not before the config is known to be right
+        from pipeline import (  # torch and the rest: not before the config is known to be right
+            foresight,
+            stages,
+        )
 
         matrix, strategy, storage, spectrum = (
             build(config, group) for group in ("matrix", "strategy", "storage", "spectrum")
         )
         if subject is not None:
-            stages.check_plan(folder, subject, settings, matrix, strategy, spectrum, storage)
+            foresight.check_plan(folder, subject, settings, matrix, strategy, spectrum, storage)
             keep(folder, settings)
             log.info(
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
@@ -78,8 +81,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
             if subject is not None and Stage.compute in wanted:
-                elsewhere = _elsewhere(config, settings, folder)
-                stages.compute(diary, subject, settings, matrix, strategy, elsewhere, storage)
+                processes = _processes(config, settings, folder)
+                stages.compute(diary, subject, settings, matrix, strategy, processes, storage)
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
             if subject is not None and Stage.slices in wanted:
@@ -89,9 +92,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             diary.close()
 
 
-def _elsewhere(
-    config: DictConfig, settings: dict[str, Any], folder: RunFolder
-) -> Callable[[Callable[[int], list[Work]]], None] | None:
+def _processes(config: DictConfig, settings: dict[str, Any], folder: RunFolder) -> Processes | None:
     """How shards are computed by workers of a cluster; None for threads, which share this process's cores anyway."""
     from pipeline.cluster import Threads
 

@@ -1,4 +1,4 @@
-"""The four stages of a run, and the diary in which each writes down its numbers."""
+"""The five stages of a run, and the diary in which each writes down its numbers."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import Band, dealt
 from pipeline.cluster import Cluster
 from pipeline.config import Blocks, Keep, Stage, Verify
+from pipeline.elsewhere import Elsewhere, Processes, Work
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder, set_aside, write_atomically
 from pipeline.headline import HEADLINE
-from pipeline.limits import available_memory, check_disk, check_memory, in_words
 from pipeline.matrix import MATRICES, Matrix
-from pipeline.objective import Batch, objective_of
-from pipeline.plan import Plan, expected_seconds
+from pipeline.objective import Batch
+from pipeline.options import name_of
 from pipeline.results import open_run
-from pipeline.shards import file_size
 from pipeline.spectrum import Decomposition
 from pipeline.storage import Plain, Storage
 from pipeline.strategy import STRATEGIES, Strategy
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
 
-Work = tuple[int, int, Band | None]  # a step, a batch, and a band of its matrix; None for all of it
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
 
 
@@ -106,99 +103,6 @@ def headline(attrs: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def check_plan(
-    folder: RunFolder,
-    subject: Subject,
-    settings: Mapping[str, Any],
-    matrix: Matrix,
-    strategy: Strategy,
-    spectrum: Decomposition,
-    storage: Storage = AS_COMPUTED,
-) -> None:
-    """Say how large the matrices will be and what they will take, and refuse now what would not fit later.
-
-    Raises:
-        PipelineError: with P, the bytes needed, the bytes there, and what to do.
-    """
-    layout = subject.layout(settings["parameters"])
-    num_parameters = layout.num_parameters
-    itemsize = 4 if settings["dtype"] == "float32" else 8
-    needs, batches, bytes_each, num_matrices = {}, [], 0, 0
-    if "compute" in settings["stages"]:
-        from pipeline.compute import split
-
-        batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
-        steps = {*settings["checkpoint_steps"], settings["training"].get("num_steps", 0)}
-        num_matrices, num_files = _to_make(folder, steps, len(batches), settings["keep"])
-        stored = 4 if storage.precision == "float32" else itemsize
-        bytes_each = file_size(layout, stored, settings["blocks"], storage.tile)
-        check_disk(folder.path, num_parameters, bytes_each, num_files)
-        needs[f"strategy={_name(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
-    if "aggregate" in settings["stages"]:
-        needs[f"spectrum={type(spectrum).__name__.lower()}"] = spectrum.memory(num_parameters, itemsize)
-    check_memory(num_parameters, needs)
-    log.info(
-        "%s: P = %s weights, a matrix of %s; the run needs up to %s of memory for matrices, %s are free.",
-        type(subject.model).__name__,
-        f"{num_parameters:,}",
-        in_words(num_parameters**2 * itemsize),
-        in_words(max(needs.values(), default=0)),
-        in_words(available_memory()),
-    )
-    if num_matrices > 0:
-        plan, seconds = _work(subject, settings, matrix, strategy, batches[0])
-        log.info(
-            "to compute: %d %s of %s, %s on disk; about %s, and what the disk takes.",
-            num_matrices,
-            "matrix" if num_matrices == 1 else "matrices",
-            plan,
-            in_words(num_files * bytes_each),
-            _duration(num_matrices * seconds),
-        )
-
-
-def _to_make(folder: RunFolder, steps: Iterable[int], num_batches: int, keep: str) -> tuple[int, int]:
-    """How many matrices are to be computed, and how many more files of one matrix there will be on the disk."""
-    from pipeline.running_mean import num_in_mean
-
-    num_matrices = num_files = 0
-    for step in steps:
-        shards = [folder.shard(step, index) for index in range(num_batches)]
-        num_missing = sum(not shard.exists() for shard in shards)
-        if num_batches > 1 and not folder.mean(step).exists():
-            num_files += 1  # the mean of one shard is that shard
-        if keep == "mean" and num_batches > 1:
-            num_missing = min(num_missing, num_batches - num_in_mean(folder, step))
-        else:
-            num_files += num_missing
-        num_matrices += num_missing
-    if keep == "mean" and num_batches > 1 and num_matrices:
-        num_files += 2  # the mean so far, and the batch that is added to it
-    return num_matrices, num_files
-
-
-def _work(
-    subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy, batch: Batch
-) -> tuple[Plan, float]:
-    """The plan of one batch, and how long it will take in seconds."""
-    from pipeline.compute import parts_of
-
-    about = (subject.model, subject.criterion, settings["parameters"])
-    plans = []
-    for part in parts_of(*about, Blocks[settings["blocks"]]):
-        transformed, drawn = matrix.problem(part.objective, part.params, batch)
-        plans.append(Plan.of(strategy, transformed, part.params, drawn))
-    plan = Plan.together(plans)
-    return plan, expected_seconds(plan, *objective_of(*about), batch)
-
-
-def _duration(seconds: float) -> str:
-    """In the unit that a person would use."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def train(
     diary: Diary, subject: Subject, settings: Mapping[str, Any], build_training: Callable[[], Training]
 ) -> None:
@@ -222,12 +126,12 @@ def compute(
     settings: Mapping[str, Any],
     matrix: Matrix,
     strategy: Strategy,
-    elsewhere: Callable[[Callable[[int], list[Work]]], None] | None = None,
+    processes: Processes | None = None,
     storage: Storage = AS_COMPUTED,
 ) -> None:
-    """Shards: one for each batch at each checkpoint.
+    """Shards: one for each batch at each checkpoint, or their mean alone.
 
-    elsewhere: does in other processes what a function of their number says; the shards are checked here.
+    processes: compute shards elsewhere; they are checked here.
 
     Raises:
         PipelineError: the folder has no checkpoint.
@@ -242,31 +146,16 @@ def compute(
         )
     batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
     keeps_mean = recipe.keeps_mean(len(batches))
-    place = diary.folder.passing if keeps_mean else diary.folder.shard
     grid = Grid.of(subject.layout(settings["parameters"]), storage.tile, settings["blocks"])
-
-    def hand_out(step: int | None, indices: Iterable[int], most: int | None = None) -> None:
-        """Have other processes compute the shards of these batches that are not there; `most`: so many a process."""
-        chosen = steps if step is None else [step]
-        missing = [(at, index) for at in chosen for index in indices if not place(at, index).exists()]
-
-        def work(num_workers: int) -> list[Work]:
-            taken = missing[: most and most * num_workers]
-            calls = dealt([place(*each) for each in taken], grid, num_workers)
-            return [(*taken[index], band) for index, band in calls]
-
-        if elsewhere is not None and missing:
-            elsewhere(work)
-
+    others = Elsewhere(processes, diary.folder.passing if keeps_mean else diary.folder.shard, grid)
     with diary.stage(Stage.compute):
         if not keeps_mean:
-            hand_out(None, range(len(batches)))
+            others.compute([(step, index) for step in steps for index in range(len(batches))])
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
             about = (diary.folder, step, subject.model, subject.criterion, batches, recipe)
-            made = (
-                compute_mean(*about, partial(hand_out, step, most=1)) if keeps_mean else compute_step(*about)
-            )
+            ahead = partial(others.compute_next, step)
+            made = compute_mean(*about, ahead) if keeps_mean else compute_step(*about)
             for attrs in made:
                 prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
                 numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
@@ -308,8 +197,8 @@ def _recipe(
 
     batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
     names = {
-        "strategy": _name(strategy, STRATEGIES),
-        "matrix": _name(matrix, MATRICES),
+        "strategy": name_of(strategy, STRATEGIES),
+        "matrix": name_of(matrix, MATRICES),
         "reduction": str(getattr(subject.criterion, "reduction", "mean")),
         "config_hash": settings["config_hash"],
     }
@@ -323,11 +212,6 @@ def _recipe(
         storage,
         Keep[settings["keep"]],
     )
-
-
-def _name(choice: object, kinds: Mapping[str, type]) -> str:
-    """The name of a choice in `conf/`; that of its class, where it is the user's own."""
-    return next((name for name, kind in kinds.items() if type(choice) is kind), type(choice).__name__)
 
 
 def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster, num_batches: int | None) -> None:

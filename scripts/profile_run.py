@@ -36,7 +36,7 @@ PARTS = {  # functions and methods, by what they are timed as
     "Hydra": ("pipeline.run:main",),
     "rest": ("pipeline.run:run",),
     "data and model": ("pipeline.run:build_subject",),
-    "plan": ("pipeline.stages:check_plan",),
+    "plan": ("pipeline.foresight:check_plan",),
     "loss along eigenvectors": ("pipeline.stages:slices",),
     "figures and report": ("pipeline.stages:report",),
     "MLflow, summary and table": (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import stages
+from pipeline import foresight, stages
 from pipeline.config import Stage
 from pipeline.criterion import CrossEntropy
 from pipeline.data import Samples
@@ -54,13 +54,13 @@ def folder(tmp_path):
 def asked(monkeypatch):
     """The number of shards that the disk was asked for, and the bytes that memory was asked for."""
     found = {}
-    monkeypatch.setattr(stages, "check_disk", lambda *args: found.update(disk=args[1:]))
-    monkeypatch.setattr(stages, "check_memory", lambda *args: found.update(memory=args))
+    monkeypatch.setattr(foresight, "check_disk", lambda *args: found.update(disk=args[1:]))
+    monkeypatch.setattr(foresight, "check_memory", lambda *args: found.update(memory=args))
     return found
 
 
 def plan(folder, subject, **changes):
-    stages.check_plan(folder, subject, {**SETTINGS, **changes}, Hessian(), Func(), Exact())
+    foresight.check_plan(folder, subject, {**SETTINGS, **changes}, Hessian(), Func(), Exact())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_nothing_is_told_of_work_that_is_done(folder, caplog):
     ("seconds", "said"), [(0.0421, "0.042 s"), (99, "99 s"), (900, "15 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds, said):
-    assert stages._duration(seconds) == said
+    assert foresight._duration(seconds) == said
 
 
 def test_too_many_batches_are_refused_before_anything_is_trained(folder):
