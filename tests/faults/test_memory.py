@@ -14,13 +14,17 @@ LARGER = (
     "data.dimension=16",
     "data.num_samples=60",
 )  # P = 1,283: 13 MB in float64
-EVERY = int(os.environ.get("FAULTS_EVERY", "1"))
+EVERY = int(os.environ.get("FAULTS_EVERY", "4"))
 MEGABYTES = (*range(1, 200, 3 * EVERY), 250, 300, 400, 600)  # of addresses: threads take many
 
 
 @pytest.mark.parametrize("options", [["strategy=khatri_rao"], ["strategy=func"], ["spectrum=topk"]])
 def test_memory_that_runs_out(library, in_memory, options):
-    """From a point on there is enough; before it each run ends by itself, with one line, and loses nothing."""
+    """From a point on there is enough; before it each run ends with one line, and loses nothing.
+
+    By itself, but where it is OpenBLAS that gets no memory: it says so and ends the process, at times by SIGSEGV, and
+    nobody can catch that.
+    """
     overrides = [*LARGER, "stages=[train,compute,aggregate]", *options]
 
     def lane(number, mine):
@@ -36,9 +40,10 @@ def test_memory_that_runs_out(library, in_memory, options):
                 done = command.run(Fault(memory=megabytes * 2**20))
                 found, there = results(command.folder), complete(command.folder)
                 wrong = []
-                if done.hung or done.status not in (0, 1):
+                by_blas = "OpenBLAS error: Memory allocation still failed" in done.output
+                if done.hung or (done.status not in (0, 1) and not by_blas):
                     wrong.append(f"it ended with {done.status}")
-                if done.status == 1 and (len(done.complaints) != 1 or "unexpected" in done.complaints[0]):
+                if done.status != 0 and (len(done.complaints) != 1 or "unexpected" in done.complaints[0]):
                     wrong.append("its message is not one line")
                 if done.status == 0 and differing(found, expected):
                     wrong.append(f"{differing(found, expected)} differ")
