@@ -17,7 +17,7 @@ from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault
 from outcome import complete, differing, names, results
 
 ALL = os.environ.get("FAULTS") == "all"  # both errors in both modes at every operation: twice as long
-EVERY = int(os.environ.get("FAULTS_EVERY", "5"))  # 1: every operation, for half an hour more
+EVERY = int(os.environ.get("FAULTS_EVERY", "6"))  # 1: every operation, for half an hour more
 NUM_READS = 1000 if ALL else 60  # of a stage, evenly spaced
 CODES = (errno.ENOSPC, errno.EIO)
 ONE_LINE = re.compile(r"\S.*[:;] .*\S")

@@ -20,7 +20,7 @@ TILED = (  # P = 99
 )
 CONSTANTS = {"tile_stream__RECORD_BYTES": 4000}  # 55 tiles, recorded five at a time
 SHARD = "shards/step-000000/batch-00000.h5"
-EVERY = int(os.environ.get("FAULTS_EVERY", "2"))
+EVERY = int(os.environ.get("FAULTS_EVERY", "4"))
 MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
 
 
