@@ -24,6 +24,9 @@ from pipeline.shard_writer import finish
 from pipeline.tiles import Grid, Tile
 
 FEWEST_ROWS = 4  # of tiles in a band, below which a matrix is not worth another process
+FOR_A_WORKER = (
+    2  # bands: a strategy may take as long for a short row as for a long one, and who is done takes the next
+)
 NAME = re.compile(r"(\d+)-of-(\d+)\.h5.*")
 
 
@@ -69,7 +72,8 @@ def dealt(shards: Sequence[Path], grid: Grid, num_workers: int) -> list[tuple[in
 
     What an earlier run has begun is gone on with as it was begun.
     """
-    wanted = min(-(-num_workers // max(1, len(shards))), grid.num_tile_rows // FEWEST_ROWS)
+    share = -(-num_workers // max(1, len(shards)))
+    wanted = min(share * FOR_A_WORKER if share > 1 else 1, grid.num_tile_rows // FEWEST_ROWS)
     calls: list[tuple[int, Band | None]] = []
     for index, shard in enumerate(shards):
         number = number_there(shard) or (1 if partial_of(shard).exists() else wanted)

@@ -225,8 +225,8 @@ def test_every_worker_is_dealt_work(tmp_path):
     grid = Grid(1000, 10)
     shards = [tmp_path / f"batch-0000{index}.h5" for index in range(3)]
     assert dealt(shards, grid, 1) == dealt(shards, grid, 3) == [(0, None), (1, None), (2, None)]
-    assert dealt(shards[:1], grid, 4) == [(0, Band(index, 4)) for index in range(4)]
-    assert [index for index, _ in dealt(shards, grid, 4)] == [0, 0, 1, 1, 2, 2]
+    assert dealt(shards[:1], grid, 4) == [(0, Band(index, 8)) for index in range(8)]
+    assert [index for index, _ in dealt(shards, grid, 4)] == [0] * 4 + [1] * 4 + [2] * 4
     assert dealt(shards[:1], Grid(1000, 512), 4) == [(0, None)]  # too small to be parted
     assert [band.number for _, band in dealt(shards[:1], Grid(1000, 100), 4)] == [2, 2]
     assert dealt([], grid, 4) == []

@@ -31,12 +31,12 @@ def alone(tmp_path_factory):
 
 def assert_same(folder, alone):
     found = shard_of(folder)
-    assert found.attrs["bands"].count("-of-2.h5") == 2
+    assert found.attrs["bands"].count("-of-4.h5") == 4
     np.testing.assert_array_equal(found.dense(), alone.dense())
     checksums = (read_arrays(shard.path, ["checksums"])["checksums"] for shard in (found, alone))
     np.testing.assert_array_equal(*checksums)
     left = sorted(path.name for path in found.path.with_suffix(".bands").iterdir())
-    assert left == ["1-of-2.h5", "2-of-2.h5"]
+    assert left == [f"{number}-of-4.h5" for number in range(1, 5)]
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
