@@ -82,6 +82,7 @@ class Watch:
     line: str = ""  # said last of the queue; said again only when it has changed
     held: set[str] = field(default_factory=set)
     ended_at: dict[str, float] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)  # when last heard of
 
     def wait(self, jobs: Iterable[Job]) -> dict[int, str]:
         """Until each job has left its result or SLURM has given it up; why the lost ones are, by number."""
@@ -142,6 +143,12 @@ class Watch:
                 "SLURM: " + ", ".join(f"{number} {word}" for word, number in sorted(counts.items())) + "."
             )
         for name, state in found.items():
+            if state.state == slurm.UNKNOWN and name in self.waiting:
+                found[name] = slurm.JobState("CANCELLED", "while it waited")  # SLURM keeps no record of these
+            elif state.state == "PENDING":
+                self.waiting.add(name)
+            else:
+                self.waiting.discard(name)
             if slurm.is_held(state) and name not in self.held:
                 self.held.add(name)
                 log.warning(

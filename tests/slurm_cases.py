@@ -106,5 +106,5 @@ class Started:
         raise AssertionError(f"{what}: {self.printed.read_text()}")
 
 
-def resumed(folder, *changes):
-    return Started(folder, script=[PROJECT / "scripts" / "resume_sweep", folder, *changes])
+def resumed(folder, *changes, paths=()):
+    return Started(folder, script=[PROJECT / "scripts" / "resume_sweep", folder, *changes], paths=paths)

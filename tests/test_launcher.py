@@ -3,6 +3,7 @@
 The commands are stand-ins on PATH. What needs the real daemons is in tests/slurm.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 import yaml
 from command import PROJECT, SMALL, contents, environment, run
 
-from pipeline import launcher, resume, slurm
+from pipeline import launcher, resume, slurm, slurm_jobs
 from pipeline.errors import PipelineError
+from pipeline.folder import RunFolder
 from pipeline.slurm_settings import check, for_sbatch
 from pipeline.tracking import disks
 
@@ -174,6 +176,19 @@ def test_a_controller_that_does_not_answer_is_no_end_of_a_job(commands):
     commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(PipelineError, match=r"squeue does not answer .*Unable to contact"):
         slurm.states({"7"})
+
+
+def test_a_job_that_vanishes_from_the_queue_was_cancelled_there(commands, tmp_path, monkeypatch):
+    """SLURM keeps no record of a task of an array that never began: neither squeue nor sacct names it again."""
+    monkeypatch.setattr(slurm_jobs, "GRACE", 0.0)
+    seen = tmp_path / "seen"
+    commands(squeue=f"[ -e {seen} ] || printf '7_0|PENDING|Resources\\n7_1|RUNNING|None\\n'; touch {seen}")
+    jobs = [slurm_jobs.Job(n, [], RunFolder(tmp_path / str(n)), slurm_id=f"7_{n}") for n in (0, 1)]
+    watch = slurm_jobs.Watch({"submitit_folder": str(tmp_path / "%j"), "poll_s": 0.01})
+    lost = watch.wait(jobs)
+    assert lost[0] == "it was cancelled (SLURM job 7_0: CANCELLED, while it waited)."
+    assert lost[1].startswith("it ended without a word of its own (SLURM job 7_1: UNKNOWN")
+    assert json.loads(jobs[0].folder.status.read_text())["state"] == "cancelled"
 
 
 def test_what_the_config_says_is_not_overruled_by_the_environment(monkeypatch):

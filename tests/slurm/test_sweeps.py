@@ -179,9 +179,11 @@ def test_a_job_that_has_come_to_its_limit_too_often_says_so(tmp_path):
 def test_cancelled_and_failed_jobs_are_named_the_others_finish_and_only_the_missing_are_resumed(tmp_path):
     """Jobs 0 to 2 ask for too many batches; job 3 is cancelled while it runs, and job 5 while it waits."""
     folder = tmp_path / "jobs"
-    long = ("training.num_steps=8000", "training.save_every=1000", "training.evaluate_every=1000")
-    options = (*DATA, *long, STAGES, "tracking=none", "model=mlp", "strategy=func")
-    with Started(folder, *LAUNCHER, *options, "num_batches=9,1", "seed=0,1,2") as sweep:
+    (tmp_path / "her_slow.py").write_text(SLOW)
+    slow = ("criterion._target_=her_slow.Slow", "+criterion.seconds=0.1", "training.num_steps=100")
+    options = (*DATA, *slow, STAGES, "tracking=none", "model=mlp", "strategy=func")
+    options = (*options, "num_batches=9,1", "seed=0,1,2")
+    with Started(folder, *LAUNCHER, *options, paths=(tmp_path,)) as sweep:
         sweep.until(lambda: "run folder: " in sweep.log(3), "job 3 at work")
         slurm("scancel", sweep.ids()[3], sweep.ids()[5])
         status, printed = sweep.finish()
@@ -196,7 +198,7 @@ def test_cancelled_and_failed_jobs_are_named_the_others_finish_and_only_the_miss
         )
     assert "1 of 6 jobs finished." in printed
     before, ids = contents(folder / "4"), sweep.ids()
-    with resumed(folder) as sweep:
+    with resumed(folder, paths=(tmp_path,)) as sweep:
         status, printed = sweep.finish()
     assert status == 1  # 0, 1 and 2 fail again
     assert "3 of 6 jobs finished." in printed
