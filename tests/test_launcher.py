@@ -184,7 +184,8 @@ def test_a_job_that_vanishes_from_the_queue_was_cancelled_there(commands, tmp_pa
     seen = tmp_path / "seen"
     commands(squeue=f"[ -e {seen} ] || printf '7_0|PENDING|Resources\\n7_1|RUNNING|None\\n'; touch {seen}")
     jobs = [slurm_jobs.Job(n, [], RunFolder(tmp_path / str(n)), slurm_id=f"7_{n}") for n in (0, 1)]
-    watch = slurm_jobs.Watch({"submitit_folder": str(tmp_path / "%j"), "poll_s": 0.01})
+    params = {"submitit_folder": str(tmp_path / "%j"), "poll_s": 0.01, "mem_gb": 1, "timeout_min": 1}
+    watch = slurm_jobs.Watch(params)
     lost = watch.wait(jobs)
     assert lost[0] == "it was cancelled (SLURM job 7_0: CANCELLED, while it waited)."
     assert lost[1].startswith("it ended without a word of its own (SLURM job 7_1: UNKNOWN")
