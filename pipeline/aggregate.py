@@ -33,7 +33,8 @@ from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
 from pipeline.shards import Shard, Tile, open_shard, write_shard
 from pipeline.spectrum import Decomposition, Spectrum
-from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
+from pipeline.spectrum.summary import sign_threshold
+from pipeline.step_numbers import arrays_of_batches, headline_of
 from pipeline.terminal import progress
 from pipeline.unfinished import Remembered, Unfinished, remembered
 
@@ -174,7 +175,7 @@ def _aggregate_step(
         "spectrum": _name(spectrum),
         "num_top": len(top.top_eigenvalues),
         "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
-        **_headline(mean, top, batches, moments, shards, weighting),
+        **headline_of(mean, top, batches, moments, shards, weighting),
     }
     arrays = {
         "mean/eigenvalues": top.eigenvalues,
@@ -191,7 +192,7 @@ def _aggregate_step(
             f"layers/{name}/eigenvalues": layer.eigenvalues
             for (name, _), layer in zip(spans, layers, strict=True)
         },
-        **_of_batches(shards, top, batches, moments, weighting),
+        **arrays_of_batches(shards, top, batches, moments, weighting),
         **densities(top, batches),
     }
     return attrs, arrays
@@ -330,76 +331,3 @@ def _decompose(
 
     with threadpool_limits(num_threads):
         return remembered(unfinished, name, make)
-
-
-def _headline(
-    mean: Shard,
-    whole: Spectrum,
-    batches: Sequence[Spectrum],
-    moments: Moments,
-    shards: Sequence[Shard],
-    weighting: Weighting,
-) -> dict[str, float]:
-    """The numbers that stand at the top of the report; those that this spectrum does not give are left out."""
-    frobenius = float(np.sqrt(moments.block_squares.sum()))
-    numbers: dict[str, float | None] = {
-        "num_parameters": mean.num_rows,
-        "num_samples": mean.attrs["num_samples"],
-        "num_batches": len(shards) if "batch_index" in shards[0].attrs else mean.attrs["num_batches"],
-        "loss": mean.attrs["loss"],
-        "gradient_norm": mean.attrs["gradient_norm"],
-        "lambda_max": float(whole.top_eigenvalues[0]),
-        "lambda_min": float(whole.eigenvalues[0])
-        if len(whole.eigenvalues) > len(whole.top_eigenvalues)
-        else None,
-        "stable_rank": frobenius**2 / float(np.abs(whole.eigenvalues).max()) ** 2 if frobenius else None,
-        **(summarize(whole.eigenvalues, sign_threshold(mean.dtype)) if whole.complete else {}),
-        "trace": float(moments.layer_traces.sum()),
-        "frobenius_norm": frobenius,
-        "num_passes": whole.num_passes or None,
-        "num_zero_rows": int((~moments.live).sum()),
-        "gradient_share_in_top_eigenspace": share_in_eigenspace(mean.gradient, whole.top_eigenvectors),
-    }
-    if all("probe_error" in shard.attrs for shard in shards):
-        numbers["largest_probe_error"] = max(shard.attrs["probe_error"] for shard in shards)
-    if len(shards) > 1:
-        distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
-        overlaps = _overlaps(batches)[np.triu_indices(len(shards), 1)]
-        numbers["mean_distance_between_batch_and_mean"] = float(np.dot(weighting.shares, distances))
-        numbers["mean_overlap_between_batches"] = float(overlaps.mean())
-    return {name: number for name, number in numbers.items() if number is not None}
-
-
-def _of_batches(
-    shards: Sequence[Shard],
-    whole: Spectrum,
-    batches: Sequence[Spectrum],
-    moments: Moments,
-    weighting: Weighting,
-) -> dict[str, Array]:
-    frobenius = np.sqrt(moments.block_squares.sum())
-    all_known = all(spectrum.complete for spectrum in batches)
-    columns = {
-        "eigenvalues": [s.eigenvalues if all_known else s.top_eigenvalues for s in batches],
-        "num_samples": [shard.attrs["num_samples"] for shard in shards],
-        "loss": [shard.attrs["loss"] for shard in shards],
-        "gradient_norm": [shard.attrs["gradient_norm"] for shard in shards],
-        "trace": moments.traces,
-        "frobenius_norm": np.sqrt(moments.squares),
-        "lambda_max": [s.top_eigenvalues[0] for s in batches],
-        "distance_to_mean": np.sqrt(moments.deviations) / (frobenius or 1.0),
-        "overlap_with_mean": [
-            eigenspace_overlap(s.top_eigenvectors, whole.top_eigenvectors) for s in batches
-        ],
-        "overlap": _overlaps(batches),
-    }
-    return {f"batches/{name}": np.asarray(values) for name, values in columns.items()}
-
-
-def _overlaps(spectra: Sequence[Spectrum]) -> Array:
-    return np.array(
-        [
-            [eigenspace_overlap(one.top_eigenvectors, other.top_eigenvectors) for other in spectra]
-            for one in spectra
-        ]
-    )
