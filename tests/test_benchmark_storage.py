@@ -17,5 +17,5 @@ def test_every_figure_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(PROJECT)
     found = benchmark_storage.measure(tmp_path, hidden=2)
     assert "the Hessian of P = 1,600, end to end" in found
-    assert len(found) == 8
+    assert len(found) == 9
     assert not list(tmp_path.glob("probe*"))
