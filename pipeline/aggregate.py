@@ -31,7 +31,7 @@ from pipeline.hdf5 import Array, sound_results, write_results
 from pipeline.limits import check_memory, in_words
 from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
-from pipeline.shards import Shard, Tile, open_shard, write_shard
+from pipeline.shards import SHARED, Shard, Tile, open_shard, write_shard
 from pipeline.spectrum import Decomposition, Spectrum
 from pipeline.spectrum.summary import sign_threshold
 from pipeline.step_numbers import arrays_of_batches, headline_of
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 TILES_PER_TASK = 8
 SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
 LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
-SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
 
 def aggregate(

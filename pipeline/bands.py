@@ -25,7 +25,7 @@ from pipeline.tiles import Grid, Tile
 
 FEWEST_ROWS = 4  # of tiles in a band, below which a matrix is not worth another process
 FOR_A_WORKER = (
-    2  # bands: a strategy may take as long for a short row as for a long one, and who is done takes the next
+    2  # bands: some strategies take as long for a short row as for a long one; who is done takes the next
 )
 NAME = re.compile(r"(\d+)-of-(\d+)\.h5.*")
 
@@ -46,7 +46,7 @@ class Band:
         sums = np.cumsum(grid.stored().sum(axis=1))
         cuts = np.searchsorted(sums, sums[-1] * np.arange(1, self.number) / self.number)
         ends = [0, *(int(cut) + 1 for cut in cuts), grid.num_tile_rows]
-        return range(ends[self.index], max(ends[self.index : self.index + 2]))
+        return range(*ends[self.index : self.index + 2])
 
     def tiles(self, grid: Grid) -> list[Tile]:
         return [(i, j) for i in self.tile_rows(grid) for j in range(i + 1)]

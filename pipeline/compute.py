@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline.bands import Band
-from pipeline.compute_batch import BatchMatrix, check_same, shard_at, telling
+from pipeline.compute_batch import BatchMatrix
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.journal import Journal
 from pipeline.objective import Batch, Criterion, Params, objective_of
 from pipeline.recipe import Recipe, parts_of
-from pipeline.running_mean import keep_mean
 from pipeline.terminal import progress
 
-__all__ = ["Recipe", "compute_band", "compute_mean", "compute_step", "parts_of", "split"]
 log = logging.getLogger(__name__)
 
 
@@ -60,63 +56,22 @@ def compute_step(
     criterion: Criterion,
     batches: Sequence[Batch],
     recipe: Recipe,
-    only: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the shards of one checkpoint that are not there yet; give the attributes of each batch's shard.
-
-    only: the one batch that is looked at.
 
     Raises:
         PipelineError: a shard in the folder belongs to another config or other weights, the loss is not
             finite, the matrix holds NaN, or a file cannot be written.
     """
-    matrices = _matrices(folder, step, model, criterion, batches, recipe)
-    there = sum(matrix.path.exists() for matrix in matrices)
-    if there and only is None:
+    matrices = matrices_of(folder, step, model, criterion, batches, recipe)
+    if there := sum(matrix.path.exists() for matrix in matrices):
         log.info("step %d: %d of %d shards are there already.", step, there, len(batches))
-    for index, matrix in enumerate(progress(matrices, f"Hessians at step {step}")):
-        if only is not None and index != only:
-            continue
-        if (shard := shard_at(matrix.path)) is not None:
-            check_same(str(matrix.path), shard.attrs, matrix.identity)
-            Journal.beside(matrix.path, {}).remove()  # of a process that was killed just before it would have
-            yield shard.attrs
-        else:
-            with telling(matrix):
-                attrs = matrix.write()
-            yield attrs
+    for matrix in progress(matrices, f"Hessians at step {step}"):
+        shard = matrix.there()
+        yield shard.attrs if shard is not None else matrix.write()
 
 
-def compute_band(
-    folder: RunFolder,
-    step: int,
-    model: nn.Module,
-    criterion: Criterion,
-    batches: Sequence[Batch],
-    recipe: Recipe,
-    only: int,
-    band: Band,
-) -> None:
-    """Write a band of the shard of one batch, unless it is there; raises as `compute_step` does."""
-    matrix = _matrices(folder, step, model, criterion, batches, recipe)[only]
-    with telling(matrix):
-        matrix.write_band(band)
-
-
-def compute_mean(
-    folder: RunFolder,
-    step: int,
-    model: nn.Module,
-    criterion: Criterion,
-    batches: Sequence[Batch],
-    recipe: Recipe,
-    elsewhere: Callable[[list[int]], None] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Write the mean of the batches' matrices alone, see `keep_mean`."""
-    yield from keep_mean(folder, step, _matrices(folder, step, model, criterion, batches, recipe), elsewhere)
-
-
-def _matrices(
+def matrices_of(
     folder: RunFolder,
     step: int,
     model: nn.Module,
@@ -124,6 +79,7 @@ def _matrices(
     batches: Sequence[Batch],
     recipe: Recipe,
 ) -> list[BatchMatrix]:
+    """What is to be computed at one checkpoint, a matrix a batch."""
     at = objective_of(model, criterion, recipe.parameters)
     parts = parts_of(model, criterion, recipe.parameters, recipe.blocks)
     names = {

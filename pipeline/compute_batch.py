@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline import bands
 from pipeline.bands import Band
@@ -22,6 +20,7 @@ from pipeline.certificate import directions
 from pipeline.errors import DamagedFile, NotFiniteError, PipelineError
 from pipeline.folder import set_aside
 from pipeline.hdf5 import Array, read_arrays
+from pipeline.journal import Journal
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.recipe import Part, Recipe, blocks_of, certified
@@ -35,10 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchMatrix:
-    """The matrix of one batch at one checkpoint, which is to be at `path`.
+    """The matrix of one batch at one checkpoint, which is to be at `path`. Holds nothing that it computes.
 
-    identity: attributes that say what it is of. at: the objective and its weights. parts:
-    see `parts_of`.
+    identity: attributes that say what it is of. at: the objective and its weights. parts: see `parts_of`.
     """
 
     path: Path
@@ -47,6 +45,21 @@ class BatchMatrix:
     parts: Sequence[Part]
     batch: Batch
     recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"batch {self.identity['batch_index']} at step {self.identity['step']}"
+
+    def there(self, path: Path | None = None) -> Shard | None:
+        """The shard, if it is there: at `path` or at its own.
+
+        Raises:
+            PipelineError: it is of another config or other weights.
+        """
+        if (shard := shard_at(path or self.path)) is not None:
+            check_same(shard, self.identity)
+            Journal.beside(shard.path, {}).remove()  # of a process that was killed just before it would have
+        return shard
 
     def write(self) -> dict[str, Any]:
         """Write the shard and certify it; gives its attributes. If bands of it have been begun, they are completed.
@@ -66,18 +79,19 @@ class BatchMatrix:
         Raises:
             PipelineError: as `write`; nothing is certified before all bands are there.
         """
-        path = band.path(self.path)
+        path, own = band.path(self.path), {**band.attrs, "tile": self._grid.size}
         if (there := shard_at(path)) is not None:
-            check_same(str(path), there.attrs, {**self.identity, **band.attrs, "tile": self._grid.size})
+            check_same(there, {**self.identity, **own})
             return there
-        attrs = {**self._measured, **band.attrs, "tile": self._grid.size}
-        with self._writing(path, attrs, band) as writer:
+        attrs, gradient = self._measured()
+        attrs |= own
+        with self._writing(path, attrs, gradient, band) as writer:
             writer.kept["products"] = writer.products
         return open_shard(path)
 
     def _write_whole(self) -> dict[str, Any]:
-        attrs = dict(self._measured)
-        with self._writing(self.path, attrs) as writer:
+        attrs, gradient = self._measured()
+        with self._writing(self.path, attrs, gradient) as writer:
             attrs |= self._certified(writer.products)
         return attrs
 
@@ -95,50 +109,11 @@ class BatchMatrix:
         except PipelineError:
             bands.remove(self.path)  # refused numbers are not kept
             raise
-        bands.join(self.path, self._layout, self._grid, attrs, self._gradient.cpu().numpy(), number)
+        bands.join(self.path, self._layout, self._grid, attrs, found[0].gradient, number)
         return attrs
 
-    @contextmanager
-    def _writing(self, path: Path, attrs: dict[str, Any], band: Band | None = None) -> Iterator[ShardWriter]:
-        """A writer that has been given all blocks; the file is whole when the body has ended."""
-        storage, gradient = self.recipe.storage, self._gradient
-        depends_on = {key: value for key, value in self.identity.items() if key != "num_batches"}
-        with write_shard(
-            path,
-            self._layout,
-            self._stored,
-            attrs,
-            gradient.cpu().numpy(),
-            storage.tile,
-            directions(self._layout.num_parameters).numpy(),
-            depends_on,
-            part=None if band is None else band.tiles(self._grid),
-            computed=self._computed,
-            packed=storage.compression,
-        ) as writer:
-            if writer.num_there:
-                name, there, to_do = path.name, writer.num_there, writer.num_to_do
-                log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
-            for part in self.parts:
-                for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs):
-                    writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
-            if self._stored != self._computed:
-                attrs |= writer.rounding
-            yield writer
-
-    def _certified(self, products: Array) -> dict[str, float]:
-        gradient = self._gradient
-        stored = torch.float32 if self._stored == "float32" else gradient.dtype
-        there = torch.from_numpy(products).to(gradient.device)
-        return certified(self.recipe, self.parts, self.batch, there, stored, self.name)
-
-    @property
-    def name(self) -> str:
-        return f"batch {self.identity['batch_index']} at step {self.identity['step']}"
-
-    @cached_property
-    def _measured(self) -> dict[str, Any]:
-        """Identity, loss and the norm of the gradient."""
+    def _measured(self) -> tuple[dict[str, Any], Array]:
+        """Attributes: identity, loss and the norm of the gradient; and the gradient."""
         objective, params = self.at
         loss = float(objective.loss(params, self.batch))
         if not isfinite(loss):
@@ -146,37 +121,57 @@ class BatchMatrix:
                 f"the loss of {self.name} is {loss}: "
                 "look at the weights of this checkpoint and at the data, or use dtype=float64."
             )
-        return {**self.identity, "loss": loss, "gradient_norm": float(self._gradient.norm())}
+        gradient = objective.gradient(params, self.batch)
+        attrs = {**self.identity, "loss": loss, "gradient_norm": float(gradient.norm())}
+        return attrs, gradient.cpu().numpy()
 
-    @cached_property
-    def _gradient(self) -> Tensor:
-        objective, params = self.at
-        return objective.gradient(params, self.batch)
+    @contextmanager
+    def _writing(
+        self, path: Path, attrs: dict[str, Any], gradient: Array, band: Band | None = None
+    ) -> Iterator[ShardWriter]:
+        """A writer that has been given all blocks; the file is whole when the body has ended."""
+        storage, computed = self.recipe.storage, str(gradient.dtype)
+        stored = storage.precision or computed
+        depends_on = {key: value for key, value in self.identity.items() if key != "num_batches"}
+        try:
+            with write_shard(
+                path,
+                self._layout,
+                stored,
+                attrs,
+                gradient,
+                storage.tile,
+                directions(self._layout.num_parameters).numpy(),
+                depends_on,
+                part=None if band is None else band.tiles(self._grid),
+                computed=computed,
+                packed=storage.compression,
+            ) as writer:
+                if writer.num_there:
+                    name, there, to_do = path.name, writer.num_there, writer.num_to_do
+                    log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
+                for part in self.parts:
+                    for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs):
+                        writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
+                if stored != computed:
+                    attrs |= writer.rounding
+                yield writer
+        except NotFiniteError as error:
+            raise PipelineError(f"{self.name}: {error}") from error
 
-    @cached_property
+    def _certified(self, products: Array) -> dict[str, float]:
+        weights = next(iter(self.at[1].values()))
+        stored = torch.float32 if self.recipe.storage.precision == "float32" else weights.dtype
+        there = torch.from_numpy(products).to(weights.device)
+        return certified(self.recipe, self.parts, self.batch, there, stored, self.name)
+
+    @property
     def _layout(self) -> Layout:
         return Layout.of(self.at[1])
 
-    @cached_property
+    @property
     def _grid(self) -> Grid:
         return Grid.of(self._layout, self.recipe.storage.tile, self.recipe.blocks.value)
-
-    @property
-    def _computed(self) -> str:
-        return str(self._gradient.dtype).removeprefix("torch.")
-
-    @property
-    def _stored(self) -> str:
-        return self.recipe.storage.precision or self._computed
-
-
-@contextmanager
-def telling(matrix: BatchMatrix) -> Iterator[None]:
-    """Say of which batch at which step entries are not finite."""
-    try:
-        yield
-    except NotFiniteError as error:
-        raise PipelineError(f"{matrix.name}: {error}") from error
 
 
 def shard_at(path: Path) -> Shard | None:
@@ -188,16 +183,16 @@ def shard_at(path: Path) -> Shard | None:
         return None
 
 
-def check_same(path: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_same(shard: Shard, expected: dict[str, Any]) -> None:
+    """Raise a PipelineError where a shard says something else of itself."""
     for key, value in expected.items():
-        by_auto = (key, value) == (
-            "strategy",
-            "auto",
+        by_auto = (
+            key == "strategy" and value == "auto"
         )  # the shard names what was taken; config_hash says the rest
-        if key not in MAY_DIFFER and not by_auto and found.get(key) != value:
+        if key not in MAY_DIFFER and not by_auto and shard.attrs.get(key) != value:
             raise PipelineError(
-                f"{path} has {key}={found.get(key)!r}, this run has {value!r}: one folder holds one config; "
-                "choose another with hydra.run.dir=FOLDER."
+                f"{shard.path} has {key}={shard.attrs.get(key)!r}, this run has {value!r}: one folder holds one "
+                "config; choose another with hydra.run.dir=FOLDER."
             )
 
 

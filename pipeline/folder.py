@@ -188,9 +188,9 @@ def replacing(path: Path, kept: Callable[[BaseException], bool] | None = None) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException as error:
         if kept is None or not kept(error):
             with suppress(OSError):  # what went wrong first is what is told
@@ -245,7 +245,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,11 +15,10 @@ from pipeline.options import name_of
 from pipeline.plan import Plan, expected_seconds
 from pipeline.shards import file_size
 from pipeline.spectrum import Decomposition
-from pipeline.storage import Plain, Storage
+from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
 
-AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
 
 
@@ -98,7 +97,7 @@ def _work(
     subject: Subject, settings: Mapping[str, Any], matrix: Matrix, strategy: Strategy, batch: Batch
 ) -> tuple[Plan, float]:
     """The plan of one batch, and how long it will take in seconds."""
-    from pipeline.compute import parts_of
+    from pipeline.recipe import parts_of
 
     about = (subject.model, subject.criterion, settings["parameters"])
     plans = []

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.folder import flush
 from pipeline.seal import seal_of
 
 HEAD, CHECK = struct.Struct("<QQ"), struct.Struct("<I")  # offset and length of a change; CRC-32 of all
@@ -185,11 +186,7 @@ def _note(redo: Path, changes: Iterable[tuple[int, bytes]]) -> None:
         file.flush()
         os.fdatasync(file.fileno())
     if is_new:
-        handle = os.open(redo.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush(redo.parent)
 
 
 def _write(handle: int, offset: int, content: memoryview) -> None:

@@ -17,11 +17,10 @@ from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
-from pipeline.storage import Plain, Storage
+from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import Auto, Strategy
 from pipeline.strategy.wanted import Wanted
 
-AS_COMPUTED = Plain()
 log = logging.getLogger(__name__)
 
 

@@ -1,8 +1,9 @@
 """The weighted mean of the batches' matrices, and nothing else of them (`keep=mean`): for when B matrices fit no disk.
 
 Each batch's matrix is written to a file of its own as ever, certified, added to the mean so far, and deleted. The mean
-so far is replaced by a new file each time. So three matrices lie on the disk at most, a kill costs no more than it does
-with all shards kept, and what is there is always the mean of the first so many batches.
+so far is replaced by a new file each time. So three matrices lie on the disk at most, and one more for each further
+process that computes them; a kill costs no more than it does with all shards kept, and what is there is always the mean
+of the first so many batches.
 """
 
 from __future__ import annotations
@@ -16,25 +17,16 @@ from typing import Any
 import numpy as np
 
 from pipeline import bands
-from pipeline.compute_batch import BatchMatrix, check_same, shard_at, telling
+from pipeline.compute_batch import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.journal import Journal
+from pipeline.moments import Weighting
 from pipeline.shard_writer import write_shard
-from pipeline.shards import Shard, open_shard
+from pipeline.shards import SHARED, Shard, open_shard
 from pipeline.terminal import progress
 
-SHARED = (
-    "matrix",
-    "blocks",
-    "strategy",
-    "reduction",
-    "config_hash",
-    "weights_hash",
-    "step",
-    "torch_version",
-)
 OF_BATCHES = ("loss", "gradient_norm", "num_samples", "probe_error")  # kept of each batch, (B,)
 log = logging.getLogger(__name__)
 
@@ -43,7 +35,7 @@ def keep_mean(
     folder: RunFolder,
     step: int,
     matrices: Sequence[BatchMatrix],
-    elsewhere: Callable[[list[int]], None] | None = None,
+    elsewhere: Callable[[Sequence[int]], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Make the mean of all batches; gives the numbers of each batch.
 
@@ -87,7 +79,7 @@ def _so_far(folder: RunFolder, step: int, matrices: Sequence[BatchMatrix]) -> Sh
         if shard is None or "keep" not in shard.attrs:  # a mean that the stage aggregate has made of shards
             continue
         of_all = {key: matrices[0].identity[key] for key in SHARED if key in matrices[0].identity}
-        check_same(str(path), shard.attrs, of_all)
+        check_same(shard, of_all)
         if shard.attrs["num_batches"] > len(matrices):
             raise PipelineError(
                 f"{path} is the mean of {shard.attrs['num_batches']} batches, this run has {len(matrices)}: none "
@@ -102,45 +94,34 @@ def _shard_of(
     step: int,
     index: int,
     matrices: Sequence[BatchMatrix],
-    elsewhere: Callable[[list[int]], None] | None,
+    elsewhere: Callable[[Sequence[int]], None] | None,
 ) -> tuple[Shard, dict[str, Any]]:
     """The matrix of one batch in a file, and its attributes: one that is there, or one that is made now."""
     matrix = matrices[index]
-    if (shard := shard_at(folder.shard(step, index))) is not None:  # of a run that kept all; it stays
-        check_same(str(shard.path), shard.attrs, matrix.identity)
-        return shard, shard.attrs
+    if (kept := matrix.there(folder.shard(step, index))) is not None:  # by a run that kept all; it stays
+        return kept, kept.attrs
     if not matrix.path.exists() and elsewhere is not None:
-        elsewhere(list(range(index, len(matrices))))
-    if (shard := shard_at(matrix.path)) is not None:
-        check_same(str(matrix.path), shard.attrs, matrix.identity)
+        elsewhere(range(index, len(matrices)))
+    if (shard := matrix.there()) is not None:
         return shard, shard.attrs
-    with telling(matrix):
-        attrs = matrix.write()
+    attrs = matrix.write()
     return open_shard(matrix.path), attrs
 
 
 def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
     """The mean with one more batch, at `path`; tiles are added in float64."""
-    num_before = so_far.attrs["num_samples"] if so_far else 0
-    num_samples = num_before + shard.attrs["num_samples"]
-    old, new = num_before / num_samples, shard.attrs["num_samples"] / num_samples
-    if shard.attrs["reduction"] == "sum":
-        old = new = 1.0
-
-    def pooled(before: Any, value: Any) -> Any:
-        return new * np.asarray(value, np.float64) + (old * np.asarray(before, np.float64) if so_far else 0.0)
-
-    gradient = pooled(so_far.gradient if so_far else None, shard.gradient)
-    attrs = {key: shard.attrs[key] for key in SHARED} | {
+    both = [shard] if so_far is None else [so_far, shard]
+    weighting = Weighting.of([each.attrs["num_samples"] for each in both], shard.attrs["reduction"])
+    gradient = weighting.mean([each.gradient for each in both])
+    attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | {
         "keep": "mean",
-        "num_samples": num_samples,
-        "num_batches": (so_far.attrs["num_batches"] if so_far else 0) + 1,
-        "loss": float(pooled(so_far.attrs["loss"] if so_far else None, shard.attrs["loss"])),
+        "num_samples": sum(each.attrs["num_samples"] for each in both),
+        "num_batches": 1 if so_far is None else so_far.attrs["num_batches"] + 1,
+        "loss": float(weighting.mean([each.attrs["loss"] for each in both])),
         "gradient_norm": float(np.linalg.norm(gradient)),
     }
     if "probe_error" in shard.attrs:
-        attrs["probe_error"] = max(shard.attrs["probe_error"], so_far.attrs["probe_error"] if so_far else 0.0)
-    made_of = {"of": [each.attrs["checksum"] for each in (so_far, shard) if each is not None]}
+        attrs["probe_error"] = max(each.attrs["probe_error"] for each in both)
     with write_shard(
         path,
         shard.parameters,
@@ -148,13 +129,12 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
         attrs,
         gradient,
         shard.tile,
-        identity=made_of,
+        identity={"of": [each.attrs["checksum"] for each in both]},
         packed=shard.attrs.get("compression"),
     ) as writer:
         tiles = [tile for tile in shard.tile_indices() if writer.wanted(*map(shard.grid.span, tile))]
-        before = so_far.tiles(tiles) if so_far else ((tile, None) for tile in tiles)
-        for (tile, values), (_, mean) in zip(shard.tiles(tiles), before, strict=True):
-            writer.put(tile, pooled(mean, values).astype(shard.dtype))
+        for tile, *values in zip(tiles, *(each.tiles(tiles) for each in both), strict=True):
+            writer.put(tile, weighting.mean([each for _, each in values]).astype(shard.dtype))
         writer.kept |= _of_batches(so_far, shard)
     return open_shard(path)
 

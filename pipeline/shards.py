@@ -32,6 +32,7 @@ from pipeline.tiles import ALL, TILE, Grid, Tile, file_size, mirrored
 
 __all__ = [
     "FORMAT_VERSION",
+    "SHARED",
     "TILE",
     "Shard",
     "ShardWriter",
@@ -41,6 +42,9 @@ __all__ = [
     "open_shard",
     "write_shard",
 ]
+
+# What the shards of one step, and their mean, say alike of themselves.
+SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
 
 @dataclass(frozen=True)

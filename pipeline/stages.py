@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,7 +22,7 @@ from pipeline.objective import Batch
 from pipeline.options import name_of
 from pipeline.results import open_run
 from pipeline.spectrum import Decomposition
-from pipeline.storage import Plain, Storage
+from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import STRATEGIES, Strategy
 from pipeline.subject import Subject
 from pipeline.terminal import say, table
@@ -32,10 +31,9 @@ from pipeline.tracking import TrackedRun
 from pipeline.training import Training
 
 if TYPE_CHECKING:
-    from pipeline.compute import Recipe
     from pipeline.figures_beside import Drawer
+    from pipeline.recipe import Recipe
 
-AS_COMPUTED = Plain()
 log = logging.getLogger("pipeline")
 
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
@@ -137,7 +135,8 @@ def compute(
         PipelineError: the folder has no checkpoint.
     """
     from pipeline.checkpoints import load_weights
-    from pipeline.compute import compute_mean, compute_step
+    from pipeline.compute import compute_step, matrices_of
+    from pipeline.running_mean import keep_mean
 
     steps = diary.folder.checkpoint_steps()
     if not steps:
@@ -154,8 +153,10 @@ def compute(
         for step in steps:
             load_weights(diary.folder.checkpoint(step), subject.model)
             about = (diary.folder, step, subject.model, subject.criterion, batches, recipe)
-            ahead = partial(others.compute_next, step)
-            made = compute_mean(*about, ahead) if keeps_mean else compute_step(*about)
+            if keeps_mean:
+                made = keep_mean(diary.folder, step, matrices_of(*about), partial(others.compute_next, step))
+            else:
+                made = compute_step(*about)
             for attrs in made:
                 prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
                 numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
@@ -174,16 +175,16 @@ def compute_one(
 ) -> None:
     """One shard, or a band of one, in a process that has nothing else to do."""
     from pipeline.checkpoints import load_weights
-    from pipeline.compute import compute_band, compute_step
+    from pipeline.compute import matrices_of
 
     step, batch, band = work
     load_weights(folder.checkpoint(step), subject.model)
     batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
-    about = (folder, step, subject.model, subject.criterion, batches, recipe, batch)
+    mine = matrices_of(folder, step, subject.model, subject.criterion, batches, recipe)[batch]
     if band is not None:
-        compute_band(*about, band)
-    else:
-        deque(compute_step(*about), maxlen=0)
+        mine.write_band(band)
+    elif mine.there() is None:
+        mine.write()
 
 
 def _recipe(
@@ -193,7 +194,8 @@ def _recipe(
     strategy: Strategy,
     storage: Storage = AS_COMPUTED,
 ) -> tuple[list[Batch], Recipe]:
-    from pipeline.compute import Recipe, split
+    from pipeline.compute import split
+    from pipeline.recipe import Recipe
 
     batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
     names = {

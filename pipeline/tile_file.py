@@ -30,16 +30,16 @@ class TileFile:
     def __init__(
         self, path: Path, places: Array, dtype: np.dtype[Any], size: int, compression: str | None = None
     ) -> None:
-        self._path, self._places, self._dtype, self._size = path, places, dtype, size
+        self.path, self._places, self._dtype, self._size = path, places, dtype, size
         self._num_bytes = size * size * dtype.itemsize
         self._packer = Packer(compression, dtype, size) if compression else None
 
     def __enter__(self) -> TileFile:
         try:
-            self._handle = os.open(self._path, os.O_RDONLY)
+            self._handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             self._close_packer()
-            raise unreadable(self._path, error) from error
+            raise unreadable(self.path, error) from error
         return self
 
     def __exit__(
@@ -85,10 +85,6 @@ class TileFile:
         except (OSError, RuntimeError):  # the filter cannot make sense of it
             return None
 
-    def path(self, tile: Tile) -> Path:
-        """The file in which a tile lies."""
-        return self._path
-
     def announce(self, tile: Tile) -> None:
         """Tell the system that a tile will be read soon, so that it does so meanwhile."""
         place, num_bytes = map(int, self._places[tile])
@@ -105,7 +101,7 @@ class TileFile:
             room = into.data.cast("B")
             return room[: os.preadv(self._handle, [room[:num_bytes]], place)]
         except OSError as error:
-            raise unreadable(self._path, error) from error
+            raise unreadable(self.path, error) from error
 
 
 class TileFiles:
@@ -134,7 +130,8 @@ class TileFiles:
         return bisect_right(self._starts, tile[0]) - 1
 
     def path(self, tile: Tile) -> Path:
-        return self._files[self._number(tile)].path(tile)
+        """The file in which a tile lies."""
+        return self._files[self._number(tile)].path
 
     def announce(self, tile: Tile) -> None:
         self._files[self._number(tile)].announce(tile)

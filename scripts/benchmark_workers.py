@@ -1,6 +1,6 @@
 """One Dask worker process against two, each with one thread: computing batches, rows of one matrix, and aggregation.
 
-    python scripts/benchmark_workers.py                     # about six minutes
+    python scripts/benchmark_workers.py                     # three minutes a round
     python scripts/benchmark_workers.py --only rows --hidden 240 --strategy khatri_rao
 
 Each run is a `python -m pipeline.run` of the digits MLP with so many hidden units in a folder of its own. What is told
@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="batches,rows,aggregate")
     parser.add_argument("--hidden", type=int, default=80, help="hidden units: 75 weights each")
-    parser.add_argument("--strategy", default="hvp", help="khatri_rao is as fast as the disk")
+    parser.add_argument("--strategy", default="hvp", help="of both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("outputs"), help="where runs are written")
     options = parser.parse_args()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.bands import Band, dealt, number_there
-from pipeline.compute import compute_band, compute_step, split
+from pipeline.compute import compute_step, matrices_of, split
 from pipeline.config import Blocks, Verify
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
@@ -53,7 +53,7 @@ def in_bands(path, about, recipe=RECIPE, number=2, batch=0, only=None):
     """Bands as other processes leave them; nothing is joined."""
     folder = RunFolder(path)
     for index in range(number) if only is None else only:
-        compute_band(folder, 5, *about, recipe, batch, Band(index, number))
+        matrices_of(folder, 5, *about, recipe)[batch].write_band(Band(index, number))
     return folder
 
 

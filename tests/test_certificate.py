@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from pipeline.certificate import certify, directions
-from pipeline.compute import Recipe, compute_step, parts_of, split
+from pipeline.compute import compute_step, split
 from pipeline.config import Blocks, Verify
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch, objective_of
+from pipeline.recipe import Recipe, parts_of
 from pipeline.shards import open_shard
 from pipeline.strategy import HVP, Autograd
 

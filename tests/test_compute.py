@@ -1,18 +1,22 @@
 """Oracle: torch.autograd.functional.hessian of the plain module; shards as HDF5 sees them."""
 
+import gc
+import weakref
+
 import h5py
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.compute import Recipe, compute_step, split
-from pipeline.config import Blocks
+from pipeline.compute import compute_step, split
+from pipeline.config import Blocks, Verify
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
+from pipeline.objective import Batch, Objective
+from pipeline.recipe import Recipe
 from pipeline.shards import open_shard
 from pipeline.storage import Plain
 from pipeline.strategy import HVP, Triangular
@@ -259,3 +263,22 @@ def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, b
         assert dict(one.attrs) == dict(two.attrs)
         for name in ("matrix", "checksums", "gradient"):
             np.testing.assert_array_equal(one[name][:], two[name][:])
+
+
+def test_no_gradient_stays_in_memory_when_its_shard_is_written(folder, model, samples, monkeypatch):
+    """They are P numbers a batch: with many batches more than all else."""
+    made, real = [], Objective.gradient
+
+    def gradient(*args):
+        found = real(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Objective, "gradient", gradient)
+    recipe = Recipe(Hessian(), HVP(), None, NAMES, verify=Verify.off)
+    alive = []
+    for _ in compute_step(folder, 5, model, CrossEntropy(), split(samples, 2, None, 0), recipe):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in made))
+    assert len(made) == 6
+    assert max(alive) <= 1

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
-from pipeline.compute import Recipe, compute_step
+from pipeline.compute import compute_step
 from pipeline.config import Blocks
 from pipeline.criterion import CrossEntropy
 from pipeline.dense import hessian
@@ -19,6 +19,7 @@ from pipeline.hdf5 import read_results
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
 from pipeline.objective import Batch
+from pipeline.recipe import Recipe
 from pipeline.shards import file_size, open_shard, write_shard
 from pipeline.spectrum import Exact
 from pipeline.strategy import STRATEGIES

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline import running_mean
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
-from pipeline.compute import compute_mean, compute_step, split
+from pipeline.compute import compute_step, matrices_of, split
 from pipeline.config import Blocks, Keep
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
@@ -51,6 +51,10 @@ def pooled(shards, values):
     if shards[0].attrs["reduction"] == "sum":
         return sum(values)
     return sum(n * value for n, value in zip(numbers, values, strict=True)) / sum(numbers)
+
+
+def compute_mean(folder, *about):
+    return running_mean.keep_mean(folder, 5, matrices_of(folder, *about))
 
 
 def names(folder):

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import tile_stream
-from pipeline.compute import Recipe, compute_step
+from pipeline.compute import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
+from pipeline.recipe import Recipe
 from pipeline.shards import open_shard, write_shard
 from pipeline.storage import Blosc2, Plain, Storage
 from pipeline.strategy import HVP

@@ -15,12 +15,13 @@ from shard_cases import known, write
 from torch import nn
 
 from pipeline.cluster import Threads
-from pipeline.compute import Recipe, compute_step
+from pipeline.compute import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
+from pipeline.recipe import Recipe
 from pipeline.spectrum import Exact
 from pipeline.stages import Diary, aggregate
 from pipeline.strategy import HVP

@@ -30,4 +30,5 @@ class Storage(Protocol):
         ...
 
 
-__all__ = ["Blosc2", "Plain", "Storage"]
+AS_COMPUTED = Plain()
+__all__ = ["AS_COMPUTED", "Blosc2", "Plain", "Storage"]
