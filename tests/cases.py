@@ -1,4 +1,7 @@
-"""The table of models, losses and data that every strategy must be right on: small, float64, seeded."""
+"""The table of models, losses and data that every strategy must be right on: small, float64, seeded.
+
+It is one file, long as it is, since it is one table.
+"""
 
 from __future__ import annotations
 

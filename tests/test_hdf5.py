@@ -1,0 +1,102 @@
+"""Files of results: numbers, arrays and texts, whole or found to be damaged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from shard_files import run_without_room
+
+from pipeline.errors import DamagedFile, PipelineError
+from pipeline.hdf5 import read_arrays, read_results, sound_results, write_results
+
+
+def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
+    attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "complete": True}
+    arrays = {
+        "mean/eigenvalues": np.linspace(-1, 5, 9),
+        "batches/num_samples": np.array([5, 5, 1]),
+        "parameters/names": ["fc1.weight", "größe"],
+        "parameters/shapes": np.array(["(16, 1)", "()"]),
+        "layers/fc1.weight/eigenvalues": np.zeros((0,), np.float32),
+        "scalar": 3.5,
+    }
+    write_results(tmp_path / "spectra" / "step-000120.h5", attrs, arrays)
+    found = read_results(tmp_path / "spectra" / "step-000120.h5")
+    assert found.attrs == attrs
+    assert all(type(found.attrs[name]) is type(value) for name, value in attrs.items())
+    assert found.arrays.keys() == arrays.keys()
+    for name, values in arrays.items():
+        assert np.array_equal(found.arrays[name], values)
+    assert all(isinstance(name, str) for name in found.arrays["parameters/names"])
+    assert found.arrays["layers/fc1.weight/eigenvalues"].dtype == np.float32
+    assert [entry.name for entry in (tmp_path / "spectra").iterdir()] == ["step-000120.h5"]
+
+
+def test_results_with_a_flipped_bit_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "step-000120.h5"
+    attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "whole": True}
+    arrays = {"mean/eigenvalues": np.linspace(-1, 5, 900), "parameters/names": np.array(["fc1", "größe"])}
+    write_results(path, attrs, arrays)
+    content, chance, told = path.read_bytes(), np.random.default_rng(0), list[str]()
+    for _ in range(200):
+        altered = bytearray(content)
+        altered[chance.integers(len(content))] ^= 1 << chance.integers(8)
+        path.write_bytes(altered)
+        with pytest.raises(DamagedFile) as found:
+            read_results(path)
+        told.append(str(found.value))
+    assert all(re.fullmatch(r"\S+ is damaged \(.+\): delete it and run again, .*", line) for line in told)
+
+
+def test_results_of_earlier_versions_have_no_seal(tmp_path: Path) -> None:
+    path = tmp_path / "old.h5"
+    write_results(path, {"step": 120}, {"x": np.ones(3)})
+    sealed = path.stat().st_size
+    with h5py.File(path, "r+") as file:  # another program that changes it cuts the seal off
+        file["x"][0] = 2
+    assert path.stat().st_size == sealed - 40
+    assert read_results(path).arrays["x"][0] == 2
+
+
+def test_results_that_are_damaged_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "step-000120.h5"
+    assert sound_results(path) is None
+    write_results(path, {"step": 120}, {"x": np.ones(3)})
+    altered = path.read_bytes().replace(np.ones(3).tobytes(), np.array([1.0, 1.0, 2.0]).tobytes())
+    path.write_bytes(altered)
+    assert sound_results(path) is None
+    assert caplog.messages == [
+        f"{path} is damaged (it is not what was written): it is now {path.name}.damaged; it is made again."
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert (tmp_path / f"{path.name}.damaged").read_bytes() == altered
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "step-000120.h5"
+    write_results(target, {"step": 120}, {"x": np.ones(3)})
+    ended = run_without_room(
+        5_000, f'write_results(Path({str(target)!r}), {{"step": 121}}, {{"x": np.ones(3000)}})'
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room .* is kept\.\n", ended.stdout)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000120.h5"]
+    assert read_results(target).attrs == {"step": 120}
+
+
+def test_arrays_of_other_files(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["group/x"], file["y"], file["names"] = np.eye(3), np.arange(3), ["a", "b"]
+    found = read_arrays(tmp_path / "data.h5", ["y", "group/x", "names"])
+    assert list(found) == ["y", "group/x", "names"]
+    assert np.array_equal(found["group/x"], np.eye(3))
+    assert list(found["names"]) == ["a", "b"]
+    with pytest.raises(PipelineError, match=r"data\.h5 has no array 'x': it has group/x, names, y"):
+        read_arrays(tmp_path / "data.h5", ["x"])
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(PipelineError, match="give another file"):
+        read_arrays(tmp_path / "text.h5", ["x"])
