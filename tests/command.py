@@ -43,6 +43,18 @@ def command(folder, *overrides):
     return [sys.executable, "-m", "pipeline.run", *overrides, f"hydra.run.dir={folder}"]
 
 
+def start(folder, *overrides):
+    """It at work, as `run` would have it end."""
+    return subprocess.Popen(
+        command(folder, *overrides),
+        cwd=folder.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def run(folder, *overrides, cwd=None, paths=(), **variables):
     """Run it to the end; standard error is put into standard output, as a terminal does."""
     return subprocess.run(

@@ -41,6 +41,11 @@ def differing(one, other):
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
+def unlike(found, expected):
+    """Names of what is there and is not as it is in the end; the curve and the summary may still grow."""
+    return [name for name in found if name not in ("history", "summary") and found[name] != expected[name]]
+
+
 def complete(folder):
     """The inode and time of each file that is the fruit of work and complete: they change if it is made anew."""
     patterns = (

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from command import PROGRESS, environment
+from outcome import complete, differing, names, results
 
 HERE = Path(__file__).parent
 ONCE, FOR_GOOD, KILL, KILL_AMID = range(4)
@@ -132,3 +133,23 @@ def commands(
         for command in mine:
             command.end()
         process.wait()
+
+
+def run_again(command, expected, all_names, there):
+    """Give the same command again: the run, and in words what is not as if nothing had been.
+
+    expected, all_names: results and files of an undisturbed run. there: what was complete, and must stay as it is.
+    """
+    done, wrong = command.run(), []
+    if done.status != 0:
+        wrong.append(f"the same command again ended with {done.status}: {done.output[-500:]}")
+    elif differing(results(command.folder), expected):
+        wrong.append(f"after it again {differing(results(command.folder), expected)} differ")
+    elif names(command.folder) != all_names:
+        wrong.append(f"after it again there are other files: {set(names(command.folder)) ^ set(all_names)}")
+    elif not there.items() <= complete(command.folder).items():
+        now = complete(command.folder)
+        wrong.append(
+            f"it made {[name for name in there if now.get(name) != there[name]]} anew, which were complete"
+        )
+    return done, wrong

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from command import succeed
-from faults.test_workers import COMPUTE, WORKERS, start, workers_of, writers_of
+from command import start, succeed
+from faults.test_workers import COMPUTE, WORKERS, workers_of, writers_of
 from outcome import complete
 
 from pipeline.folder import RunFolder

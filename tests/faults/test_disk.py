@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from command import PROGRESS, SMALL, command, environment, fail, succeed
+from command import PROGRESS, SMALL, fail, start, succeed
 from faults.runs import commands
 from outcome import complete, differing, results
 
@@ -58,14 +58,7 @@ def fill(path):
 def test_a_disk_that_fills_up_while_shards_are_written(small_disk, undisturbed, cluster):
     """In a worker too: it is told here, in the same line."""
     folder, ballast, options = small_disk / "run", small_disk / "ballast", (*MANY, *cluster)
-    process = subprocess.Popen(
-        command(folder, *options),
-        cwd=small_disk,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(folder, *options)
     while process.poll() is None and not list(folder.glob("shards/*/batch-00001.h5")):
         time.sleep(0.001)
     fill(ballast)

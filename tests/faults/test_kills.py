@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from command import SMALL
 from faults.conftest import NUM_LANES, STAGES, in_lanes
-from faults.runs import commands
-from outcome import complete, differing, names, results
+from faults.runs import commands, run_again
+from outcome import complete, names, results, unlike
 
 from pipeline.folder import RunFolder
 
@@ -86,9 +86,7 @@ def test_a_hundred_random_kills(long_commands):
             done = command.run(kill_after=pace * moment)
             found = results(command.folder)
             wrong += [
-                f"{name} is there and is not what it is without a kill"
-                for name in found
-                if name not in ("history", "summary") and found[name] != expected[name]
+                f"{name} is there and is not what it is without a kill" for name in unlike(found, expected)
             ]
             if not there.items() <= complete(command.folder).items():
                 wrong.append("what was complete was lost or made anew")
@@ -96,16 +94,7 @@ def test_a_hundred_random_kills(long_commands):
             if done.status == 0:
                 break
             killed.append(under_way(command.folder))
-        done = command.run()
-        if done.status != 0:
-            wrong.append(f"the same command again ended with {done.status}: {done.output[-500:]}")
-        elif differing(results(command.folder), expected):
-            wrong.append(f"{differing(results(command.folder), expected)} differ")
-        elif names(command.folder) != all_names:
-            wrong.append(f"there are other files: {set(names(command.folder)) ^ set(all_names)}")
-        elif not there.items() <= complete(command.folder).items():
-            now = complete(command.folder)
-            wrong.append(f"{[name for name in there if now.get(name) != there[name]]} were made anew")
+        wrong += run_again(command, expected, all_names, there)[1]
         return killed, wrong
 
     def work(lane, share):

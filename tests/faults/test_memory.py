@@ -5,8 +5,8 @@ import os
 import pytest
 from command import SMALL
 from faults.conftest import in_lanes
-from faults.runs import Fault, commands
-from outcome import complete, differing, results
+from faults.runs import Fault, commands, run_again
+from outcome import complete, differing, names, results, unlike
 
 LARGER = (
     *SMALL,
@@ -34,7 +34,7 @@ def test_memory_that_runs_out(library, in_memory, options):
         ) as [command]:
             command.begin_from(None)
             assert command.run().status == 0
-            expected = results(command.folder)
+            expected, all_names = results(command.folder), names(command.folder)
             for megabytes in mine:
                 command.begin_from(None)
                 done = command.run(Fault(memory=megabytes * 2**20))
@@ -47,16 +47,9 @@ def test_memory_that_runs_out(library, in_memory, options):
                     wrong.append("its message is not one line")
                 if done.status == 0 and differing(found, expected):
                     wrong.append(f"{differing(found, expected)} differ")
-                if [
-                    name
-                    for name in found
-                    if name not in ("history", "summary") and found[name] != expected[name]
-                ]:
-                    wrong.append("what is there is wrong")
-                if command.run().status != 0 or differing(results(command.folder), expected):
-                    wrong.append("the same command again does not end as it should")
-                if not there.items() <= complete(command.folder).items():
-                    wrong.append("what was complete was made anew")
+                if unlike(found, expected):
+                    wrong.append(f"{unlike(found, expected)} are there and are wrong")
+                wrong += run_again(command, expected, all_names, there)[1]
                 seen.append((megabytes, done, wrong))
         return seen
 

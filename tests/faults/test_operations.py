@@ -13,8 +13,8 @@ from collections import Counter
 
 import pytest
 from faults.conftest import STAGES, in_lanes
-from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault
-from outcome import complete, differing, names, results
+from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, run_again
+from outcome import complete, differing, names, results, unlike
 
 ALL = os.environ.get("FAULTS") == "all"  # both errors in both modes at every operation: twice as long
 EVERY = int(os.environ.get("FAULTS_EVERY", "6"))  # 1: every operation, for half an hour more
@@ -48,24 +48,12 @@ def problems_of(command, start, fault, undisturbed):
         wrong.append("its message is not one line of what, why and remedy")
     elif done.status == 1 and done.complaints[0].startswith("unexpected"):
         wrong.append("its message is that of a bug")
-    unlike = [name for name in found if name not in ("history", "summary") and found[name] != expected[name]]
-    if unlike:
-        wrong.append(f"{unlike} are there and are not what they are without the fault")
+    if unlike(found, expected):
+        wrong.append(f"{unlike(found, expected)} are there and are not what they are without the fault")
     there = complete(command.folder)
     if {name: stamp for name, stamp in there.items() if name in before} != before:
         wrong.append("what was complete before was lost or made anew")
-    again = command.run()
-    if again.status != 0:
-        wrong.append(f"the same command again ended with {again.status}: {again.output[-300:]}")
-    elif differing(results(command.folder), expected):
-        wrong.append(f"after it again {differing(results(command.folder), expected)} differ")
-    elif names(command.folder) != names(undisturbed):
-        wrong.append(
-            f"after it again there are other files: {set(names(command.folder)) ^ set(names(undisturbed))}"
-        )
-    elif not there.items() <= complete(command.folder).items():
-        remade = [name for name, stamp in there.items() if complete(command.folder).get(name) != stamp]
-        wrong.append(f"the same command again made {remade} anew, which were complete")
+    wrong += run_again(command, expected, names(undisturbed), there)[1]
     return done, [f"{fault} ({done.what}): {what}\n{done.output[-600:]}" for what in wrong]
 
 

@@ -7,8 +7,8 @@ import re
 import pytest
 from command import SMALL
 from faults.conftest import NUM_LANES, in_lanes
-from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, commands
-from outcome import complete, differing, names, results
+from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, commands, run_again
+from outcome import complete, names, results
 
 TILED = (  # P = 99
     *(option for option in SMALL if not option.startswith("training")),
@@ -53,15 +53,8 @@ def test_every_operation_inside_a_shard(library, in_memory, mode):
                     wrong.append(f"it ended with {done.status}")
                 if done.status == 1 and len(done.complaints) != 1:
                     wrong.append("its message is not one line")
-                again = command.run()
-                if again.status != 0:
-                    wrong.append(f"again it ended with {again.status}: {again.output[-600:]}")
-                elif differing(results(command.folder), expected):
-                    wrong.append(f"then {differing(results(command.folder), expected)} differ")
-                elif names(command.folder) != all_names:
-                    wrong.append(f"then there are other files: {set(names(command.folder)) ^ set(all_names)}")
-                elif not there.items() <= complete(command.folder).items():
-                    wrong.append("what was complete was made anew")
+                again, amiss = run_again(command, expected, all_names, there)
+                wrong += amiss
                 told = re.search(r"(\d+) tiles are there already", again.output)
                 num_kept = int(told[1]) if told else 0
                 if num_kept < recorded:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-from command import SMALL, command, environment
+from command import SMALL, command, environment, start
 from outcome import complete, differing, results
 
 OPTIONS = (*SMALL, "stages=[train,compute,aggregate]")
@@ -13,17 +13,7 @@ NUM_PROCESSES = 3
 def test_runs_that_are_started_together(tmp_path):
     """One has the folder; the others go when it has it, or come after it and find all done."""
     folder = tmp_path / "run"
-    together = [
-        subprocess.Popen(
-            command(folder, *OPTIONS),
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(NUM_PROCESSES)
-    ]
+    together = [start(folder, *OPTIONS) for _ in range(NUM_PROCESSES)]
     outputs = [process.communicate(timeout=300)[0] for process in together]
     codes = [process.returncode for process in together]
     assert 0 in codes, outputs

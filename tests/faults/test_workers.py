@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from command import SMALL, command, environment, succeed
+from command import SMALL, start, succeed
 from outcome import complete, differing, names, results
 
 LARGER = (
@@ -45,17 +45,6 @@ def expected(undisturbed, tmp_path_factory):
 def copied(source, target):
     subprocess.run(["cp", "-a", source, target], check=True)
     return target
-
-
-def start(folder, *overrides):
-    return subprocess.Popen(
-        command(folder, *overrides),
-        cwd=folder.parent,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def workers_of(process):
