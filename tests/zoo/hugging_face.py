@@ -35,7 +35,7 @@ def logits_loss(outputs: Any, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.logits, targets)
 
 
-def causal(name: str, settings: Callable[[int], dict[str, Any]], with_labels: bool = False):  # noqa: ANN201
+def causal(name: str, settings: Callable[[int], dict[str, Any]], with_labels: bool = False):
     """A language model on `input_ids`, with its own loss or with the user's."""
 
     def make(n: int, width: int) -> Problem:
@@ -99,6 +99,13 @@ def opt(width: int) -> dict[str, Any]:
     }
 
 
+def rwkv_model(n: int, width: int) -> Problem:
+    """Embeddings as after training: at the start they are near zero, and a norm follows."""
+    problem = causal("RwkvForCausalLM", rwkv)(n, width)
+    torch.nn.init.normal_(problem.model.get_input_embeddings().weight)
+    return problem
+
+
 def mamba(width: int) -> dict[str, Any]:
     return {
         "hidden_size": 2 * width,
@@ -116,6 +123,7 @@ def rwkv(width: int) -> dict[str, Any]:
         "intermediate_size": 4 * width,
         "num_hidden_layers": 2,
         "context_length": 8,
+        "rescale_every": 0,
         "use_cache": False,
     }
 
@@ -152,7 +160,7 @@ class Encoding(UserDict[str, Any]):
     """A mapping that is no dict, as the BatchEncoding of a tokenizer."""
 
 
-def classifier(name: str, settings: Callable[[int], dict[str, Any]], form: Callable[[Any], Any] = dict):  # noqa: ANN201
+def classifier(name: str, settings: Callable[[int], dict[str, Any]], form: Callable[[Any], Any] = dict):
     """A classifier of sentences; form: of the mapping that is handed over."""
 
     def make(n: int, width: int) -> Problem:
@@ -198,7 +206,7 @@ def as_tuple(n: int, width: int) -> Problem:
     return Problem(model, criterion, tokens(n), torch.randn(n))
 
 
-def seq2seq(name: str, settings: Callable[[int], dict[str, Any]]):  # noqa: ANN201
+def seq2seq(name: str, settings: Callable[[int], dict[str, Any]]):
     def make(n: int, width: int) -> Problem:
         model = made(name, vocab_size=VOCABULARY, decoder_start_token_id=0, pad_token_id=0, **settings(width))
         return Problem(model, own_loss, tokenized(n) | {"labels": tokens(n, 4)}, None)
@@ -277,7 +285,7 @@ def wav2vec2(n: int, width: int) -> Problem:
     return Problem(model, logits_loss, {"input_values": torch.randn(n, 64)}, labels(n, 3))
 
 
-def images(name: str, size: int, **settings: Callable[[int], Any] | Any):  # noqa: ANN201
+def images(name: str, size: int, **settings: Callable[[int], Any] | Any):
     """A classifier of `pixel_values`; settings that are functions are given the width."""
 
     def make(n: int, width: int) -> Problem:
@@ -386,7 +394,7 @@ HUGGING_FACE = [
     Net("hf-bloom", causal("BloomForCausalLM", bloom), TRANSFORMERS, samples="mean"),
     Net("hf-opt", causal("OPTForCausalLM", opt), TRANSFORMERS, samples="mean"),
     Net("hf-mamba", causal("MambaForCausalLM", mamba), TRANSFORMERS, samples="mean", wide=8),
-    Net("hf-rwkv", causal("RwkvForCausalLM", rwkv), TRANSFORMERS, samples="mean", wide=8),
+    Net("hf-rwkv", rwkv_model, TRANSFORMERS, samples="mean", wide=8),
     Net("hf-bert", classifier("BertForSequenceClassification", bert_like), TRANSFORMERS, samples="mean"),
     Net(
         "hf-bert-userdict",

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from zoo.problem import Problem
 
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6)  # of the size of the weights; the one whose two quotients agree best is taken
+STEPS = (
+    1e-3,
+    1e-4,
+    1e-5,
+    1e-6,
+)  # of the size of the weights; the one whose two quotients agree best is taken
 
 
 class Product(NamedTuple):
@@ -47,6 +53,11 @@ def grouped_mm(input: Tensor, weight: Tensor, offs: Tensor, **none: None) -> Ten
     ends = [0, *offs.tolist()]
     rows = [input[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
     return torch.cat([part @ matrix for part, matrix in zip(rows, weight, strict=True)])
+
+
+def padding_stays(row: Tensor, module: nn.Embedding, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """PyTorch gives the row of the padding no gradient: it is a constant, and does not move with the weight."""
+    return torch.where((args[0] == module.padding_idx)[..., None], row.detach(), output)
 
 
 def each_tensor(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -95,6 +106,11 @@ class Reference:
         self.weights = [every[name].requires_grad_() for name in chosen(self.model, selection)]
         self.here = [value.detach().clone() for value in self.weights]
         self.buffers = [value.clone() for value in self.model.buffers()]
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.register_forward_hook(
+                    partial(padding_stays, module.weight[module.padding_idx].clone())
+                )
 
     @property
     def size(self) -> int:
@@ -199,11 +215,15 @@ class Reference:
         """Σ_n g_n (g_n · v), over N for a mean, of the criterion at the outputs of each sample alone."""
         outputs = self.outputs()
         found: list[int] = []
-        each_tensor(self.targets if self.targets is not None else outputs, lambda v: found.append(len(v)) or v)
+        each_tensor(
+            self.targets if self.targets is not None else outputs, lambda v: found.append(len(v)) or v
+        )
         total = torch.zeros(self.size, dtype=torch.float64)
         targets = self.targets
         for n in range(found[0]):
-            one, self.targets = (each_tensor(tree, lambda v, n=n: v[n : n + 1]) for tree in (outputs, targets))
+            one, self.targets = (
+                each_tensor(tree, lambda v, n=n: v[n : n + 1]) for tree in (outputs, targets)
+            )
             loss = self.loss_of(one)
             self.targets = targets
             parts = torch.autograd.grad(

@@ -42,7 +42,7 @@ def quiet(net: Net):
 def refusal(net: Net, matrix: str) -> str | None:
     """What must be said where there is no such matrix."""
     if net.refused:
-        return net.refused
+        return net.refused if matrix != "fisher" else f"{net.refused}|draws targets"
     if matrix == "fisher" and not net.draws_targets:
         return "draws targets"
     if matrix == "empirical_fisher" and net.samples is None:

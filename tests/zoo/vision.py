@@ -10,11 +10,13 @@ from torch import nn
 from zoo.problem import Net, Problem, labels
 
 
-def classifier(build: Callable[[int], nn.Module], size: int, parameters: Any = None):  # noqa: ANN201
+def classifier(build: Callable[[int], nn.Module], size: int, parameters: Any = None):
     """A classifier of images of three colours, in evaluation mode."""
 
     def make(n: int, width: int) -> Problem:
-        problem = Problem(build(width).eval(), nn.CrossEntropyLoss(), torch.randn(n, 3, size, size), labels(n, 3))
+        problem = Problem(
+            build(width).eval(), nn.CrossEntropyLoss(), torch.randn(n, 3, size, size), labels(n, 3)
+        )
         return problem._replace(parameters=parameters)
 
     return make
@@ -38,7 +40,9 @@ def squeezenet(width: int) -> nn.Module:
 
 def mobilenet_v2(width: int) -> nn.Module:
     settings = [[1, 8, 1, 1], [2, 8, 1, 2]]
-    model = torchvision_models().MobileNetV2(3, width_mult=0.25, inverted_residual_setting=settings, round_nearest=4)
+    model = torchvision_models().MobileNetV2(
+        3, width_mult=0.25, inverted_residual_setting=settings, round_nearest=4
+    )
     return narrowed_head(model, width)
 
 
@@ -93,7 +97,13 @@ def convnext(width: int) -> nn.Module:
 def vit(width: int) -> nn.Module:
     models = torchvision_models()
     model = models.VisionTransformer(
-        image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=2 * width, mlp_dim=4 * width, num_classes=3
+        image_size=8,
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=2 * width,
+        mlp_dim=4 * width,
+        num_classes=3,
     )
     nn.init.normal_(model.heads.head.weight)  # zeros at the start
     return model
@@ -131,14 +141,14 @@ VIT = {"img_size": 8, "patch_size": 4, "embed_dim": doubled, "depth": 1, "num_he
 VISION = [
     Net(
         "tv-resnet",
-        classifier(resnet, 32, ["layer1.0.bn*", "layer3.0.bn*", "fc.bias"]),
+        classifier(resnet, 16, ["layer1.0.bn*", "layer3.0.bn1.*", "fc.bias"]),
         TORCHVISION,
         **USUAL,
         num_samples=8,
     ),
     Net(
         "tv-squeezenet",
-        classifier(squeezenet, 32, ["features.3.squeeze.*", "classifier.1.*"]),
+        classifier(squeezenet, 20, ["features.3.expand1x1.bias", "features.4.squeeze.bias", "classifier.1.*"]),
         TORCHVISION,
         **USUAL,
         num_samples=8,

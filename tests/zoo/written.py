@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,7 +95,9 @@ def graphs(n: int) -> dict[str, Tensor]:
     """Graphs of three to six nodes, as one: nodes, edges and the graph of each node."""
     sizes = [3 + i % 4 for i in range(n)]
     starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-    edges = torch.cat([random_edges(size, 2 * size) + start for size, start in zip(sizes, starts, strict=True)], 1)
+    edges = torch.cat(
+        [random_edges(size, 2 * size) + start for size, start in zip(sizes, starts, strict=True)], 1
+    )
     batch = torch.repeat_interleave(torch.arange(n), torch.tensor(sizes))
     return {
         "x": torch.randn(sum(sizes), 5),
@@ -226,7 +227,7 @@ class ResNet(nn.Module):
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
 
 
-def resnet(training: bool):  # noqa: ANN201
+def resnet(training: bool):
     def make(n: int, width: int) -> Problem:
         model = ResNet(width // 2).train(training)
         return Problem(model, nn.CrossEntropyLoss(), torch.randn(n, 3, 8, 8), labels(n, 3))
@@ -281,7 +282,7 @@ def equation_loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     return F.mse_loss(u, targets) + residual.square().mean()
 
 
-def pinn(kind: type[nn.Module]):  # noqa: ANN201
+def pinn(kind: type[nn.Module]):
     def make(n: int, width: int) -> Problem:
         points = torch.rand(n, 2) * 2 - 1
         values = -torch.sin(math.pi * points[:, 1:])
@@ -411,7 +412,11 @@ def flow(n: int, width: int) -> Problem:
 class VAE(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1, self.fc21, self.fc22 = nn.Linear(16, 2 * width), nn.Linear(2 * width, 3), nn.Linear(2 * width, 3)
+        self.fc1, self.fc21, self.fc22 = (
+            nn.Linear(16, 2 * width),
+            nn.Linear(2 * width, 3),
+            nn.Linear(2 * width, 3),
+        )
         self.fc3, self.fc4 = nn.Linear(3, 2 * width), nn.Linear(2 * width, 16)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None) -> Tensor:
@@ -431,7 +436,7 @@ def elbo(outputs: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
     return cross - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
 
-def vae(drawn: bool):  # noqa: ANN201
+def vae(drawn: bool):
     def make(n: int, width: int) -> Problem:
         x = torch.rand(n, 1, 4, 4)
         return Problem(VAE(2 * width), elbo, x if drawn else (x, torch.randn(n, 3)), x)
@@ -519,7 +524,7 @@ class LSTMTagger(nn.Module):
         return self.hidden2tag(x)
 
 
-def lstm_tagger(packed: bool):  # noqa: ANN201
+def lstm_tagger(packed: bool):
     def make(n: int, width: int) -> Problem:
         lengths = torch.randint(2, 6, (n,))
         lengths[0] = 5
@@ -560,7 +565,10 @@ class Experts(nn.Module):
         super().__init__()
         self.embed, self.gate = nn.Linear(3, width), nn.Linear(width, 4, bias=False)
         self.experts = nn.ModuleList(
-            [nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)) for _ in range(4)]
+            [
+                nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+                for _ in range(4)
+            ]
         )
         self.head = nn.Linear(width, 2)
 
