@@ -1,0 +1,173 @@
+"""Every net of the zoo, by every strategy and for every matrix, against differences of the plain module's gradients."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from zoo.nets import NETS
+from zoo.problem import Net, Problem
+from zoo.reference import Reference, chosen, each_tensor
+
+import pipeline
+from pipeline.errors import PipelineError
+from pipeline.matrix import MATRICES
+from pipeline.strategy import STRATEGIES
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+FEW = 48  # weights, of the selection that each strategy is tried on
+TOLERANCE = 1e-5  # of H v; models that compute parts in float32 themselves are right to some 1e-7
+
+
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def cases(keep=lambda net: True):
+    """The nets, those of a library that is not installed skipped."""
+    marks = {
+        net: [pytest.mark.skipif(bool(net.missing), reason=f"{net.requires} is not installed"), *quiet(net)]
+        for net in NETS.values()
+        if keep(net)
+    }
+    return [pytest.param(net, id=net.id, marks=mark) for net, mark in marks.items()]
+
+
+def quiet(net: Net):
+    """What libraries warn of is theirs."""
+    return [pytest.mark.filterwarnings("ignore")] if net.requires else []
+
+
+def refusal(net: Net, matrix: str) -> str | None:
+    """What must be said where there is no such matrix."""
+    if net.refused:
+        return net.refused if matrix != "fisher" else f"{net.refused}|draws targets"
+    if matrix == "fisher" and not net.draws_targets:
+        return "draws targets"
+    if matrix == "empirical_fisher" and net.samples is None:
+        return "neither the mean nor the sum"
+    return None
+
+
+def selection(problem: Problem) -> list[str]:
+    """Some weights of up to `FEW` entries in all: every kind of parameter there is, the last ones first."""
+    names = chosen(problem.model, problem.parameters)
+    sizes = {name: value.numel() for name, value in problem.model.named_parameters()}
+    found: list[str] = []
+    for name in sorted(names, key=lambda name: (sizes[name], -names.index(name))):
+        if sum(sizes[one] for one in found) + sizes[name] <= FEW:
+            found.append(name)
+    return found or names[-1:]
+
+
+def computed(problem: Problem, **options):
+    options = {"parameters": problem.parameters} | options
+    return pipeline.hessian(
+        problem.model, problem.criterion, problem.inputs, problem.targets, dtype=torch.float64, **options
+    )
+
+
+def product(reference: Reference, matrix: str, direction, samples: str | None):
+    if matrix == "empirical_fisher":
+        return reference.empirical_fisher(direction, samples)
+    return getattr(reference, "ggn" if matrix == "fisher" else matrix)(direction)
+
+
+def check(problem: Problem, reference: Reference, matrix: str, net: Net, dense) -> None:
+    assert dense.shape == (reference.size, reference.size)
+    assert torch.equal(dense, dense.T)
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(reference.size, generator=generator, dtype=torch.float64)
+    expected = product(reference, matrix, direction, net.samples)
+    size = float(product(reference, "hessian", direction, None).value.norm()) + float(expected.value.norm())
+    assert expected.uncertainty < TOLERANCE * size, "the reference is not sharp enough"
+    error = float((dense.double() @ direction - expected.value).norm())
+    assert error <= TOLERANCE * size, f"off by {error / size:.1e}"
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("net", cases())
+def test_auto_is_right(net, matrix):
+    one_thread()
+    problem = net.build()
+    if said := refusal(net, matrix):
+        with pytest.raises(PipelineError, match=said) as told:
+            computed(problem, matrix=matrix)
+        assert "\n" not in str(told.value)
+        return
+    check(problem, Reference(problem), matrix, net, computed(problem, matrix=matrix))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("net", cases(lambda net: not net.refused))
+def test_every_strategy_is_right_or_refuses_in_one_line(net, strategy):
+    """On a few weights: all strategies take the same path there as on many."""
+    one_thread()
+    problem = net.build()
+    names = selection(problem)
+    reference = Reference(problem, names)
+    for matrix in MATRICES:
+        if refusal(net, matrix):
+            continue
+        try:
+            dense = computed(problem, matrix=matrix, strategy=strategy, parameters=names)
+        except PipelineError as error:
+            assert strategy != "auto"
+            assert "\n" not in str(error)
+        else:
+            check(problem, reference, matrix, net, dense)
+
+
+@pytest.mark.parametrize("net", cases(lambda net: not net.refused))
+def test_a_right_matrix_is_certified_in_float32(net):
+    one_thread()
+    problem = net.build()
+    names = selection(problem)
+    pipeline.hessian(
+        problem.model,
+        problem.criterion,
+        problem.inputs,
+        problem.targets,
+        parameters=names,
+        verify=True,
+    )
+
+
+@pytest.mark.parametrize("net", cases())
+def test_the_model_and_the_data_are_left_as_they_were_found(net):
+    one_thread()
+    problem = net.build()
+    first = next(value for value in problem.model.parameters() if value.requires_grad)
+    first.grad = torch.ones_like(first)
+    before, grads = snapshot(problem), [value.grad for value in problem.model.parameters()]
+    try:
+        computed(problem, parameters=selection(problem), verify=True)
+    except PipelineError:
+        pass  # refused or not, nothing is changed
+    for one, other in zip(before, snapshot(problem), strict=True):
+        assert same(one, other)
+    assert all(one is two.grad for one, two in zip(grads, problem.model.parameters(), strict=True))
+    assert torch.equal(first.grad, torch.ones_like(first))
+
+
+def snapshot(problem: Problem):
+    """Copies of all tensors, and what the modules say of themselves."""
+    tensors: list[torch.Tensor] = [torch.get_rng_state()]
+    each_tensor((problem.inputs, problem.targets), lambda value: tensors.append(value.clone()) or value)
+    tensors += [value.detach().clone() for value in problem.model.state_dict().values()]
+    modules = list(problem.model.modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return [
+        *tensors,
+        [(module.training, sorted(vars(module))) for module in modules],
+        [len(getattr(module, kind)) for module in modules for kind in hooks],
+        [(name, value.requires_grad, id(value)) for name, value in problem.model.named_parameters()],
+        [(name, id(value)) for name, value in problem.model.named_buffers()],
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+    ]
+
+
+def same(one, other) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
