@@ -20,7 +20,11 @@ def photograph(model: nn.Module) -> dict[str, Any]:
 def _note(found: dict[str, Any], place: str, value: Any) -> None:
     found[place] = value
     if isinstance(value, Tensor):
-        found[f"{place} (values)"] = value.detach().clone()
+        try:
+            found[f"{place} (values)"] = value.detach().clone()
+        except RuntimeError:  # of a transform that is over
+            found[f"{place} (escaped)"] = True
+            return
         found[f"{place} (requires_grad)"] = value.requires_grad
         found[f"{place} (grad)"] = value.grad if value.is_leaf else None
         found[f"{place} (dtype)"] = value.dtype

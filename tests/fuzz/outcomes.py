@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import traceback
 import warnings
@@ -20,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.strategy import Auto
 
 STRATEGIES = ("auto", "khatri_rao", "hvp", "func", "triangular", "autograd", "auto_large")
+VERIFY = os.environ.get("FUZZ_VERIFY", "yes") == "yes"
 FAULTS = ("wrong", "raw", "changed", "beaten")
 
 
@@ -105,7 +107,9 @@ def outcome_of(recipe: Recipe, problem: Problem, expected: Reference, strategy: 
     with quiet():
         try:
             with calling(recipe):
-                found = pipeline.hessian(*problem, strategy=strategy_of(strategy), matrix=matrix, verify=True)
+                found = pipeline.hessian(
+                    *problem, strategy=strategy_of(strategy), matrix=matrix, verify=VERIFY
+                )
         except PipelineError as error:
             text = str(error)
             outcome = (
@@ -135,9 +139,11 @@ def outcome_of(recipe: Recipe, problem: Problem, expected: Reference, strategy: 
     if torch.is_grad_enabled() != grad_enabled:
         torch.set_grad_enabled(grad_enabled)
         changed = "whether gradients are enabled"
-    if changed and outcome.kind in {"right", "refused"}:
+    if not changed:
+        return outcome
+    if outcome.kind in {"right", "refused"}:
         return Outcome("changed", changed)
-    return outcome
+    return Outcome(outcome.kind, f"{outcome.what}; and {changed}")
 
 
 def outcomes_of(subject: Subject, pairs: Any) -> dict[tuple[str, str], Outcome]:
@@ -193,7 +199,7 @@ def snippet(recipe: Recipe, strategy: str, matrix: str) -> str:
         "from fuzz.reference import references",
         f"recipe = {recipe!r}",
         *([] if recipe.calling == "plain" else [f"torch.set_grad_enabled(False)  # {recipe.calling}"]),
-        f"found = pipeline.hessian(*recipe.build(), strategy={chosen}, matrix={matrix!r}, verify=True)",
+        f"found = pipeline.hessian(*recipe.build(), strategy={chosen}, matrix={matrix!r}, verify={VERIFY})",
         *([] if recipe.calling == "plain" else ["torch.set_grad_enabled(True)"]),
         f"expected = references(recipe)[{matrix!r}]",
         "print(found, expected.matrix, expected.error(found), sep='\\n')",

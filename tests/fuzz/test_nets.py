@@ -2,6 +2,7 @@
 
 FUZZ_NETS says how many (60), FUZZ_FIRST the first seed (0). Up to 100 nets, each takes every strategy on one matrix in
 turn and `auto` on the Hessian; with more, all matrices of all strategies. FUZZ_RESULTS names a JSON file for outcomes.
+FUZZ_VERIFY=no leaves out the certificate, to see what would be wrong without it.
 """
 
 from __future__ import annotations
