@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.objective import Objective, Params
+from pipeline.objective import Objective, Params, leaves_of
 from pipeline.reference import SHARP, Product, Reference
 
 NUM_PROBES = 2
@@ -100,7 +100,8 @@ def certify(
         return Certificate(
             first.probe_error,
             first.tolerance,
-            why=f"H v cannot be checked: the gradient jumps at these weights, and autograd cannot take it twice ({line})",
+            why="H v cannot be checked: differences of the gradient disagree with themselves (a kink, or a part of the "
+            f"model behind no_grad or detach), and autograd cannot differentiate the module twice ({line})",
         )
     second = _compared(products, exact, rounding, reference)
     return Certificate(second.probe_error, second.tolerance, "two backward passes")
@@ -137,7 +138,7 @@ def _is_symmetric(found: list[Product], probes: Tensor) -> bool:
 def _differs(reference: Reference, objective: Objective, params: Params) -> str:
     """What is wrong, where loss or gradient of the objective are not those of the module."""
     batch = reference.batch
-    loss, own_loss = float(objective.loss(params, batch).detach()), reference.loss()
+    loss, own_loss = float(objective.loss(leaves_of(params), batch).detach()), reference.loss()
     eps = float(torch.finfo(reference.dtype).eps)
     allowed = max(OWN_PRECISION, 1000 * eps)
     if not abs(loss - own_loss) <= allowed * max(abs(own_loss), 1e-3):

@@ -16,7 +16,7 @@ from pipeline.certificate import certify, directions
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
-from pipeline.objective import Batch, Criterion, Inputs, Objective, Params, objective_of
+from pipeline.objective import Batch, Criterion, Inputs, Objective, Params, leaves_of, objective_of
 from pipeline.plan import check_room
 from pipeline.reference import Reference
 from pipeline.samples import check_samples_apart, squares_count_samples
@@ -185,7 +185,7 @@ def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
         PipelineError: with the line that the model or the criterion raised.
     """
     try:
-        loss = float(objective.loss(params, batch).detach())
+        loss = float(objective.loss(leaves_of(params), batch).detach())
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever the user's model and criterion raise

@@ -13,7 +13,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, Criterion, Inputs, Objective, Params
+from pipeline.objective import Batch, Criterion, Inputs, Objective, Params, leaves_of
 from pipeline.trees import Tree
 
 Tensors = tuple[Tensor, ...]
@@ -49,7 +49,7 @@ class Jacobian:
 
     @cached_property
     def _leaves(self) -> Params:
-        return {name: value.detach().requires_grad_() for name, value in self.at.items()}
+        return leaves_of(self.at)
 
     @property
     def outputs(self) -> Any:
@@ -294,8 +294,7 @@ def linearised(
     """
     linear = Linearisation(objective.predict, at)
     outputs = linear.jacobian(batch.inputs).outputs
-    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
-    if objective.loss_of(leaves, outputs, batch.targets).requires_grad:
+    if objective.loss_of(leaves_of(at), outputs, batch.targets).requires_grad:
         raise PipelineError(
             "the loss reads weights in another way than through the model's outputs (a penalty over its parameters?), "
             "and only the Hessian of such a loss is defined: use matrix=hessian, or leave that term out."

@@ -140,7 +140,7 @@ class Objective:
 
     def gradient(self, params: Params, batch: Batch) -> Tensor:
         """The gradient of the loss, (P,), by one ordinary backward pass; zeros for what the loss does not use."""
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         loss = self.loss(leaves, batch)
         if not loss.requires_grad:
             return torch.zeros_like(flatten(params))
@@ -151,6 +151,11 @@ class Objective:
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
     """The flat vector (P,) of named tensors, in the order of the mapping."""
     return torch.cat([value.reshape(-1) for value in params.values()])
+
+
+def leaves_of(params: Params) -> Params:
+    """The same weights as tensors that require grad: a model may take gradients by its weights in its forward pass."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
 
 
 def objective_of(
@@ -201,7 +206,8 @@ def objective_of(
         values = {**fixed, **{id(own[name]): value for name, value in params.items()}}
         constants = {id(values[id(own[name])]): weights[name] for name in own}
         values |= {identity: value.clone() for identity, value in buffers.items()}
-        with checkpoints_off(), state.replaced(values), eager(), Plain(draws, constants, values):
+        trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
+        with checkpoints_off(), state.replaced(values), eager(), Plain(draws, constants, values, trained):
             yield
 
     def predict(params: Params, inputs: Inputs) -> Any:
@@ -217,15 +223,16 @@ def objective_of(
 def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model's call.
 
-    A tuple or list holds positional arguments, a mapping keyword arguments. Where the model's signature does not take
-    them so, they are one argument: `forward(batch)` may be given a dictionary or a list.
+    A tuple holds positional arguments, a mapping keyword arguments, a list is one argument; where the model's signature
+    does not take them so, a tuple or mapping is one argument, and a list (as a DataLoader collates) holds several.
     """
     if isinstance(inputs, Mapping):
         keywords = dict(inputs)
         return ((), keywords) if _takes(model, (), keywords) or not _takes(model, (inputs,), {}) else ((inputs,), {})
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
-        several = tuple(inputs)
-        return (several, {}) if _takes(model, several, {}) or not _takes(model, (inputs,), {}) else ((inputs,), {})
+        several, one = tuple(inputs), (inputs,)
+        first, second = (one, several) if isinstance(inputs, list) else (several, one)
+        return (first, {}) if _takes(model, first, {}) or not _takes(model, second, {}) else (second, {})
     return (inputs,), {}
 
 

@@ -40,6 +40,7 @@ class Plain(TorchFunctionMode):
     draws: where random numbers come from; by default there are none.
     constants: by the id of a weight, the values that its padding row keeps whatever the weight becomes.
     values: by the id of a parameter or buffer of the model, the tensor that stands in for it.
+    trained: by the id of what stands in for a parameter, whether that is to say that it requires grad.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Plain(TorchFunctionMode):
         draws: Draws | None = None,
         constants: Mapping[int, Tensor] | None = None,
         values: Mapping[int, Tensor] | None = None,
+        trained: Mapping[int, bool] | None = None,
     ) -> None:
         super().__init__()
         self.draws = draws or Draws(None)
         self.constants = constants or {}
         self.values = values or {}
+        self.trained = trained or {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -262,6 +265,11 @@ def _data(mode: Plain, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
+def _requires_grad(mode: Plain, tensor: Tensor) -> bool:
+    """As the model's own parameter says it: a penalty may be of those alone that do."""
+    return mode.trained.get(id(tensor), tensor.requires_grad)
+
+
 def _refused(function: Any, remedy: str) -> Handler:
     def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
         raise PipelineError(f"{function.__name__} has no right second derivative in PyTorch: use {remedy}.")
@@ -280,6 +288,7 @@ COMPOSED = (F.multi_head_attention_forward, F.gumbel_softmax, F.max_unpool1d, F.
 HANDLERS: dict[Any, Handler] = {
     F.embedding: _embedding,
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
     **{function: _read(function) for function in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.item)},
     **{function: _inside(_body(function)) for function in COMPOSED},
     **{function: _scatter_reduce(function) for function in (torch.scatter_reduce, Tensor.scatter_reduce)},

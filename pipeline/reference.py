@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.draws import Draws
 from pipeline.errors import PipelineError
@@ -155,8 +156,8 @@ class Reference:
         return derivative(self.gradient, direction, self.size)
 
     def hessian_by_autograd(self, direction: Tensor) -> Tensor:
-        """The same by a second backward pass."""
-        with self._moved(None):
+        """The same by a second backward pass, which fused attention has none of: it takes the form in matrix products."""
+        with sdpa_kernel(SDPBackend.MATH), self._moved(None):
             loss = self.criterion(self._outputs(), self.batch.targets)
             gradient = _plain_gradient(loss, self._parameters, create_graph=True)
             along = self._parts(direction)
@@ -184,7 +185,7 @@ class Reference:
     def push_by_autograd(self, direction: Tensor) -> list[Tensor]:
         """J v by two backward passes, or from the rows of J where a layer allows one only."""
         along = self._parts(direction)
-        with self._moved(None):
+        with sdpa_kernel(SDPBackend.MATH), self._moved(None):
             tensors = Tree.of(self._outputs()).tensors
             try:
                 u = [torch.zeros_like(value).requires_grad_() for value in tensors]

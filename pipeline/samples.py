@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, Inputs, Params
+from pipeline.objective import Batch, Inputs, Params, leaves_of
 from pipeline.trees import Tree
 
 Predict = Callable[[Params, Inputs], Any]
@@ -17,7 +17,7 @@ Predict = Callable[[Params, Inputs], Any]
 
 def tensors_of(predict: Predict, params: Params, inputs: Inputs) -> tuple[Tensor, ...]:
     """The tensors that the model returns, without a graph."""
-    return tuple(value.detach() for value in Tree.of(predict(params, inputs), every=True).tensors)
+    return tuple(value.detach() for value in Tree.of(predict(leaves_of(params), inputs), every=True).tensors)
 
 
 def squares_count_samples(predict: Predict, params: Params, batch: Batch) -> bool | None:

@@ -128,9 +128,14 @@ def likelihood_of(criterion: Any) -> Likelihood:
     if isinstance(criterion, nn.MSELoss):
         return Likelihood(lambda f, _: 2 / f.numel() if is_mean else 2.0, _draw_values)
     raise PipelineError(
-        f"matrix=fisher draws targets from the model, and does not know how for {criterion!r}: choose cross-entropy "
+        f"matrix=fisher draws targets from the model, and does not know how for {_line(criterion)}: choose cross-entropy "
         "without class weights or label smoothing, binary cross-entropy or squared error, or matrix=ggn."
     )
+
+
+def _line(criterion: Any) -> str:
+    """A criterion as it prints itself, in one line."""
+    return " ".join(repr(criterion).split())
 
 
 def _draw_labels(outputs: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:

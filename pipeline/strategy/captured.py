@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.linearised import Difference, Linear, Linearisation
-from pipeline.objective import Batch, Objective, Params
+from pipeline.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.capture import Capture
 from pipeline.strategy.chunks import moved, weighted_chunks
 from pipeline.strategy.uses import Call, Use
@@ -111,8 +111,9 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
 
 def _calls(objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]) -> list[Call]:
     """The calls of one run of the model in which the named parameters are used."""
-    with Capture(params, names) as capture:
-        model_of(objective).predict(params, batch.inputs)
+    leaves = leaves_of(params)
+    with Capture(leaves, names) as capture:
+        model_of(objective).predict(leaves, batch.inputs)
     return [replace(call, inputs=call.inputs.detach(), z=call.z.detach()) for call in capture.calls]
 
 
@@ -202,7 +203,7 @@ class _Seen:
     def by_one_backward(
         witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
     ) -> _Seen:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         with Capture(leaves, [name for use in uses for name in use.names], _branch) as capture:
             loss = witness.loss(leaves, batch)
         wanted = [*(call.z for call in capture.calls), *leaves.values()]

@@ -16,7 +16,7 @@ from pipeline.blocks import Block
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.linearised import Difference, Linear, Linearisation
-from pipeline.objective import Batch, Inputs, Objective, Params
+from pipeline.objective import Batch, Inputs, Objective, Params, leaves_of
 from pipeline.options import check_count
 from pipeline.strategy.chunks import weighted_chunks
 from pipeline.strategy.cost import Cost
@@ -135,7 +135,7 @@ def _tensors(objective: Objective, params: Params, batch: Batch) -> list[Tensor]
     """The floating-point tensors that the model returns."""
     if isinstance(objective, Difference):
         return _tensors(objective.whole, params, batch)
-    outputs = objective.predict(params, batch.inputs)
+    outputs = objective.predict(leaves_of(params), batch.inputs)
     if isinstance(outputs, Linear):
         return [value.detach() for value in outputs.changes if value.numel()]
     return [value.detach() for value in Tree.of(outputs).tensors if value.numel()]

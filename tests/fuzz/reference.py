@@ -185,12 +185,12 @@ def of_outputs(recipe: Recipe, problem: Problem, weights: list[Tensor]) -> dict[
     ggn = jacobian.T @ curvature @ jacobian
     found: dict[str, Tensor | str] = {"ggn": ggn}
     found["fisher"] = ggn if recipe.criterion.likelihood else "the loss is no likelihood of labels or values"
-    found["empirical_fisher"] = second_moment(problem, outputs, constant, slope, jacobian)
+    found["empirical_fisher"] = second_moment(problem, outputs, constant, slope, jacobian, recipe.samples)
     return found
 
 
 def second_moment(
-    problem: Problem, outputs: Any, leaves: list[Tensor], slope: Tensor, jacobian: Tensor
+    problem: Problem, outputs: Any, leaves: list[Tensor], slope: Tensor, jacobian: Tensor, n: int
 ) -> Tensor | str:
     """w Σ g gᵀ over samples, g = Jᵀ times the slope of a sample's own loss by its outputs."""
     slopes = slope.split([leaf.numel() for leaf in leaves])
@@ -200,7 +200,9 @@ def second_moment(
     sizes = {len(leaf) for leaf, is_read in zip(leaves, read, strict=True) if is_read}
     if len(sizes) != 1:
         return "the outputs do not agree about the number of samples"
-    (n,) = sizes
+    (rows,) = sizes
+    if rows % n:
+        return "the outputs do not count the samples of the batch"
     weight = 1.0
     if n > 1:
         kinds = {
@@ -268,4 +270,4 @@ def with_floats(tree: Any, values: Any) -> Any:
 
 
 def part_of(tree: Any, k: int, n: int) -> Any:
-    return mapped(tree, lambda leaf: leaf[k : k + 1] if leaf.ndim and len(leaf) == n else leaf)
+    return mapped(tree, lambda leaf: leaf[k * len(leaf) // n : (k + 1) * len(leaf) // n] if leaf.ndim and len(leaf) % n == 0 else leaf)
