@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class InDouble(TorchFunctionMode):
 def grouped_mm(input: Tensor, weight: Tensor, offs: Tensor, **none: None) -> Tensor:
     """Rows of the input times the matrix of their group; PyTorch has it in single precision only."""
     ends = [0, *offs.tolist()]
-    rows = [input[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    rows = [input[start:end] for start, end in pairwise(ends)]
     return torch.cat([part @ matrix for part, matrix in zip(rows, weight, strict=True)])
 
 

@@ -165,7 +165,10 @@ VISION = [
     Net(
         "timm-vit-layer-scale",
         classifier(
-            timm_model("vision_transformer.VisionTransformer", **VIT, init_values=0.5, qk_norm=True, global_pool="avg"), 8
+            timm_model(
+                "vision_transformer.VisionTransformer", **VIT, init_values=0.5, qk_norm=True, global_pool="avg"
+            ),
+            8,
         ),
         TIMM,
         **USUAL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +238,7 @@ def resnet(training: bool):
 
 def tanh_net(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -642,15 +643,15 @@ def siren(n: int, width: int) -> Problem:
 
 
 class NeuralODE(nn.Module):
-    """Runge-Kutta steps with one vector field, whose weights are used sixteen times."""
+    """Runge-Kutta steps with one vector field, whose weights are used eight times."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.field, self.head = tanh_net(5, width, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        step = 0.25
-        for i in range(4):
+        step = 0.5
+        for i in range(2):
 
             def slope(x: Tensor, t: float) -> Tensor:
                 return self.field(torch.cat([x, torch.full_like(x[:, :1], t)], 1))
@@ -732,14 +733,14 @@ def dueling(n: int, width: int) -> Problem:
 WRITTEN = [
     Net("graph-nodes", graph_net, samples="mean", draws_targets=True),
     Net("graph-nodes-masked", masked_graph_net),
-    Net("graph-batched", batched_graphs, samples="mean", draws_targets=True),
-    Net("graph-object", graph_object, samples="mean", draws_targets=True),
+    Net("graph-batched", batched_graphs, wide=6, samples="mean", draws_targets=True),
+    Net("graph-object", graph_object, wide=6, samples="mean", draws_targets=True),
     Net("forward-of-dict", on_dict, samples="mean"),
     Net("u-net", unet, samples="mean", draws_targets=True, wide=8),
     Net("resnet-eval", resnet(training=False), samples="mean", draws_targets=True),
-    Net("resnet-training", resnet(training=True), samples="mean", draws_targets=True, wide=8),
+    Net("resnet-training", resnet(training=True), width=2, samples="mean", draws_targets=True, wide=8),
     Net("pinn-autograd", pinn(PINN), samples="mean", wide=8),
-    Net("pinn-func", pinn(FunctionalPINN), samples="mean", wide=8),
+    Net("pinn-func", pinn(FunctionalPINN), width=2, samples="mean", wide=8),
     Net("nano-gpt", nano_gpt, samples="mean", wide=8),
     Net("nano-gpt-with-loss", nano_gpt_with_loss, wide=8),
     Net("nano-gpt-training", nano_gpt_training, refused="draws random numbers"),
@@ -747,16 +748,16 @@ WRITTEN = [
     Net("vae-drawn", vae(drawn=True), refused="draws random numbers"),
     Net("vae", vae(drawn=False), samples="sum"),
     Net("autoencoder", autoencoder, samples="mean", draws_targets=True),
-    Net("point-net", point_net, samples="mean"),
-    Net("deep-sets", deep_sets, samples="mean", draws_targets=True),
-    Net("lstm-tagger", lstm_tagger(packed=False)),
-    Net("lstm-tagger-packed", lstm_tagger(packed=True)),
+    Net("point-net", point_net, width=5, samples="mean"),
+    Net("deep-sets", deep_sets, width=5, samples="mean", draws_targets=True),
+    Net("lstm-tagger", lstm_tagger(packed=False), width=5),
+    Net("lstm-tagger-packed", lstm_tagger(packed=True), width=3),
     Net("lstm-tutorial", tutorial_tagger, samples="mean"),
     Net("experts", experts, samples="mean", draws_targets=True, wide=8),
     Net("einsum-attention", einsum_attention, samples="mean"),
     Net("siren", siren, samples="mean", draws_targets=True),
     Net("neural-ode", neural_ode, samples="mean", draws_targets=True),
-    Net("lora", lora, samples="mean", draws_targets=True),
+    Net("lora", lora, width=5, samples="mean", draws_targets=True),
     Net("contrastive", contrastive),
     Net("dueling", dueling, samples="mean"),
 ]
