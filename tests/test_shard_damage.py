@@ -133,7 +133,7 @@ def test_an_entry_that_is_not_finite(path: Path, entry: tuple[int, int], value: 
     matrix = symmetric(19)
     matrix[entry] = value
     with pytest.raises(
-        PipelineError, match=r"NaN or infinite entries \(near row \d+, column \d+\): .*dtype=float64"
+        PipelineError, match=r"NaN or infinite entries \(near row \d+, column \d+\): look at the loss [^=]*$"
     ):
         write(path, matrix)
     assert not list(path.parent.iterdir())
