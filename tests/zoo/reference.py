@@ -241,4 +241,6 @@ def best_of(at: Callable[[float], Tensor], steps: Sequence[float]) -> Product:
     for step in steps:
         wide, narrow = ((at(h) - at(-h)) / (2 * h) for h in (step, step / 2))
         found.append(Product((4 * narrow - wide) / 3, float((narrow - wide).norm())))
+        if len(found) > 3 and found[-1].uncertainty <= SHARP * float(narrow.norm()):
+            break
     return min(found, key=lambda product: product.uncertainty)
