@@ -189,7 +189,7 @@ def serve(pipe: Connection, net: str, names: list[str], options: argparse.Namesp
                 {"failed": name, "reason": f"{type(reason).__name__}: {str(reason).partition(chr(10))[0]}"}
             )
             continue
-        errors = [float((dense.double() @ v - expected).norm() / expected.norm()) for v, expected in products]
+        errors = [float((dense.double() @ v - value).norm() / value.norm()) for v, value in sharp]
         del dense
         gc.collect()
         pipe.send({"first": name, "seconds": seconds, "error": max(errors, default=math.nan)})
@@ -209,6 +209,8 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
     names = [*OURS, *OTHERS]
     while names:
         stopped = _measure(net, names, found, options)
+        if "failed" in found:
+            break
         if not stopped:
             others = [found["methods"][name] for name in OTHERS]
             if all("failed" in one for one in others) and LAST_RESORT not in found["methods"]:
