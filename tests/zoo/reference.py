@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from zoo.problem import Problem
 
-# Of the size of the weights; the one whose two quotients agree best is taken. The last ones are for kinks that lie near.
+# Of the size of the weights; the one whose two quotients agree best is taken. The last are for kinks that lie near.
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 SHARP = 1e-6  # of the value: what two quotients may differ by for smaller steps to be left out
 
