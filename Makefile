@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test test-faults test-slurm check dashboard bench clean
+.PHONY: run test test-faults test-fuzz test-slurm check dashboard bench clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
@@ -14,6 +14,9 @@ test: $(STAMP)  ## format, lint, types, tests
 
 test-faults: $(STAMP)  ## kills, disks that fail or fill up, damaged files, memory that runs out
 	$(BIN)/python -m pytest tests/faults -s
+
+test-fuzz: $(STAMP)  ## every strategy and matrix on generated nets; NETS=2000 takes a night
+	FUZZ_NETS=$(or $(NETS),2000) $(BIN)/python -m pytest tests/fuzz/test_nets.py
 
 test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a real SLURM of this machine
 	scripts/slurm_local.sh install

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def assemble(blocks: Iterable[Block], num_rows: int) -> Tensor:
     Each entry is written to both triangles while its block is still in the cache.
 
     Raises:
-        PipelineError: an entry is NaN or infinite.
+        NotFiniteError: an entry is NaN or infinite.
     """
     dense: Tensor | None = None
     num_missing = num_rows * (num_rows + 1) // 2
@@ -106,9 +106,10 @@ def check_finite(values: Tensor, rows: slice | None = None) -> None:
     # a finite sum tells it in one pass
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         where = "" if rows is None else f" in rows {rows.start} to {rows.stop - 1}"
-        raise PipelineError(
-            f"the matrix has NaN or infinite entries{where}: "
-            "look at the loss and the weights, or use dtype=torch.float64."
+        other = "" if values.dtype == torch.float64 else ", or use dtype=torch.float64"
+        raise NotFiniteError(
+            f"the matrix has NaN or infinite entries{where}",
+            f"look for a point of the loss without derivatives (a norm of zero, a logarithm of zero){other}",
         )
 
 

@@ -4,38 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.objective import Batch, Objective, Params, flatten
+from pipeline.objective import Objective, Params, leaves_of
+from pipeline.reference import SHARP, Product, Reference
 
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
-DIFFERENCES = (
-    1e-14  # rounding of a gradient in float64, relative to its size; over the step, that of a quotient
-)
-# Of the size of the weights; at the first, truncation and rounding in float64 are about even.
-STEPS = (1e-4, 3e-6, 1e-7)
-AGREED = 1e-3  # of the slope: where two differences agree so well, no kink of a piecewise linear net lies between them
+SMALL = 0.03  # relative error up to which rounding of single precision is the likely reason
+OWN_PRECISION = 1e-6  # relative difference that the gradients of module and objective, both in float64, may have
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far products with the matrix are from derivatives of the gradient, relative to the latter.
+    """How far products with the matrix are from those found on the user's own module, relative to the latter.
 
     probe_error: ‖Hv − D(v)‖ / ‖D(v)‖, the largest over random v. tolerance: what rounding of the matrix and the
-    error of the difference quotient D(v) may add up to.
+    error of the difference quotient D(v) may add up to. reference: what D(v) is.
+    why: what is wrong, where it is known; else the error says it.
     """
 
     probe_error: float
     tolerance: float
+    reference: str = "differences of the gradient"
+    why: str = ""
 
     @property
     def passed(self) -> bool:
-        return isfinite(self.probe_error) and self.probe_error <= self.tolerance
+        return not self.why and isfinite(self.probe_error) and self.probe_error <= self.tolerance
+
+    def remedy(self, computed: torch.dtype) -> str:
+        """What may help where the matrix fails, which was computed in this dtype."""
+        if self.why:
+            return "let the loss depend on its weights through the model alone, or verify=False takes the matrix as it is"
+        if computed != torch.float64 and self.probe_error < SMALL:
+            return "use dtype=torch.float64, since weights, inputs or targets are scaled badly for single precision"
+        return "use strategy=auto, which tries others, or look for a layer with a wrong derivative"
 
     def __str__(self) -> str:
+        if self.why:
+            return self.why
         return (
             f"H v differs from the derivative of the gradient along v by {self.probe_error:.2g} of its size, "
             f"{self.tolerance:.2g} is allowed"
@@ -49,67 +60,96 @@ def directions(num_parameters: int) -> Tensor:
 
 
 def certify(
-    objective: Objective,
-    params: Params,
-    batch: Batch,
+    reference: Reference,
+    matrix: Any,
     products: Tensor,
     precision: torch.dtype,
+    targets: Any,
     probes: Tensor | None = None,
+    objective: tuple[Objective, Params] | None = None,
 ) -> Certificate:
-    """Compare the products H v, (P, NUM_PROBES), with extrapolated central differences of the gradient.
+    """Compare the products H v, (P, NUM_PROBES), with those that the reference finds on the user's own module.
 
-    probes: the directions v; `directions(P)` by default.
+    matrix: what it is; its `product` says how the reference takes H v. targets: those of the batch, or what the matrix
+    has drawn in their place. precision: the dtype in which it was computed. probes: the directions v;
+    `directions(P)` by default. objective: what the strategy differentiated, in the precision of the reference: its
+    loss and gradient must be the module's own.
 
-    objective, params, batch: in float64. The gradient is one ordinary backward pass, of which no second derivative is
-    ever asked: that is what makes this independent. Differences at the steps h and h / 2 give an estimate of their
-    own error, which is part of the tolerance. Where they disagree, a kink of a piecewise linear net lies within the
-    step, and smaller ones are taken, which may lie on this side of it.
-    precision: the dtype in which the matrix was computed.
+    Where H v is not what differences say, the products are not sharp (a kink), or not those of a symmetric matrix (the
+    module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the module.
 
-    Cost: 4 gradients a direction, in float64; up to 12 for piecewise linear nets.
+    Cost: 20 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear nets.
     """
+    if objective is not None and (why := _differs(reference, *objective)):
+        return Certificate(float("nan"), 0.0, why=why)
+    probes = (directions(len(products)) if probes is None else probes).to(products.device)
+    products = products.double()
+    rounding = ROUNDING * torch.finfo(max_precision(precision, reference.dtype)).eps
+    found = [matrix.product(reference, v, targets, False) for v in probes.T]
+    first = _compared(products, found, rounding, reference)
+    if first.passed and all(_is_sharp(product) for product in found):
+        return first
+    if all(_is_sharp(product) for product in found) and _is_symmetric(found, probes):
+        return first
+    try:
+        exact = [matrix.product(reference, v, targets, True) for v in probes.T]
+    except (RuntimeError, NotImplementedError) as error:
+        if first.passed:
+            return first
+        line = str(error).partition("\n")[0]
+        return Certificate(
+            first.probe_error,
+            first.tolerance,
+            why="H v cannot be checked: differences of the gradient disagree with themselves (a kink, or a part of the "
+            f"model behind no_grad or detach), and autograd cannot differentiate the module twice ({line})",
+        )
+    second = _compared(products, exact, rounding, reference)
+    return Certificate(second.probe_error, second.tolerance, "two backward passes")
+
+
+def max_precision(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The coarser of two dtypes."""
+    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _compared(products: Tensor, found: list[Product], rounding: float, reference: Reference) -> Certificate:
     errors, tolerances = [], []
-    probes = directions(len(products)) if probes is None else probes
-    rounding = ROUNDING * torch.finfo(precision).eps
-    for direction, product in zip(probes.T, products.double().T, strict=True):
-        derivative, uncertainty = _derivative(objective, params, batch, direction.to(product))
-        size, error = float(derivative.norm()), float((product - derivative).norm())
+    for product, (value, uncertainty) in zip(products.T, found, strict=True):
+        size, error = float(value.norm()), float((product - value).norm())
         errors.append(error / size if size > 0 else error)
         tolerances.append(rounding + (uncertainty / size if size > 0 else 1e-8))
-    return Certificate(max(errors), max(tolerances))
+    worst = max(range(len(errors)), key=lambda i: errors[i] / tolerances[i])
+    return Certificate(errors[worst], tolerances[worst])
 
 
-def _derivative(
-    objective: Objective, params: Params, batch: Batch, direction: Tensor
-) -> tuple[Tensor, float]:
-    """The derivative of the gradient along a direction, (P,), and how far off it may be."""
-    length, size_of_weights = direction.norm(), flatten(params).norm().clamp(min=1e-3)
-    found = []
-    for relative in STEPS:
-        step = relative * float(size_of_weights)
-        slopes = [_slope(objective, params, batch, direction / length, h) for h in (step, step / 2)]
-        (wide, _), (narrow, gradient) = slopes
-        derivative = (4 * narrow - wide) / 3 * length
-        size, disagreement = float(derivative.norm()), float((narrow - wide).norm() * length)
-        # At a minimum the gradient is small, and its rounding that of its parts, which are as large as H w.
-        rounding = DIFFERENCES * (size / relative + gradient * float(length) / step)
-        found.append((derivative, disagreement + rounding))
-        if disagreement <= AGREED * size:
-            break
-    return min(found, key=lambda pair: pair[1])
+def _is_sharp(product: Product) -> bool:
+    return product.uncertainty <= SHARP * float(product.value.norm()) or product.uncertainty < 1e-12
 
 
-def _slope(
-    objective: Objective, params: Params, batch: Batch, unit: Tensor, step: float
-) -> tuple[Tensor, float]:
-    """The central difference quotient of the gradient along a unit vector, (P,), and the size of the gradient."""
-    ahead, behind = (objective.gradient(_moved(params, unit * sign * step), batch) for sign in (1, -1))
-    return (ahead - behind) / (2 * step), float(ahead.norm())
+def _is_symmetric(found: list[Product], probes: Tensor) -> bool:
+    """Whether uᵀ D(v) = vᵀ D(u), as far as differences tell."""
+    (one, first), (other, second) = found
+    u, v = probes.T
+    gap = abs(float(v @ one - u @ other))
+    sizes = float(v.norm() * one.norm() + u.norm() * other.norm())
+    return gap <= 10 * (first * float(v.norm()) + second * float(u.norm())) + 1e-6 * sizes
 
 
-def _moved(params: Params, by: Tensor) -> Params:
-    parts = by.split([value.numel() for value in params.values()])
-    return {
-        name: value + part.reshape(value.shape)
-        for (name, value), part in zip(params.items(), parts, strict=True)
-    }
+def _differs(reference: Reference, objective: Objective, params: Params) -> str:
+    """What is wrong, where loss or gradient of the objective are not those of the module."""
+    batch = reference.batch
+    loss, own_loss = float(objective.loss(leaves_of(params), batch).detach()), reference.loss()
+    eps = float(torch.finfo(reference.dtype).eps)
+    allowed = max(OWN_PRECISION, 1000 * eps)
+    if not abs(loss - own_loss) <= allowed * max(abs(own_loss), 1e-3):
+        return f"the loss as it is differentiated is {loss:.6g}, the module's own is {own_loss:.6g}"
+    gradient, own = objective.gradient(params, batch).double(), reference.gradient()
+    if float((gradient - own).norm()) <= allowed * float(own.norm()) + 1e-9:
+        return ""
+    sizes = [value.numel() for value in params.values()]
+    gaps = [float(part.norm()) for part in (gradient - own).split(sizes)]
+    name = list(params)[gaps.index(max(gaps))]
+    return (
+        f"the gradient by {name} as it is differentiated differs from the module's own by "
+        f"{max(gaps) / max(float(own.norm()), 1e-300):.2g} of the gradient: the loss reaches it in a way that cannot be followed"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -17,7 +17,7 @@ import torch
 from pipeline import bands
 from pipeline.bands import Band
 from pipeline.certificate import directions
-from pipeline.errors import DamagedFile, NotFiniteError, PipelineError
+from pipeline.errors import DamagedFile, PipelineError, StrategyError
 from pipeline.folder import set_aside
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.journal import Journal
@@ -26,6 +26,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.recipe import Part, Recipe, blocks_of, certified
 from pipeline.shard_writer import ShardWriter, write_shard
 from pipeline.shards import Shard, open_shard
+from pipeline.strategy.attempt import Failures
 from pipeline.tiles import Grid
 
 MAY_DIFFER = ("torch_version", "num_batches")  # in a shard that is there, from the run that takes it as it is
@@ -83,17 +84,44 @@ class BatchMatrix:
         if (there := shard_at(path)) is not None:
             check_same(there, {**self.identity, **own})
             return there
-        attrs, gradient = self._measured()
-        attrs |= own
-        with self._writing(path, attrs, gradient, band) as writer:
-            writer.kept["products"] = writer.products
+
+        def write(attrs: dict[str, Any], gradient: Array, failures: Failures) -> None:
+            attrs |= own
+            with self._writing(path, attrs, gradient, band, failures) as writer:
+                writer.kept["products"] = writer.products
+
+        self._by_a_way_that_does(write)
         return open_shard(path)
 
-    def _write_whole(self) -> dict[str, Any]:
-        attrs, gradient = self._measured()
-        with self._writing(self.path, attrs, gradient) as writer:
-            attrs |= self._certified(writer.products)
-        return attrs
+    def _write_whole(self, failures: Failures = ()) -> dict[str, Any]:
+        def write(attrs: dict[str, Any], gradient: Array, failures: Failures) -> None:
+            with self._writing(self.path, attrs, gradient, failures=failures) as writer:
+                attrs |= self._certified(writer.products)
+
+        return self._by_a_way_that_does(write, failures)
+
+    def _by_a_way_that_does(
+        self, write: Callable[[dict[str, Any], Array, Failures], None], failures: Failures = ()
+    ) -> dict[str, Any]:
+        """The attributes with which `write` has written the matrix, after as many ways as it took.
+
+        failures: of ways that are not to be tried again.
+
+        Raises:
+            PipelineError: no way gives the right matrix.
+        """
+        measured, gradient = self._measured()
+        failures = list(failures)
+        while True:
+            attrs = dict(measured)
+            try:
+                write(attrs, gradient, failures)
+            except StrategyError as error:
+                if attrs["strategy"] == self.identity["strategy"]:  # one that was asked for, or none is left for auto
+                    raise PipelineError(f"{self.name}: {error}") from error
+                failures.append((attrs["strategy"], error))
+            else:
+                return attrs
 
     def _join(self, number: int) -> dict[str, Any]:
         """Write the manifest of bands, after those that are missing."""
@@ -106,9 +134,11 @@ class BatchMatrix:
             attrs |= _rounding_of_all(found)
         try:
             attrs |= self._certified(np.asarray(products))
-        except PipelineError:
+        except StrategyError as error:
             bands.remove(self.path)  # refused numbers are not kept
-            raise
+            if attrs["strategy"] == self.identity["strategy"]:
+                raise PipelineError(f"{self.name}: {error}") from error
+            return self._write_whole([(attrs["strategy"], error)])
         bands.join(self.path, self._layout, self._grid, attrs, found[0].gradient, number)
         return attrs
 
@@ -127,37 +157,45 @@ class BatchMatrix:
 
     @contextmanager
     def _writing(
-        self, path: Path, attrs: dict[str, Any], gradient: Array, band: Band | None = None
+        self,
+        path: Path,
+        attrs: dict[str, Any],
+        gradient: Array,
+        band: Band | None = None,
+        failures: Failures = (),
     ) -> Iterator[ShardWriter]:
-        """A writer that has been given all blocks; the file is whole when the body has ended."""
+        """A writer that has been given all blocks; the file is whole when the body has ended.
+
+        Raises:
+            StrategyError: another way is to be taken.
+        """
         storage, computed = self.recipe.storage, str(gradient.dtype)
         stored = storage.precision or computed
         depends_on = {key: value for key, value in self.identity.items() if key != "num_batches"}
-        try:
-            with write_shard(
-                path,
-                self._layout,
-                stored,
-                attrs,
-                gradient,
-                storage.tile,
-                directions(self._layout.num_parameters).numpy(),
-                depends_on,
-                part=None if band is None else band.tiles(self._grid),
-                computed=computed,
-                packed=storage.compression,
-            ) as writer:
-                if writer.num_there:
-                    name, there, to_do = path.name, writer.num_there, writer.num_to_do
-                    log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
-                for part in self.parts:
-                    for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs):
-                        writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
-                if stored != computed:
-                    attrs |= writer.rounding
-                yield writer
-        except NotFiniteError as error:
-            raise PipelineError(f"{self.name}: {error}") from error
+        if failures:
+            depends_on["after"] = [name for name, _ in failures]
+        with write_shard(
+            path,
+            self._layout,
+            stored,
+            attrs,
+            gradient,
+            storage.tile,
+            directions(self._layout.num_parameters).numpy(),
+            depends_on,
+            part=None if band is None else band.tiles(self._grid),
+            computed=computed,
+            packed=storage.compression,
+        ) as writer:
+            if writer.num_there:
+                name, there, to_do = path.name, writer.num_there, writer.num_to_do
+                log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
+            for part in self.parts:
+                for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs, failures):
+                    writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
+            if stored != computed:
+                attrs |= writer.rounding
+            yield writer
 
     def _certified(self, products: Array) -> dict[str, float]:
         weights = next(iter(self.at[1].values()))

@@ -23,5 +23,19 @@ class DamagedFile(PipelineError):
         return f"{self.path} is damaged ({self.why}): {self.remedy}."
 
 
-class NotFiniteError(PipelineError):
+class StrategyError(PipelineError):
+    """One way of computing a matrix does not do for this model; another may.
+
+    why: what is wrong. remedy: what to do, where no other way is left to be tried.
+    """
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why, remedy)
+        self.why, self.remedy = why, remedy
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.remedy}."
+
+
+class NotFiniteError(StrategyError):
     """A matrix with NaN or infinite entries; whoever knows of which batch it is says so."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from pipeline.draws import Draws
 from pipeline.errors import PipelineError
+from pipeline.module_state import ModuleState
 from pipeline.options import check_count
-from pipeline.plain import Plain, check_modules
+from pipeline.plain import Plain, check_modules, checkpoints_off
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Params = dict[str, Tensor]
@@ -25,22 +27,84 @@ Criterion = Callable[[Any, Any], Any]
 
 
 class Batch(NamedTuple):
-    """N samples: every tensor in `inputs` and `targets` has N as its first dimension."""
+    """N samples: inputs and targets as the model and the criterion take them.
+
+    Most tensors count samples in their first dimension; masks, edges of a graph, flags and the like do not. Which of
+    them do is a guess by shapes (`counted`), so nothing is cut by it before a trial has shown that it may be, see
+    `strategy/chunks.py`.
+    """
 
     inputs: Inputs
     targets: Any
 
     @property
     def num_samples(self) -> int:
-        return len(pytree.tree_leaves(self.inputs)[0])
+        """N, the length that most inputs share; of two as frequent, the one that divides the targets' length."""
+        lengths = [len(value) for value in pytree.tree_leaves(self.inputs) if _has_length(value)]
+        others = [len(value) for value in pytree.tree_leaves(self.targets) if _has_length(value)]
+
+        def rank(length: int) -> tuple[int, bool]:
+            return lengths.count(length), any(n % length == 0 for n in others if length)
+
+        return max(lengths, key=rank) if lengths else 1
+
+    def counted(self, squares: bool = True) -> list[int]:
+        """How many entries of its first dimension a sample takes, for each leaf of the inputs and targets; 0: none.
+
+        squares: whether a tensor (N, N) counts samples, which may as well be a mask.
+        """
+        n = self.num_samples
+
+        def entries(value: Any, several: bool) -> int:
+            if not _has_length(value) or n == 0 or (not squares and value.shape[:2] == (n, n)):
+                return 0
+            return len(value) // n if len(value) == n or (several and len(value) % n == 0) else 0
+
+        inputs = [entries(value, False) for value in pytree.tree_leaves(self.inputs)]
+        return inputs + [entries(value, True) for value in pytree.tree_leaves(self.targets)]
+
+    @staticmethod
+    def of(inputs: Any, targets: Any) -> Batch:
+        """Inputs and targets as a user has them: any mapping becomes a dictionary."""
+        return Batch(_plain_mappings(inputs), _plain_mappings(targets))
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The same samples elsewhere; only floating-point tensors take the dtype."""
         return Batch(*pytree.tree_map(lambda value: _cast(value, device, dtype), tuple(self)))
 
-    def chunk(self, start: int, stop: int) -> Batch:
-        """Samples start..stop-1."""
-        return Batch(*pytree.tree_map(lambda value: _part(value, start, stop), tuple(self)))
+    def chunk(self, start: int, stop: int, squares: bool = True) -> Batch:
+        """Samples start..stop-1, as far as shapes tell; what does not count samples stays whole."""
+        leaves, structure = pytree.tree_flatten(tuple(self))
+        parts = [
+            value[start * each : stop * each] if each else value
+            for value, each in zip(leaves, self.counted(squares), strict=True)
+        ]
+        return Batch(*pytree.tree_unflatten(parts, structure))
+
+    def doubled(self, squares: bool = True) -> Batch:
+        """Every sample twice."""
+        leaves, structure = pytree.tree_flatten(tuple(self))
+        parts = [
+            torch.cat([value, value]) if each else value
+            for value, each in zip(leaves, self.counted(squares), strict=True)
+        ]
+        return Batch(*pytree.tree_unflatten(parts, structure))
+
+
+def _plain_mappings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_mappings(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_plain_mappings(part) for part in value)
+    return value
+
+
+def _has_length(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _anywhere(params: Params) -> AbstractContextManager[Any]:
+    return Plain()
 
 
 @dataclass(frozen=True)
@@ -48,10 +112,12 @@ class Objective:
     """loss(params, batch) = criterion(predict(params, inputs), targets), a 0-d tensor.
 
     `predict` maps all samples of a batch at once, and must be a pure function of its arguments.
+    within: what the criterion is called in, so that weights which it reads by itself are `params`.
     """
 
     predict: Callable[[Params, Inputs], Any]
     criterion: Criterion
+    within: Callable[[Params], AbstractContextManager[Any]] = _anywhere
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The loss of the batch.
@@ -59,9 +125,12 @@ class Objective:
         Raises:
             PipelineError: the criterion returned something else than one number.
         """
-        outputs = self.predict(params, batch.inputs)
-        with Plain():
-            loss: Tensor | object = self.criterion(outputs, batch.targets)
+        return self.loss_of(params, self.predict(params, batch.inputs), batch.targets)
+
+    def loss_of(self, params: Params, outputs: Any, targets: Any) -> Tensor:
+        """The loss of outputs that are there."""
+        with torch.enable_grad(), self.within(params):
+            loss: Tensor | object = self.criterion(outputs, targets)
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise PipelineError(
@@ -71,7 +140,7 @@ class Objective:
 
     def gradient(self, params: Params, batch: Batch) -> Tensor:
         """The gradient of the loss, (P,), by one ordinary backward pass; zeros for what the loss does not use."""
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         loss = self.loss(leaves, batch)
         if not loss.requires_grad:
             return torch.zeros_like(flatten(params))
@@ -82,6 +151,11 @@ class Objective:
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
     """The flat vector (P,) of named tensors, in the order of the mapping."""
     return torch.cat([value.reshape(-1) for value in params.values()])
+
+
+def leaves_of(params: Params) -> Params:
+    """The same weights as tensors that require grad: a model may take gradients by its weights in its forward pass."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
 
 
 def objective_of(
@@ -95,7 +169,8 @@ def objective_of(
     """The objective of a module and the weights it is differentiated by, detached from the module.
 
     The model runs under `Plain`, so that every strategy sees functions that can be differentiated twice. Each call
-    starts from the buffers as they are now, and draws the same random numbers.
+    starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the criterion
+    reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
 
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
     dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
@@ -103,55 +178,113 @@ def objective_of(
     randomness: the seed of the random numbers that the model draws, see `draws.py`; None refuses them.
 
     Raises:
-        PipelineError: a pattern matches no parameter, or no parameter is left; the seed is negative; a module computes
-            something whose derivative autograd does not see.
+        PipelineError: a pattern matches no parameter, or no parameter is left; the weights are not of one dtype of at
+            least single precision; the seed is negative; a module computes something whose derivative autograd does not
+            see.
     """
-    chosen = _select(model, parameters)
+    chosen = select(model, parameters)
     check_modules(model)
+    check_dtype(dtype)
     if randomness is not None:
         check_count("randomness", randomness, minimum=0)
+    state = ModuleState(model)
+    own = dict(model.named_parameters())
 
     def copied(value: Tensor) -> Tensor:
         result: Tensor = _cast(value.detach().clone(), device, dtype)
         return result
 
-    weights = {name: copied(value) for name, value in model.named_parameters()}
+    weights = {name: copied(value) for name, value in own.items()}
     params = {name: value.clone() for name, value in weights.items() if name in chosen}
-    fixed = {name: value for name, value in weights.items() if name not in chosen}
-    buffers = {name: copied(value) for name, value in model.named_buffers()}
+    _check_precision(params)
+    buffers = {id(value): copied(value) for _, value in model.named_buffers()}
+    fixed = {id(own[name]): weights[name] for name in own if name not in chosen}
+    run = compiled_inside(model)
+
+    @contextmanager
+    def within(params: Params, draws: Draws | None = None) -> Iterator[None]:
+        values = {**fixed, **{id(own[name]): value for name, value in params.items()}}
+        constants = {id(values[id(own[name])]): weights[name] for name in own}
+        values |= {identity: value.clone() for identity, value in buffers.items()}
+        trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
+        with checkpoints_off(), state.replaced(values), eager(), Plain(draws, constants, values, trained):
+            yield
 
     def predict(params: Params, inputs: Inputs) -> Any:
-        state = {**{name: value.clone() for name, value in buffers.items()}, **fixed, **params}
-        constants = {id(state[name]): value for name, value in weights.items()}
-        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-        with _left_as_found(model), Plain(Draws(randomness), constants):
-            return functional_call(model, state, args, kwargs)
+        args, kwargs = arguments(run, inputs)
+        with torch.enable_grad(), within(params, Draws(randomness)):
+            return run(*args, **kwargs)
 
     if isinstance(criterion, nn.Module) and (device is not None or dtype is not None):
         criterion = copy.deepcopy(criterion).to(device=device, dtype=dtype)  # class weights, say
-    return Objective(predict, criterion), params
+    return Objective(predict, criterion, within), params
 
 
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put back what the modules keep in attributes: weights made by hooks, lists of weights in recurrent layers."""
-    found = [(vars(module), dict(vars(module))) for module in model.modules()]
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):  # it would copy the weights into one piece of a GPU's memory
-            vars(module)["flatten_parameters"] = _nothing
+def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's call.
+
+    A tuple holds positional arguments, a mapping keyword arguments, a list is one argument; where the model's signature
+    does not take them so, a tuple or mapping is one argument, and a list (as a DataLoader collates) holds several.
+    """
+    if isinstance(inputs, Mapping):
+        keywords = dict(inputs)
+        return ((), keywords) if _takes(model, (), keywords) or not _takes(model, (inputs,), {}) else ((inputs,), {})
+    if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
+        several, one = tuple(inputs), (inputs,)
+        first, second = (one, several) if isinstance(inputs, list) else (several, one)
+        return (first, {}) if _takes(model, first, {}) or not _takes(model, second, {}) else (second, {})
+    return (inputs,), {}
+
+
+def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        yield
-    finally:
-        for attributes, before in found:
-            attributes.clear()
-            attributes.update(before)
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # no signature can be read
+        return True
+    return True
 
 
-def _nothing() -> None:
-    pass
+def compiled_inside(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given: what it compiled is not to be traced again with other tensors."""
+    inside = vars(model).get("_modules", {}).get("_orig_mod")
+    return inside if inside is not None and type(model).__name__ == "OptimizedModule" else model
 
 
-def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]:
+def eager() -> AbstractContextManager[Any]:
+    """Within it what `torch.compile` made runs as it was written; nothing, where nothing was compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse what is not a dtype of at least single precision; None is the model's own."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise PipelineError(f"dtype={dtype!r}: choose torch.float32, torch.float64 or None, the model's own.")
+
+
+def _check_precision(params: Params) -> None:
+    kinds = sorted({str(value.dtype) for value in params.values()})
+    if len(kinds) > 1:
+        raise PipelineError(
+            f"the weights are of several dtypes ({', '.join(kinds)}): choose one for all by dtype=torch.float64."
+        )
+    if kinds[0] not in ("torch.float32", "torch.float64"):
+        raise PipelineError(
+            f"the weights are {kinds[0]}, which is too coarse for second derivatives: use dtype=torch.float32 or "
+            "torch.float64."
+        )
+
+
+def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]:
+    """The names of the parameters that are differentiated by.
+
+    Raises:
+        PipelineError: a pattern matches no parameter, or none is left.
+    """
     every = {name: value for name, value in model.named_parameters()}
     if parameters is None:
         chosen = {name for name, value in every.items() if value.requires_grad}
@@ -174,11 +307,9 @@ def _select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str
     return chosen
 
 
-def _part(value: Any, start: int, stop: int) -> Any:
-    return value[start:stop] if isinstance(value, Tensor) else value
-
-
 def _cast(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
     if not isinstance(value, Tensor):
         return value
+    if value.is_inference():  # made under torch.inference_mode(): autograd keeps no such tensor
+        value = value.clone()
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

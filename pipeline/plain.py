@@ -5,11 +5,17 @@ have none in forward mode, and for a few it is wrong: `_weight_norm` in double b
 `torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelt out in operations
 that are right in every mode: `plain_layers.py`, `plain_losses.py`, `plain_recurrent.py`. What has a derivative that is
 not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `draws.py`.
+
+Three more things hold in every mode: a parameter that is used without its module (kept in a list, read by the loss) is
+the current one; what runs under `torch.no_grad()` or reads `.data` has no derivative, as in reverse mode, though forward
+mode would see one; and a value that is logged (`.numpy()`) can be read while it is being differentiated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -33,18 +39,113 @@ class Plain(TorchFunctionMode):
 
     draws: where random numbers come from; by default there are none.
     constants: by the id of a weight, the values that its padding row keeps whatever the weight becomes.
+    values: by the id of a parameter or buffer of the model, the tensor that stands in for it.
+    trained: by the id of what stands in for a parameter, whether that is to say that it requires grad.
     """
 
-    def __init__(self, draws: Draws | None = None, constants: Mapping[int, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        draws: Draws | None = None,
+        constants: Mapping[int, Tensor] | None = None,
+        values: Mapping[int, Tensor] | None = None,
+        trained: Mapping[int, bool] | None = None,
+    ) -> None:
         super().__init__()
         self.draws = draws or Draws(None)
         self.constants = constants or {}
+        self.values = values or {}
+        self.trained = trained or {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.values:
+            args = self._current(args)
+            if kwargs:
+                kwargs = dict(zip(kwargs, self._current(tuple(kwargs.values())), strict=True))
+        if not torch.is_grad_enabled():
+            args, kwargs = _constant(func, args, kwargs)
         handler = HANDLERS.get(func)
         if handler is None:
-            return func(*args, **(kwargs or {}))
-        return handler(self, *args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        return handler(self, *args, **kwargs)
+
+    def _current(self, args: Any) -> Any:
+        """The arguments, in which each parameter of the model is the tensor that stands in for it."""
+        values = self.values
+        for arg in args:
+            if id(arg) in values or (type(arg) in LISTS and self._current(arg) is not arg):
+                break
+        else:
+            return args
+        current = [
+            values.get(id(arg), self._current(arg) if type(arg) in LISTS else arg)  # ids of living tensors
+            for arg in args
+        ]
+        return type(args)(current)
+
+
+LISTS = (tuple, list)
+SETTERS = ("__setitem__", "__set__", "__delitem__")
+
+
+def _constant(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call under `torch.no_grad()`: forward mode would see through it, so they are detached.
+
+    What is written into stays the tensor that it is.
+    """
+    name = getattr(func, "__name__", "")
+    writes = name in SETTERS or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    if name in GETTERS:
+        return args, kwargs
+    first, rest = (args[:1], args[1:]) if writes else ((), args)
+    return (*first, *_detached(rest)), {key: _detached((value,))[0] for key, value in kwargs.items()}
+
+
+def _detached(args: Any) -> tuple[Any, ...]:
+    return tuple(
+        arg.detach()
+        if isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex())
+        else type(arg)(_detached(arg))
+        if type(arg) in LISTS
+        else arg
+        for arg in args
+    )
+
+
+GETTERS = ("__get__", "detach", "requires_grad_", "size", "dim", "stride", "is_floating_point", "is_complex")
+
+
+@contextmanager
+def checkpoints_off() -> Iterator[None]:
+    """Within it `torch.utils.checkpoint` runs its function like any other.
+
+    What it would compute again in the backward pass would be computed after the weights that stand in for the model's
+    own have been taken away, and out of sight of the modes. Its memory is not saved then.
+    """
+    module: Any = sys.modules.get("torch.utils.checkpoint")
+    if module is None:
+        yield
+        return
+    names = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
+    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    replacements = {names[0]: _NotCheckpointed, names[1]: _not_checkpointed}
+    for name in before:
+        setattr(module, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+class _NotCheckpointed:
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _not_checkpointed(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
 
 
 def check_modules(model: nn.Module) -> None:
@@ -138,6 +239,37 @@ def _scatter_reduce(function: Any) -> Handler:
     return handler
 
 
+def _values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that is being differentiated; only where it is one tensor, not many under `vmap`."""
+    wrapped: Any = torch._C._functorch
+    while wrapped.is_functorch_wrapped_tensor(tensor):
+        if wrapped.is_batchedtensor(tensor):
+            raise RuntimeError("the values of a tensor are read where there are many at once")
+        tensor = wrapped.get_unwrapped(tensor)
+    return tensor.detach()
+
+
+def _read(function: Any) -> Handler:
+    """A function that reads the numbers of a tensor out of PyTorch: for logging, as the result is a constant."""
+
+    def handler(mode: Plain, tensor: Tensor, /, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = _values(tensor)
+        return function(tensor, *args, **kwargs)
+
+    return handler
+
+
+def _data(mode: Plain, tensor: Tensor) -> Tensor:
+    """`tensor.data`: the values without their derivative, in forward mode too."""
+    return tensor.detach()
+
+
+def _requires_grad(mode: Plain, tensor: Tensor) -> bool:
+    """As the model's own parameter says it: a penalty may be of those alone that do."""
+    return mode.trained.get(id(tensor), tensor.requires_grad)
+
+
 def _refused(function: Any, remedy: str) -> Handler:
     def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
         raise PipelineError(f"{function.__name__} has no right second derivative in PyTorch: use {remedy}.")
@@ -155,6 +287,9 @@ REFUSED = {
 COMPOSED = (F.multi_head_attention_forward, F.gumbel_softmax, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 HANDLERS: dict[Any, Handler] = {
     F.embedding: _embedding,
+    Tensor.data.__get__: _data,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
+    **{function: _read(function) for function in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.item)},
     **{function: _inside(_body(function)) for function in COMPOSED},
     **{function: _scatter_reduce(function) for function in (torch.scatter_reduce, Tensor.scatter_reduce)},
     Tensor.scatter_reduce_: _scatter_reduce(Tensor.scatter_reduce_),

@@ -273,6 +273,39 @@ def _place(x: Tensor, size: int, padding_mode: str, align_corners: bool) -> Tens
     return place if padding_mode == "zeros" else place.clamp(0, size - 1)
 
 
+def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
+    """(L Lᵀ)⁻¹ or (Uᵀ U)⁻¹ of a triangle: PyTorch's own derivative in forward mode is wrong."""
+    factor = input.triu() if upper else input.tril()
+    unit = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device).expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=upper)
+    return inverse @ inverse.mH if upper else inverse.mH @ inverse
+
+
+def det(A: Tensor) -> Tensor:
+    """By `slogdet`: the second derivative of PyTorch's own is NaN under `torch.func` where singular values are equal.
+
+    A singular matrix keeps PyTorch's own form.
+    """
+    sign, logarithm = torch.linalg.slogdet(A)
+    if _is_singular(sign):
+        return torch.linalg.det(A)
+    result: Tensor = sign.detach() * logarithm.exp()
+    return result
+
+
+def logdet(A: Tensor) -> Tensor:
+    """NaN where the determinant is negative."""
+    sign, logarithm = torch.linalg.slogdet(A)
+    return torch.where(sign < 0, torch.full_like(logarithm, torch.nan), logarithm)
+
+
+def _is_singular(sign: Tensor) -> bool:
+    try:
+        return bool((sign == 0).any())
+    except RuntimeError:  # under `vmap` a value cannot be asked for
+        return False
+
+
 SPELT_OUT: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: hardsigmoid,
     torch._weight_norm: weight_norm,
@@ -287,6 +320,10 @@ SPELT_OUT: dict[Any, Callable[..., Any]] = {
     F.grid_sample: grid_sample,
     torch.cholesky: lambda input, upper=False: cholesky(input, upper=upper),
     torch.linalg.cholesky: cholesky,
+    torch.cholesky_inverse: cholesky_inverse,
+    Tensor.cholesky_inverse: cholesky_inverse,
+    **dict.fromkeys((torch.det, torch.linalg.det, Tensor.det), det),
+    **dict.fromkeys((torch.logdet, Tensor.logdet), logdet),
     torch.linalg.eigh: eigh,
     torch.linalg.eigvalsh: eigvalsh,
 }

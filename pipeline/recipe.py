@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.blocks import Block
-from pipeline.certificate import certify, directions
+from pipeline.certificate import Certificate, certify, directions
 from pipeline.config import Blocks, Keep, Verify
-from pipeline.errors import PipelineError
+from pipeline.errors import StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
+from pipeline.reference import Reference
 from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import Auto, Strategy
+from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
+from pipeline.strategy.auto import because, tell
 from pipeline.strategy.wanted import Wanted
 
 log = logging.getLogger(__name__)
@@ -53,13 +56,23 @@ class Recipe:
 class Part:
     """A diagonal block of the matrix, and what it is the Hessian of.
 
-    witness: the objective and its weights in float64, which certify the block.
+    model, criterion: the user's own, which certify the block, and the names of its parameters.
     """
 
     rows: slice
     objective: Objective
     params: Params
-    witness: tuple[Objective, Params]
+    model: nn.Module
+    criterion: Criterion
+
+    def certificate(self, matrix: Matrix, batch: Batch, products: Tensor, stored: torch.dtype) -> Certificate:
+        """Of the products with the whole matrix, (P, m), those rows that are of this part."""
+        about = (self.model, self.criterion, list(self.params))
+        reference = Reference(*about, batch)
+        exact = objective_of(*about, reference.dtype)
+        drawn = matrix.problem(self.objective, self.params, batch)[1]
+        probes = directions(len(products))[self.rows]
+        return certify(reference, matrix, products[self.rows], stored, drawn.targets, probes, exact)
 
 
 def parts_of(
@@ -70,32 +83,36 @@ def parts_of(
     spans = [slice(0, layout.num_parameters)]
     if blocks is Blocks.layer:
         spans = list(layout.layers().values())
-    parts = []
-    for span in spans:
-        names = layout.names_in(span)
-        witness = objective_of(model, criterion, names, torch.float64)
-        parts.append(Part(span, *objective_of(model, criterion, names), witness))
-    return parts
+    return [
+        Part(span, *objective_of(model, criterion, layout.names_in(span)), model, criterion) for span in spans
+    ]
 
 
 def blocks_of(
-    recipe: Recipe, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any]
+    recipe: Recipe, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any], failures: Failures = ()
 ) -> Iterator[Block]:
     """The blocks of a part, by rows and columns of the whole matrix.
 
-    What `auto` takes, and why, goes into `attrs`.
+    What `auto` takes, and why, goes into `attrs`. failures: of the ways that it is not to take again.
+
+    Raises:
+        StrategyError: the model cannot be differentiated in this way.
     """
     transformed, drawn = recipe.matrix.problem(part.objective, part.params, batch)
 
     def inside(rows: slice, cols: slice) -> bool:
         return wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
 
+    tried = {name for name, _ in failures}
+    ways = choices_of(recipe.strategy, transformed, part.params, drawn)
+    choice = next((way for way in ways if way.name not in tried), None)
+    if choice is None:
+        raise refusal(failures)
     if isinstance(recipe.strategy, Auto):
-        choice, blocks = recipe.strategy.start(transformed, part.params, drawn, inside)
+        choice = because(choice, failures)
+        tell(choice)
         attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
-    else:
-        blocks = recipe.strategy.blocks(transformed, part.params, drawn, inside)
-    for block in blocks:
+    for block in blocks_by(choice, transformed, part.params, drawn, inside):
         rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
         yield Block(rows, cols, block.values)
 
@@ -112,27 +129,18 @@ def certified(
     products: H v for `directions`, (P, m). stored: the dtype of H. name: what it is the matrix of.
 
     Raises:
-        PipelineError: H v is wrong, and verify=error.
+        StrategyError: H v is wrong, and verify=error.
     """
     if recipe.verify == Verify.off:
         return {}
-    found, probes, exact = [], directions(len(products)), batch.to(dtype=torch.float64)
-    for part in parts:
-        transformed, drawn = recipe.matrix.problem(part.witness[0], part.witness[1], exact)
-        mine = products[part.rows], stored, probes[part.rows]
-        found.append(certify(transformed, part.witness[1], drawn, *mine))
-    worst = max(found, key=lambda certificate: certificate.probe_error / certificate.tolerance)
-    if not worst.passed:
-        _tell(f"{name}: {worst}", recipe.verify)
+    found = [part.certificate(recipe.matrix, batch, products, stored) for part in parts]
+    failed = [certificate for certificate in found if not certificate.passed]
+    worst = max(failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1))
+    if failed and recipe.verify == Verify.warn:
+        log.warning("%s: %s: stored all the same, because verify=warn.", name, worst)
+    elif failed:
+        remedy = worst.remedy(stored).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
+        if "verify=" not in remedy:
+            remedy += "; verify=warn stores it all the same"
+        raise StrategyError(str(worst), remedy)
     return {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}
-
-
-def _tell(what: str, verify: Verify) -> None:
-    """Refuse a matrix that fails its certificate, or only warn."""
-    if verify == Verify.warn:
-        log.warning("%s: stored all the same, because verify=warn.", what)
-        return
-    raise PipelineError(
-        f"{what}: choose another strategy, or look for a layer with a wrong second derivative; "
-        "verify=warn stores it all the same."
-    )

@@ -156,9 +156,10 @@ class TileStream:
     def _write(self, tile: Tile, buffer: Array) -> None:
         if not self._is_finite(tile, buffer):
             i, j = (span.start for span in map(self._grid.span, tile))
+            other = "" if buffer.dtype == np.float64 else ", or use dtype=float64"
             raise NotFiniteError(
-                f"the matrix has NaN or infinite entries (near row {i}, column {j}): "
-                "look at the loss and the weights of this checkpoint, or use dtype=float64."
+                f"the matrix has NaN or infinite entries (near row {i}, column {j})",
+                f"look at the loss and the weights of this checkpoint{other}",
             )
         values = buffer.astype(self._matrix.dtype, copy=False)
         numbers = () if values is buffer else _rounding(buffer, values)

@@ -12,6 +12,7 @@ from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch, objective_of
 from pipeline.recipe import Recipe, parts_of
+from pipeline.reference import Reference
 from pipeline.shards import open_shard
 from pipeline.strategy import HVP, Autograd
 
@@ -58,15 +59,17 @@ def built(build, dtype=torch.float64):
 
 
 def certificate_of(net, matrix, dtype):
-    objective, params = objective_of(net, nn.CrossEntropyLoss(), dtype=torch.float64)
-    return certify(objective, params, batch(), matrix.double() @ directions(len(matrix)), dtype)
+    reference = Reference(net, nn.CrossEntropyLoss(), None, batch())
+    objective = objective_of(net, nn.CrossEntropyLoss(), dtype=torch.float64)
+    products = matrix.double() @ directions(len(matrix))
+    return certify(reference, Hessian(), products, dtype, None, objective=objective)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NETS)
 def test_a_right_matrix_passes_with_room_to_spare(name, dtype):
     net = built(NETS[name], dtype)
-    matrix = hessian(net, nn.CrossEntropyLoss(), *batch().to(dtype=dtype), strategy="autograd")
+    matrix = hessian(net, nn.CrossEntropyLoss(), *batch().to(dtype=dtype), strategy="autograd", verify=False)
     found = certificate_of(net, matrix, dtype)
     assert found.passed
     assert found.probe_error < found.tolerance / 10
@@ -106,26 +109,26 @@ def test_a_parameter_without_influence_passes():
     net = built(lambda: nn.Sequential(nn.Linear(6, 3)))
     net.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
     matrix = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="hvp", parameters="unused")
-    objective, params = objective_of(net, nn.CrossEntropyLoss(), "unused", torch.float64)
-    found = certify(objective, params, batch(), matrix @ directions(2), torch.float64)
+    reference = Reference(net, nn.CrossEntropyLoss(), "unused", batch())
+    found = certify(reference, Hessian(), matrix @ directions(2), torch.float64, None)
     assert (found.probe_error, found.passed) == (0, True)
 
 
 def test_wrong_second_derivatives_of_others_are_found():
     net = built(Wrong)
-    wrong = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
+    wrong = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd", verify=False)
     assert wrong.isfinite().all()
-    with pytest.raises(
-        PipelineError, match=r"differs from the derivative of the gradient .* choose another strategy"
-    ):
-        hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd", verify=True)
+    with pytest.raises(PipelineError, match=r"^H v differs from the derivative of the gradient .* use strategy=auto"):
+        hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
+    with pytest.raises(PipelineError, match=r"^none of autograd, hvp, triangular gives the right matrix; H v differs"):
+        hessian(net, nn.CrossEntropyLoss(), *batch())
 
 
 def test_a_right_matrix_is_returned_with_verify():
     net = built(NETS["tanh"])
     options = {"strategy": "khatri_rao", "dtype": torch.float32}
-    verified = hessian(net, nn.CrossEntropyLoss(), *batch(), verify=True, **options)
-    assert torch.equal(verified, hessian(net, nn.CrossEntropyLoss(), *batch(), **options))
+    verified = hessian(net, nn.CrossEntropyLoss(), *batch(), **options)
+    assert torch.equal(verified, hessian(net, nn.CrossEntropyLoss(), *batch(), verify=False, **options))
 
 
 def computed(tmp_path, net, verify, strategy):
@@ -173,9 +176,9 @@ def test_layers_whose_block_is_small_beside_their_gradient_pass():
         ).double()
         samples = Batch(*(torch.randn(6, n, dtype=torch.float64) for n in (5, 1)))
         for part in parts_of(net, nn.MSELoss(), None, Blocks.layer):
-            objective, params = part.witness
-            matrix = hessian(net, nn.MSELoss(), *samples, parameters=list(params))
-            found = certify(objective, params, samples, matrix @ directions(len(matrix)), torch.float64)
-            assert found.passed, (seed, list(params), str(found))
-            wrong = matrix @ directions(len(matrix)) * (1 + 1e-5)
-            assert not certify(objective, params, samples, wrong, torch.float64).passed
+            reference = Reference(net, nn.MSELoss(), list(part.params), samples)
+            matrix = hessian(net, nn.MSELoss(), *samples, parameters=list(part.params))
+            products = matrix @ directions(len(matrix))
+            found = certify(reference, Hessian(), products, torch.float64, None)
+            assert found.passed, (seed, list(part.params), str(found))
+            assert not certify(reference, Hessian(), products * (1 + 1e-5), torch.float64, None).passed

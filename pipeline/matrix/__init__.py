@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from pipeline.matrix.empirical_fisher import EmpiricalFisher
 from pipeline.matrix.fisher import Fisher
 from pipeline.matrix.ggn import GGN
 from pipeline.matrix.hessian import Hessian, Residual
 from pipeline.objective import Batch, Objective, Params
+from pipeline.reference import Product, Reference
 
 
 class Matrix(Protocol):
@@ -16,6 +19,14 @@ class Matrix(Protocol):
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
         """The objective whose Hessian at `params` is this matrix, and the batch that it is taken on."""
+        ...
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        """The product of the matrix and a direction, (P,), as the certificate takes it, on the user's own module.
+
+        targets: of the batch that `problem` gave. by_autograd: by two backward passes where one and a difference
+        quotient would do.
+        """
         ...
 
 

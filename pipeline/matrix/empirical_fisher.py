@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.linearised import Linear, Linearisation
-from pipeline.matrix.slopes import along, slopes_of
+from pipeline.linearised import Linear, linearised
+from pipeline.matrix.slopes import along, moments, slopes_of
 from pipeline.objective import Batch, Criterion, Objective, Params
+from pipeline.reference import Product, Reference
+from pipeline.samples import check_samples_apart
+from pipeline.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -23,46 +25,75 @@ class EmpiricalFisher:
     the Fisher matrix, whose targets are drawn from the model (Kunstner et al. 2019, arXiv:1905.12558).
 
     Raises:
-        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples.
+        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples, or the model's outputs
+            for a sample depend on other samples.
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        with torch.no_grad():
-            outputs = objective.predict(params, batch.inputs)
-        is_mean = _is_mean(objective.criterion, outputs, batch.targets)
-        return Objective(
-            Linearisation(objective.predict, params), _Squares(objective.criterion, is_mean)
-        ), batch
+        check_samples_apart(objective.predict, params, batch, "matrix=empirical_fisher")
+        is_mean: list[bool] = []
+
+        def squares(criterion: Criterion) -> Criterion:
+            return _Squares(criterion, is_mean, batch.num_samples)
+
+        linear = linearised(objective, params, batch, squares)
+        outputs = linear.predict(params, batch.inputs).outputs
+
+        def evaluate(outputs: Any, targets: Any) -> Tensor:
+            return objective.loss_of(params, outputs, targets).detach()
+
+        is_mean.append(_is_mean(evaluate, outputs, batch))
+        return linear, batch
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        """E v = w Jᵀ Σ_n c_n (c_n · J_n v)."""
+        outputs, n = reference.outputs(), reference.num_samples
+        is_mean = _is_mean(reference.evaluate, outputs, reference.batch)
+        return moments(reference, direction, [reference.batch.targets], n if is_mean else 1.0, by_autograd, n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Squares:
     criterion: Criterion
-    is_mean: bool
+    is_mean: list[bool]
+    num_samples: int
 
     def __call__(self, outputs: Linear, targets: Any) -> Tensor:
-        moves = along(slopes_of(self.criterion, outputs.outputs, targets), outputs.changes)
-        return moves.square().sum() / 2 * (len(moves) if self.is_mean else 1)
+        slopes = slopes_of(self.criterion, outputs.outputs, targets)
+        moves = along(slopes, outputs.changes, self.num_samples)
+        return moves.square().sum() / 2 * (len(moves) if self.is_mean[0] else 1)
 
 
-def _is_mean(criterion: Criterion, outputs: Any, targets: Any) -> bool:
+def _is_mean(criterion: Criterion, outputs: Any, batch: Batch) -> bool:
     """Whether the loss of a batch is the mean of the losses of its samples, each alone, and not their sum.
 
     Read off losses at the outputs and at some that are moved, because at a loss of zero both candidates pass.
     Cost: 2 N losses of one sample.
     """
-    n = Batch(outputs, targets).num_samples
+    n, tree = batch.num_samples, Tree.of(outputs, every=True)
     if n == 1:
         return True  # the same as a sum
     candidates = {True, False}
     generator = torch.Generator().manual_seed(0)
     for size in (0.0, 1.0):
-        moved = pytree.tree_map(
-            lambda f, size=size: f + size * torch.randn(f.shape, generator=generator).to(f), outputs
-        )
-        batch = Batch(moved, targets)
-        loss = criterion(*batch)
-        alone = torch.stack([criterion(*batch.chunk(i, i + 1)) for i in range(n)]).double()
+        moved = [
+            f + size * torch.randn(f.shape, generator=generator).to(f) if f.is_floating_point() else f
+            for f in tree.tensors
+        ]
+        loss = criterion(tree.like(moved), batch.targets)
+        try:
+            losses = []
+            for i in range(n):
+                mine = [f[i * len(f) // n : (i + 1) * len(f) // n] for f in moved]
+                losses.append(criterion(tree.like(mine), batch.chunk(i, i + 1).targets))
+            alone = torch.stack(losses).double()
+        except PipelineError:
+            raise
+        except Exception as error:  # a criterion of pairs, say
+            line = str(error).partition("\n")[0]
+            raise PipelineError(
+                f"matrix=empirical_fisher: the criterion cannot take a sample alone ({line}): use matrix=ggn."
+            ) from error
         tolerance = torch.finfo(loss.dtype).eps ** 0.5 * float(alone.abs().sum())
         error = {True: n * loss.double() - alone.sum(), False: loss.double() - alone.sum()}
         candidates &= {kind for kind, value in error.items() if abs(float(value)) <= tolerance}

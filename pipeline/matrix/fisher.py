@@ -14,10 +14,12 @@ from torch.utils import _pytree as pytree
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
-from pipeline.linearised import Linear, Linearisation, linearised
-from pipeline.matrix.slopes import along, slopes_of
+from pipeline.linearised import Linear, linearised
+from pipeline.matrix.ggn import gauss_newton
+from pipeline.matrix.slopes import along, moments, slopes_of
 from pipeline.objective import Batch, Criterion, Objective, Params
 from pipeline.options import check_count
+from pipeline.reference import Product, Reference
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,15 @@ class Fisher:
         check_count("matrix.seed", self.seed, minimum=0)
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        likelihood = _likelihood_of(objective.criterion)
+        likelihood = likelihood_of(objective.criterion)
         if self.num_draws is None:
-            return linearised(objective, params), batch
-        with torch.no_grad():
-            outputs = objective.predict(params, batch.inputs)
+            return linearised(objective, params, batch), batch
+
+        def squares(criterion: Criterion) -> Criterion:
+            return _DrawnSquares(criterion, likelihood)
+
+        linear = linearised(objective, params, batch, squares)
+        outputs = linear.predict(params, batch.inputs).outputs
         if not isinstance(outputs, Tensor):
             raise PipelineError(
                 "matrix=fisher draws targets for models with one output tensor: use matrix.num_draws=null."
@@ -53,22 +59,37 @@ class Fisher:
         generator = torch.Generator().manual_seed(self.seed ^ _digest(batch))
         targets = likelihood.draw(outputs.double().cpu(), self.num_draws, generator).to(outputs.device)
         targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
-        criterion = _DrawnSquares(objective.criterion, likelihood)
-        return Objective(Linearisation(objective.predict, params), criterion), Batch(batch.inputs, targets)
+        return linear, Batch(batch.inputs, likelihood.without_ignored(targets, batch.targets))
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        """F v = Jᵀ Σ c (c · J v) / (κ M) over samples and drawn targets; without draws it is the GGN's product."""
+        if self.num_draws is None:
+            return gauss_newton(reference, direction, by_autograd)
+        outputs, drawn = reference.outputs(), targets.to(reference.dtype) if targets.is_floating_point() else targets
+        scale = likelihood_of(reference.criterion).scale(outputs, drawn) * self.num_draws
+        return moments(reference, direction, drawn.unbind(1), 1 / scale, by_autograd, len(outputs))
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """The criterion as κ times a negative log-likelihood.
 
-    scale: κ for outputs of a shape. draw: targets (N, M, ...) for outputs (N, ...), in float64 on the CPU.
+    scale: κ for outputs of a shape and drawn targets. draw: targets (N, M, ...) for outputs (N, ...), in float64 on the
+    CPU. ignored: the label of what does not count, or None.
     """
 
-    scale: Callable[[Tensor], float]
+    scale: Callable[[Tensor, Tensor], float]
     draw: Callable[[Tensor, int, torch.Generator], Tensor]
+    ignored: int | None = None
+
+    def without_ignored(self, drawn: Tensor, targets: Any) -> Tensor:
+        """The drawn targets, in which what did not count before does not count either."""
+        if self.ignored is None or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return drawn
+        return torch.where((targets == self.ignored)[:, None], self.ignored, drawn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _DrawnSquares:
     """½ / κ · mean over draws of Σ_n (∂L/∂f_n · Δ_n)²; targets are (N, M, ...)."""
 
@@ -77,28 +98,44 @@ class _DrawnSquares:
 
     def __call__(self, outputs: Linear, targets: Tensor) -> Tensor:
         def moves(target: Tensor) -> Tensor:
-            return along(slopes_of(self.criterion, outputs.outputs, target), outputs.changes)
+            slopes = slopes_of(self.criterion, outputs.outputs, target)
+            return along(slopes, outputs.changes, len(outputs.outputs))
 
         squares = vmap(moves, in_dims=1)(targets).square()  # (M, N)
-        return squares.sum() / (2 * targets.shape[1] * self.likelihood.scale(outputs.outputs))
+        return squares.sum() / (2 * targets.shape[1] * self.likelihood.scale(outputs.outputs, targets))
 
 
-def _likelihood_of(criterion: Any) -> Likelihood:
+def likelihood_of(criterion: Any) -> Likelihood:
+    """What a criterion is the negative log-likelihood of.
+
+    Raises:
+        PipelineError: nothing can be drawn for it.
+    """
     is_mean = getattr(criterion, "reduction", None) == "mean"
     plain = all(getattr(criterion, name, None) is None for name in ("weight", "pos_weight"))
     plain = plain and not getattr(criterion, "label_smoothing", 0)
     if plain and isinstance(criterion, CrossEntropy | nn.CrossEntropyLoss):
-        return Likelihood(lambda f: f.shape[1] / f.numel() if is_mean else 1.0, _draw_labels)
+        ignored = getattr(criterion, "ignore_index", -100)
+
+        def share(f: Tensor, targets: Tensor) -> float:
+            return 1 / max(1, int((targets[:, 0] != ignored).sum())) if is_mean else 1.0
+
+        return Likelihood(share, _draw_labels, ignored)
     if plain and isinstance(criterion, BinaryCrossEntropy | nn.BCEWithLogitsLoss):
-        return Likelihood(lambda f: 1 / f.numel() if is_mean else 1.0, _draw_coins)
+        return Likelihood(lambda f, _: 1 / f.numel() if is_mean else 1.0, _draw_coins)
     if isinstance(criterion, SquaredError):
-        return Likelihood(lambda f: 1 / len(f) if is_mean else 1.0, _draw_values)
+        return Likelihood(lambda f, _: 1 / len(f) if is_mean else 1.0, _draw_values)
     if isinstance(criterion, nn.MSELoss):
-        return Likelihood(lambda f: 2 / f.numel() if is_mean else 2.0, _draw_values)
+        return Likelihood(lambda f, _: 2 / f.numel() if is_mean else 2.0, _draw_values)
     raise PipelineError(
-        f"matrix=fisher draws targets from the model, and does not know how for {criterion!r}: choose cross-entropy "
+        f"matrix=fisher draws targets from the model, and does not know how for {_line(criterion)}: choose cross-entropy "
         "without class weights or label smoothing, binary cross-entropy or squared error, or matrix=ggn."
     )
+
+
+def _line(criterion: Any) -> str:
+    """A criterion as it prints itself, in one line."""
+    return " ".join(repr(criterion).split())
 
 
 def _draw_labels(outputs: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
@@ -122,5 +159,5 @@ def _draw_values(outputs: Tensor, num_draws: int, generator: torch.Generator) ->
 
 def _digest(batch: Batch) -> int:
     """A number that tells batches apart."""
-    first = pytree.tree_leaves(batch.inputs)[0]
+    first = next((value for value in pytree.tree_leaves(batch.inputs) if isinstance(value, Tensor)), torch.zeros(1))
     return zlib.crc32(first.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from pipeline.linearised import linearised
 from pipeline.objective import Batch, Objective, Params
+from pipeline.reference import Product, Reference
 
 
 @dataclass(frozen=True)
@@ -17,4 +22,25 @@ class GGN:
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        return linearised(objective, params), batch
+        return linearised(objective, params, batch), batch
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        return gauss_newton(reference, direction, by_autograd)
+
+
+def gauss_newton(reference: Reference, direction: Tensor, by_autograd: bool) -> Product:
+    """JᵀΛJ v: J v by differences of the outputs, Λ by differences of the criterion's slopes, Jᵀ by a backward pass."""
+    outputs = reference.outputs()
+    if by_autograd:
+        pushed = reference.push_by_autograd(direction)
+        return Product(reference.pull(reference.curve_by_autograd(outputs, pushed)), 0.0)
+    pushed, uncertainty = reference.push(direction)
+    curved, more = reference.curve(outputs, pushed)
+    value = reference.pull(curved)
+    # An error of J v passes through Λ and Jᵀ as J v itself does; so it is taken to stay as large beside the product.
+    relative = uncertainty / max(_norm(pushed), 1e-300) + more / max(_norm(curved), 1e-300)
+    return Product(value, min(relative, 1.0) * float(value.norm()) + 1e-14 * float(direction.norm()))
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([value.double().norm() for value in tensors]).norm())

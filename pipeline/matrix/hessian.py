@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from pipeline.linearised import Difference, linearised
+from pipeline.matrix.ggn import gauss_newton
 from pipeline.objective import Batch, Objective, Params
+from pipeline.reference import Product, Reference
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,12 @@ class Hessian:
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
         return objective, batch
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        """H v: the derivative of the gradient along v."""
+        if by_autograd:
+            return Product(reference.hessian_by_autograd(direction), 0.0)
+        return reference.hessian(direction)
 
 
 @dataclass(frozen=True)
@@ -25,4 +36,12 @@ class Residual:
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        return Difference.of(objective, linearised(objective, params)), batch
+        return Difference.of(objective, linearised(objective, params, batch)), batch
+
+    def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
+        """H v - G v."""
+        whole = Hessian().product(reference, direction, targets, by_autograd)
+        part = gauss_newton(reference, direction, by_autograd)
+        # What is left may be far smaller than both: their rounding is its own.
+        rounding = 1e-13 * float(whole.value.norm())
+        return Product(whole.value - part.value, whole.uncertainty + part.uncertainty + rounding)

@@ -1,25 +1,58 @@
-"""Slopes of a criterion by the outputs, sample by sample."""
+"""Slopes of a criterion by the outputs, sample by sample, and the second moment of what they make of the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.utils import _pytree as pytree
 
 from pipeline.objective import Criterion
+from pipeline.reference import Product, Reference
+from pipeline.trees import Tree
 
 
-def slopes_of(criterion: Criterion, outputs: Any, targets: Any) -> Any:
-    """∂L/∂f, a tree like the outputs."""
-    return grad(lambda f: criterion(f, targets))(outputs)
+def slopes_of(criterion: Criterion, outputs: Any, targets: Any) -> tuple[Tensor, ...]:
+    """∂L/∂f, for each floating-point tensor of the outputs."""
+    tree = Tree.of(outputs)
+
+    def loss(*values: Tensor) -> Any:
+        return criterion(tree.like(values), targets)
+
+    slopes: tuple[Tensor, ...] = grad(loss, tuple(range(len(tree.tensors))))(*tree.tensors)
+    return slopes
 
 
-def along(slopes: Any, changes: Any) -> Tensor:
+def along(slopes: Sequence[Tensor], changes: Sequence[Tensor], num_samples: int) -> Tensor:
     """The slope of each sample along the change of its outputs, (N,)."""
-    pairs = zip(pytree.tree_leaves(slopes), pytree.tree_leaves(changes), strict=True)
-    return torch.stack(
-        [(one * other).flatten(1).sum(1) if one.ndim > 1 else one * other for one, other in pairs]
-    ).sum(0)
+    each = [
+        (one * other).reshape(num_samples, -1).sum(1) for one, other in zip(slopes, changes, strict=True)
+    ]
+    return torch.stack(each).sum(0)
+
+
+def moments(
+    reference: Reference,
+    direction: Tensor,
+    targets: Sequence[Any],
+    scale: float,
+    by_autograd: bool,
+    num_samples: int,
+) -> Product:
+    """scale · Jᵀ Σ c_n (c_n · J_n v) over samples and sets of targets: J v by differences of the outputs."""
+    outputs, n = reference.outputs(), num_samples
+    pushed, uncertainty = (
+        (reference.push_by_autograd(direction), 0.0) if by_autograd else reference.push(direction)
+    )
+    total = [torch.zeros_like(value) for value in pushed]
+    for one in targets:
+        slopes = reference.slopes(outputs, one)
+        moves = along(slopes, pushed, n)
+        for sum_, slope in zip(total, slopes, strict=True):
+            sum_ += (slope.reshape(n, -1) * moves[:, None]).reshape(slope.shape)
+    value = scale * reference.pull(total)
+    size = float(torch.stack([part.double().norm() for part in pushed]).norm())
+    relative = min(1.0, uncertainty / max(size, 1e-300))
+    return Product(value, relative * float(value.norm()) + 1e-14 * float(direction.norm()))

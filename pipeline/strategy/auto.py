@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
-from typing import Any, NamedTuple
 
 from pipeline.blocks import Block
-from pipeline.errors import PipelineError
+from pipeline.errors import StrategyError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.options import check_count
+from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP
@@ -24,20 +24,14 @@ from pipeline.strategy.wanted import Wanted, everything
 log = logging.getLogger(__name__)
 
 
-class Choice(NamedTuple):
-    """What is taken, its name in `conf/strategy/`, and why."""
-
-    strategy: Any
-    name: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class Auto:
-    """`khatri_rao`; all rows in one pass for small nets; `triangular` where there is no forward-mode derivative.
+    """`khatri_rao`; all rows in one pass for small nets; the next way, where one does not give the right matrix.
 
-    What is taken is said in one line of the log. The choice depends on the net, the loss and the batch alone, so that a
-    run that is taken up again makes the same one.
+    The ways are tried in the order khatri_rao, hvp, triangular, autograd, after the one that is the fastest for a net of
+    that size. A way does not do where the model cannot be differentiated so, where the matrix is not finite, and, for
+    whoever verifies it, where it fails its certificate. What is taken is said in one line of the log. The choice depends
+    on the net, the loss and the batch alone, so that a run that is taken up again makes the same one.
 
     few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
     many, one pass of `autograd` is over before one of `hvp`.
@@ -58,17 +52,32 @@ class Auto:
     def start(
         self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
     ) -> tuple[Choice, Iterator[Block]]:
-        """The choice, once its first block is there, and the blocks."""
-        choice = self.choose(objective, params, batch)
-        try:
-            blocks = _begun(choice.strategy.blocks(objective, params, batch, wanted))
-        except PipelineError as error:
-            if "forward mode" not in str(error):
-                raise
-            choice = Choice(Triangular(), "triangular", str(error).partition(": use strategy=")[0])
-            blocks = _begun(choice.strategy.blocks(objective, params, batch, wanted))
-        _tell(choice.name, choice.reason)
-        return choice, blocks
+        """The first way whose first block can be made, and its blocks."""
+        failures: list[tuple[str, StrategyError]] = []
+        for choice in self.choices(objective, params, batch):
+            try:
+                blocks = _begun(blocks_by(choice, objective, params, batch, wanted))
+            except StrategyError as error:
+                failures.append((choice.name, error))
+                continue
+            choice = because(choice, failures)
+            tell(choice)
+            return choice, blocks
+        raise refusal(failures)
+
+    def choices(self, objective: Objective, params: Params, batch: Batch) -> list[Choice]:
+        """What is tried, one after the other."""
+        num_weights = Layout.of(params).num_parameters
+        first = self.choose(objective, params, batch)
+        others = [
+            Choice(KhatriRao(), "khatri_rao", "tangents go through units"),
+            Choice(HVP(), "hvp", "rows by Hessian-vector products"),
+            Choice(Triangular(), "triangular", "rows by two backward passes"),
+            Choice(Autograd(), "autograd", "rows by two backward passes"),
+        ]
+        if num_weights <= self.few_weights:
+            del others[0]  # one pass of another is over before a net has been looked at
+        return [first, *(other for other in others if other.name != first.name)]
 
     def choose(self, objective: Objective, params: Params, batch: Batch) -> Choice:
         """What is tried first: by the number of weights and of tangents."""
@@ -92,10 +101,23 @@ class Auto:
         return (HVP(num_parameters) if few else KhatriRao()).memory(num_parameters, itemsize)
 
 
+def because(choice: Choice, failures: Failures) -> Choice:
+    """The choice, with the reasons for which others were not taken."""
+    if not failures:
+        return choice
+    reasons = "; ".join(f"{name} did not do ({error.why})" for name, error in failures)
+    return choice._replace(reason=reasons)
+
+
 @cache
 def _tell(name: str, reason: str) -> None:
     """Say what is taken, once in a process."""
     log.info("strategy=auto takes %s: %s.", name, reason)
+
+
+def tell(choice: Choice) -> None:
+    """Say what is taken, once in a process."""
+    _tell(choice.name, choice.reason)
 
 
 def _begun(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, flatten
+from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import unit_vectors
@@ -39,7 +39,7 @@ class Autograd:
     def blocks(
         self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
     ) -> Iterator[Block]:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         weights = tuple(leaves.values())
         loss = objective.loss(leaves, batch)
         parts = derivatives(loss, weights, create_graph=True)

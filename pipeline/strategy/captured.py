@@ -1,4 +1,4 @@
-"""A net at one point and on one batch: the uses of its weights, and the guards that make them sound."""
+"""A net at one point and on one batch: the uses of its weights, and the guard that makes them sound."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pipeline.errors import PipelineError
 from pipeline.linearised import Difference, Linear, Linearisation
-from pipeline.objective import Batch, Objective, Params
+from pipeline.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.capture import Capture
-from pipeline.strategy.chunks import weighted_chunks
+from pipeline.strategy.chunks import moved, weighted_chunks
 from pipeline.strategy.uses import Call, Use
+from pipeline.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Net:
     witness: an objective of the same model whose gradient vanishes nowhere by construction, see `_witness`.
     inputs[m]: ã of use m, (N, T, G·p). deltas[m]: δ = ∂L/∂z of use m for the loss of the witness, (N, T, G·d).
     Uses are in order of execution. most_samples: of this net and others that take parts of the same batch.
+    is_part: whether the batch is a part of another, so that what is made of it is added to what others make.
     """
 
     objective: Objective
@@ -33,26 +35,28 @@ class Net:
     inputs: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     most_samples: int
+    is_part: bool = False
 
     @staticmethod
     def of(objective: Objective, params: Params, batch: Batch) -> Net:
         """Capture as many parameters as enter linearly; those that do not are left out of `names`.
 
-        Two guards decide. Capture: Σ δ ãᵀ over the uses of a parameter must be its gradient, else it is used in
-        some other way too. Coupling: when the outputs of one half of the samples move, δ and ã of the other half must
-        stay, else samples mix, and nothing is captured. Cost: a few gradients.
+        Σ δ ãᵀ over the uses of a parameter must be its gradient, else it is used in some other way too: at these
+        weights, and at others, since a term may be flat here and curved (a penalty where a weight is zero). Whether samples
+        influence each other is for `response.mixes_samples` to say. Cost: a few gradients.
         """
+        if not _forward_mode_is_right(objective, batch):
+            return Net.of_nothing(objective, params, batch)
         witness = _witness(objective, params, batch)
         names = tuple(params)
         while True:
             uses = uses_of(objective, params, batch, names)
             seen = _Seen.by_one_backward(witness, params, batch, names, uses)
-            kept = tuple(name for name in names if name in seen.sound_names())
+            sound = seen.sound_names() & _sound_elsewhere(witness, params, batch, names, uses)
+            kept = tuple(name for name in names if name in sound)
             if kept == names:
                 break
             names = kept
-        if uses and seen.mixes_samples():
-            return Net.of_nothing(objective, params, batch)
         return Net(objective, params, batch, names, uses, seen.inputs, seen.deltas, batch.num_samples)
 
     @staticmethod
@@ -63,13 +67,15 @@ class Net:
     @staticmethod
     def in_parts(objective: Objective, params: Params, batch: Batch, most_samples: int) -> list[Net]:
         """The net on parts of the batch, whose matrices add up; on all of it, where the loss is no sum over samples."""
-        nets = [
-            replace(Net.of(_weighted(objective, weight), params, part), most_samples=most_samples)
-            for weight, part in weighted_chunks(objective, params, batch, most_samples)
-        ]
-        if len({net.names for net in nets}) > 1:
-            return [Net.of(objective, params, batch)]
-        return nets
+        chunks = weighted_chunks(objective, params, batch, most_samples)
+        if len(chunks) > 1:
+            nets = [
+                replace(Net.of(_weighted(objective, weight), params, part), most_samples=most_samples, is_part=True)
+                for weight, part in chunks
+            ]
+            if len({(net.names, len(net.uses)) for net in nets}) == 1:
+                return nets
+        return [Net.of(objective, params, batch)]
 
 
 def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]) -> tuple[Use, ...]:
@@ -77,21 +83,25 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
 
     Which dimension of each z counts samples is seen by running the model on another number of them.
     """
-    model = model_of(objective)
-    with torch.no_grad(), Capture(params, names) as capture:
-        model.predict(params, batch.inputs)
-    uses = tuple(call.use for call in capture.calls)
+    calls = _calls(objective, params, batch, names)
+    uses = tuple(call.use for call in calls)
     n = batch.num_samples
     if all(_samples_can_only_come_first(use, n) for use in uses):
         return tuple(replace(use, samples=0, num_samples=n) for use in uses)
-    other = batch.chunk(0, n - 1) if n > 1 else _doubled(batch)
-    with torch.no_grad(), Capture(params, names) as again:
-        model.predict(params, other.inputs)
-    if len(again.calls) != len(uses):
+    for squares in (True, False):
+        other = batch.chunk(0, n - 1, squares) if n > 1 else batch.doubled(squares)
+        try:
+            again = _calls(objective, params, other, names)
+        except (PipelineError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # a model may raise anything where its inputs do not fit together
+            continue
+        if len(again) == len(uses):
+            break
+    else:
         return ()
     found = [
-        one.use.with_samples(one.z, n, two.z, other.num_samples)
-        for one, two in zip(capture.calls, again.calls, strict=True)
+        one.use.with_samples(one.z, n, two.z, n - 1 if n > 1 else 2) for one, two in zip(calls, again, strict=True)
     ]
     lost = {name for use, known in zip(uses, found, strict=True) if known is None for name in use.names}
     if lost:
@@ -99,12 +109,20 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
     return tuple(use for use in found if use is not None)
 
 
+def _calls(objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]) -> list[Call]:
+    """The calls of one run of the model in which the named parameters are used."""
+    leaves = leaves_of(params)
+    with Capture(leaves, names) as capture:
+        model_of(objective).predict(leaves, batch.inputs)
+    return [replace(call, inputs=call.inputs.detach(), z=call.z.detach()) for call in capture.calls]
+
+
 def model_of(objective: Objective) -> Objective:
     """The objective whose `predict` is the model itself, not a linearised one."""
     if isinstance(objective, Difference):
         return model_of(objective.whole)
     if isinstance(objective.predict, Linearisation):
-        return Objective(objective.predict.predict, objective.criterion)
+        return replace(objective, predict=objective.predict.predict)
     return objective
 
 
@@ -116,17 +134,13 @@ def _weighted(objective: Objective, weight: float) -> Objective:
     def criterion(outputs: Any, targets: Any) -> Any:
         return weight * objective.criterion(outputs, targets)
 
-    return Objective(objective.predict, criterion)
+    return replace(objective, criterion=criterion)
 
 
 def _samples_can_only_come_first(use: Use, num_samples: int) -> bool:
     others = [n for dim, n in enumerate(use.shape) if dim and dim not in use.unit_dims]
     first = 0 not in use.unit_dims and use.shape[0] == num_samples
     return first and not any(n % num_samples == 0 for n in others)
-
-
-def _doubled(batch: Batch) -> Batch:
-    return Batch(*pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, tuple(batch)))
 
 
 def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
@@ -138,17 +152,38 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
         return objective.whole
     if not isinstance(objective.predict, Linearisation):
         return objective
-    model, criterion = objective.predict.predict, objective.criterion
-    with torch.no_grad():
-        here = model(params, batch.inputs)
+    criterion, here = objective.criterion, objective.predict.jacobian(batch.inputs).outputs
     generator = torch.Generator().manual_seed(0)
-    away = pytree.tree_map(lambda f: torch.randn(f.shape, generator=generator).to(f), here)
+    tensors = Tree.of(here).tensors
+    away = [torch.randn(f.shape, generator=generator).to(f) for f in tensors]
 
-    def moved(outputs: Any, targets: Any) -> Any:
-        changes = pytree.tree_map(lambda f, f0, r: f - f0 + r, outputs, here, away)
+    def reaching(outputs: Any, targets: Any) -> Any:
+        reached = Tree.of(outputs).tensors
+        changes = tuple(f - f0 + r for f, f0, r in zip(reached, tensors, away, strict=True))
         return criterion(Linear(here, changes), targets)
 
-    return Objective(model, moved)
+    return replace(objective, predict=objective.predict.predict, criterion=reaching)
+
+
+def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
+    """Whether a linearised model is differentiated rightly in forward mode, which is what units are moved by."""
+    if isinstance(objective, Difference):
+        return _forward_mode_is_right(objective.part, batch)
+    return not isinstance(objective.predict, Linearisation) or objective.predict.jacobian(batch.inputs).is_forward
+
+
+def _sound_elsewhere(
+    witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
+) -> set[str]:
+    """The names whose gradient the uses account for at other weights; all, where these make another net of it."""
+    try:
+        seen = _Seen.by_one_backward(witness, moved(params), batch, names, uses)
+    except (PipelineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # other weights may choose other branches, with other shapes
+        return set(names)
+    finite = all(bool(part.isfinite().all()) for part in seen.gradient.values())
+    return seen.sound_names() if finite else set(names)
 
 
 @dataclass(frozen=True)
@@ -168,7 +203,7 @@ class _Seen:
     def by_one_backward(
         witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
     ) -> _Seen:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         with Capture(leaves, [name for use in uses for name in use.names], _branch) as capture:
             loss = witness.loss(leaves, batch)
         wanted = [*(call.z for call in capture.calls), *leaves.values()]
@@ -201,39 +236,6 @@ class _Seen:
             if (total - self.gradient[name]).norm()
             <= eps**0.5 * (total.norm() + self.gradient[name].norm()) + eps * scale
         }
-
-    def mixes_samples(self) -> bool:
-        """Whether δ or ã of the second half of the samples change when every z of the first half moves."""
-        half = self.batch.num_samples // 2
-        generator = torch.Generator().manual_seed(0)
-        names = [name for use in self.uses for name in use.names]
-
-        def shift(index: int, z: Tensor) -> Tensor:
-            use = self.uses[index]
-            move = torch.randn(z.shape, generator=generator).to(z) * 0.1
-            arranged = use.units(move[None])
-            arranged[:, half:] = 0
-            return z + use.shaped(arranged)[0]
-
-        leaves = {name: value.detach() for name, value in self.params.items()}
-        moved: list[Tensor] = []
-
-        def tracked(index: int, z: Tensor) -> Tensor:
-            z = shift(index, z).requires_grad_()
-            moved.append(z)
-            return z.clone()  # the model may write into what it gets
-
-        with Capture(leaves, names, tracked) as capture:
-            loss = self.witness.loss(leaves, self.batch)
-        parts = torch.autograd.grad(loss, moved, materialize_grads=True)
-        inputs, deltas = _arranged(self.uses, capture.calls, parts)
-        tolerance = torch.finfo(deltas[0].dtype).eps ** 0.75
-        for before, after in zip((*self.inputs, *self.deltas), (*inputs, *deltas), strict=True):
-            change = (after - before).abs()
-            largest = torch.maximum(change.max(), before.abs().max()) if change.numel() else change.sum()
-            if not bool((change[half:] <= tolerance * largest).all()):
-                return True
-        return False
 
 
 def gradient_of(use: Use, delta: Tensor, a: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
-from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten
 from pipeline.strategy.tangent import push
@@ -15,10 +16,12 @@ from pipeline.strategy.tangent import push
 CHUNK_BYTES = 64 * 2**20  # of the rows that are made at once
 
 
-def hessians_of_samples(objective: Objective, params: Params, batch: Batch) -> Tensor | None:
+def hessians_of_samples(
+    objective: Objective, params: Params, batch: Batch, squares: bool = True
+) -> Tensor | None:
     """H_n of the loss of sample n alone, (N, P, P); None where the model cannot be run under `vmap`.
 
-    Cost: P tangents through the batch. Memory: N·P² numbers, and CHUNK_BYTES of rows a few times.
+    squares: see `Batch.chunk`. Cost: P tangents through the batch. Memory: N·P² numbers, and CHUNK_BYTES of rows a few times.
     """
     flat, layout = flatten(params), Layout.of(params)
     N, P = batch.num_samples, layout.num_parameters
@@ -29,10 +32,12 @@ def hessians_of_samples(objective: Objective, params: Params, batch: Batch) -> T
         tangents = flat.new_zeros(stop - start, P)
         tangents[:, start:stop].fill_diagonal_(1)
         try:
-            rows = _rows(objective, params, batch, flat, tangents)
+            rows = _rows(objective, params, batch, squares, flat, tangents)
         except torch.OutOfMemoryError:
             raise
-        except (PipelineError, NotImplementedError, RuntimeError, ValueError, IndexError):
+        except MemoryError:
+            raise
+        except Exception:  # a layer may raise anything under `vmap`
             return None
         square = rows[:, :, start:stop].tril()
         dense[:, start:stop, :start] = rows[:, :, :start]
@@ -41,12 +46,16 @@ def hessians_of_samples(objective: Objective, params: Params, batch: Batch) -> T
     return dense
 
 
-def _rows(objective: Objective, params: Params, batch: Batch, flat: Tensor, tangents: Tensor) -> Tensor:
+def _rows(
+    objective: Objective, params: Params, batch: Batch, squares: bool, flat: Tensor, tangents: Tensor
+) -> Tensor:
     """(N, c, P)."""
     sizes = Layout.of(params).sizes
+    leaves, structure = pytree.tree_flatten(tuple(batch))
+    counted = batch.counted(squares)
 
-    def of_sample(sample: tuple[object, object]) -> Tensor:
-        alone = Batch(*pytree.tree_map(_unsqueezed, sample))
+    def of_sample(*sample: Any) -> Tensor:
+        alone = Batch(*pytree.tree_unflatten(list(sample), structure))
 
         def gradient(value: Tensor) -> Tensor:
             result: Tensor = grad(lambda moved: objective.loss(unflatten(moved), alone))(value)
@@ -59,9 +68,7 @@ def _rows(objective: Objective, params: Params, batch: Batch, flat: Tensor, tang
         parts = zip(params.items(), value.split(sizes), strict=True)
         return {name: part.reshape(like.shape) for (name, like), part in parts}
 
-    result: Tensor = vmap(of_sample)(tuple(batch))
+    n = batch.num_samples
+    each = [value.unflatten(0, (n, -1)) if take else value for value, take in zip(leaves, counted, strict=True)]
+    result: Tensor = vmap(of_sample, in_dims=tuple(0 if take else None for take in counted))(*each)
     return result
-
-
-def _unsqueezed(value: object) -> object:
-    return value.unsqueeze(0) if isinstance(value, Tensor) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch.func import hessian, vmap
 from torch.utils import _pytree as pytree
 
 from pipeline.blocks import Block
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Inputs, Objective, Params
+from pipeline.linearised import Difference, Linear, Linearisation
+from pipeline.objective import Batch, Inputs, Objective, Params, leaves_of
 from pipeline.options import check_count
 from pipeline.strategy.chunks import weighted_chunks
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.wanted import Wanted, everything
+from pipeline.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Func:
     def blocks(
         self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
     ) -> Iterator[Block]:
-        by_sample = Objective(partial(_predict_each, objective), objective.criterion)
-        _check_samples_are_independent(objective, by_sample, params, batch)
+        by_sample = _samples_apart(objective, params, batch)
         spans = Layout.of(params).slices()
         pairs = [(row, column) for row, column in _lower_pairs(params) if wanted(spans[row], spans[column])]
         total: dict[tuple[str, str], Tensor] = {}
@@ -71,32 +72,70 @@ def _lower_pairs(params: Params) -> list[tuple[str, str]]:
     return [(row, column) for i, row in enumerate(names) for column in names[: i + 1]]
 
 
-def _predict_each(objective: Objective, params: Params, inputs: Inputs) -> Any:
-    def predict(sample: Inputs) -> Any:
-        outputs = objective.predict(params, pytree.tree_map(lambda value: value.unsqueeze(0), sample))
-        return pytree.tree_map(lambda value: value.squeeze(0), outputs)
+def _one_by_one(objective: Objective, batch: Batch, squares: bool) -> Objective:
+    """The objective whose model sees one sample at a time; a linearised model stays, since it is one linear map."""
+    if isinstance(objective, Difference):
+        return Difference.of(_one_by_one(objective.whole, batch, squares), objective.part)
+    if isinstance(objective.predict, Linearisation):
+        return objective
+    leaves = len(pytree.tree_leaves(batch.inputs))
+    dims = [0 if each else None for each in batch.counted(squares)[:leaves]]
+    return replace(objective, predict=partial(_predict_each, objective, dims))
 
-    return vmap(predict)(inputs)
+
+def _predict_each(objective: Objective, dims: list[int | None], params: Params, inputs: Inputs) -> Any:
+    leaves, structure = pytree.tree_flatten(inputs)
+    trees: list[Tree] = []
+
+    def predict(*sample: Any) -> Any:
+        alone = [value if dim is None else value.unsqueeze(0) for value, dim in zip(sample, dims, strict=True)]
+        tree = Tree.of(objective.predict(params, pytree.tree_unflatten(alone, structure)), every=True)
+        trees.append(tree)
+        return tuple(value.squeeze(0) for value in tree.tensors)
+
+    if all(dim is None for dim in dims):
+        return objective.predict(params, inputs)
+    found = vmap(predict, in_dims=tuple(dims))(*leaves)
+    return trees[0].like(found)
 
 
-def _check_samples_are_independent(
-    together: Objective, apart: Objective, params: Params, batch: Batch
-) -> None:
-    refusal = "strategy=func takes samples one at a time: use model.eval(), or strategy=autograd."
-    with torch.no_grad():
-        expected = pytree.tree_leaves(together.predict(params, batch.inputs))
+def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Objective:
+    """The objective whose model sees one sample at a time.
+
+    Raises:
+        StrategyError: the model cannot do so, or gives other outputs then.
+    """
+    remedy = "strategy=func takes samples one at a time: use model.eval(), or strategy=autograd"
+    reason = "BatchNorm in training mode cannot"
+    expected = _tensors(objective, params, batch)
+    for squares in (True, False):
+        apart = _one_by_one(objective, batch, squares)
         try:
-            found = pytree.tree_leaves(apart.predict(params, batch.inputs))
-        except (RuntimeError, ValueError, IndexError) as error:
-            line = str(error).partition("\n")[0]
-            raise PipelineError(
-                f"the model cannot take a sample alone, as BatchNorm in training mode cannot ({line}), and {refusal}"
-            ) from error
-    for one, other in zip(expected, found, strict=True):
-        if not torch.allclose(
-            one, other, rtol=1e-3, atol=1e-4 * float(one.abs().nan_to_num().max()), equal_nan=True
-        ):
-            raise PipelineError(
-                "the model's output for a sample depends on the other samples (BatchNorm in training mode?), "
-                f"and {refusal}"
+            found = _tensors(apart, params, batch)
+        except (PipelineError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # a model may raise anything where it is given a sample alone
+            reason = f"as {reason} ({str(error).partition(chr(10))[0]})"
+            continue
+        if len(found) == len(expected) and all(
+            one.shape == other.shape
+            and torch.allclose(
+                one, other, rtol=1e-3, atol=1e-4 * float(one.abs().nan_to_num().max()), equal_nan=True
             )
+            for one, other in zip(expected, found, strict=True)
+        ):
+            return apart
+        raise StrategyError(
+            "the model's output for a sample depends on the other samples (BatchNorm in training mode?)", f"and {remedy}"
+        )
+    raise StrategyError(f"the model cannot take a sample alone, {reason}", f"and {remedy}")
+
+
+def _tensors(objective: Objective, params: Params, batch: Batch) -> list[Tensor]:
+    """The floating-point tensors that the model returns."""
+    if isinstance(objective, Difference):
+        return _tensors(objective.whole, params, batch)
+    outputs = objective.predict(leaves_of(params), batch.inputs)
+    if isinstance(outputs, Linear):
+        return [value.detach() for value in outputs.changes if value.numel()]
+    return [value.detach() for value in Tree.of(outputs).tensors if value.numel()]

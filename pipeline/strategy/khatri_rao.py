@@ -11,6 +11,7 @@ from pipeline.options import check_count
 from pipeline.strategy.captured import Net, uses_of
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import rows_by_product
+from pipeline.strategy.response import mixes_samples
 from pipeline.strategy.rows import numbers_of, pieces_of, tangents_of_use
 from pipeline.strategy.sums import Sums
 from pipeline.strategy.wanted import Wanted, everything
@@ -58,6 +59,13 @@ class KhatriRao:
                 )
 
     def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
+        """The net on the batch, or on parts of it; with nothing captured where samples influence each other."""
+        nets = self._captured(objective, params, batch)
+        if any(mixes_samples(net) for net in nets):
+            return [Net.of_nothing(objective, params, batch)]
+        return nets
+
+    def _captured(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
         """The net on the batch; on parts of it where the tangents of one unit would take four times `megabytes`."""
         uses = uses_of(objective, params, batch, tuple(params))
         if uses:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-from torch.utils import _pytree as pytree
 
 from pipeline.linearised import Difference, Linear, Linearisation
 from pipeline.objective import Objective
-from pipeline.plain import Plain
 from pipeline.strategy.capture import Capture
 from pipeline.strategy.captured import Net, model_of
 from pipeline.strategy.tangent import push
+from pipeline.trees import Tree
 
 Shifts = dict[int, Tensor]  # of the outputs of uses, by their place in the order of execution
 
@@ -76,17 +76,20 @@ def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts)
     """δ̇ = JᵀΛJ t: a forward pass of the tangent, the criterion's second derivative, a backward pass. ã stays."""
     zeros = _zeros(net, first)
     model = model_of(objective)
+    trees: list[Tree] = []
 
-    def outputs(shifts: Shifts) -> Any:
+    def outputs(shifts: Shifts) -> tuple[Tensor, ...]:
         with _moved(net, shifts):
-            return model.predict(net.params, net.batch.inputs)
+            tree = Tree.of(model.predict(net.params, net.batch.inputs))
+        trees.append(tree)
+        return tree.tensors
 
-    here, pull = vjp(outputs, zeros)[:2]
-    no_change = pytree.tree_map(lambda f: f.new_zeros(f.shape), here)
+    tensors, pull = vjp(outputs, zeros)[:2]
+    here = trees[0].like(tensors)
+    no_change = tuple(torch.zeros_like(f) for f in tensors)
 
-    def slope(changes: Any) -> Any:
-        with Plain():
-            return grad(lambda c: objective.criterion(Linear(here, c), net.batch.targets))(changes)
+    def slope(changes: tuple[Tensor, ...]) -> Any:
+        return grad(lambda c: objective.loss_of(net.params, Linear(here, c), net.batch.targets))(changes)
 
     def response(tangent: Shifts) -> Shifts:
         at = {row: zeros[row] for row in tangent}
@@ -95,6 +98,36 @@ def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts)
         return result
 
     return _arranged(net, first, vmap(response)(tangents), {})
+
+
+def mixes_samples(net: Net) -> bool:
+    """Whether a sample's δ or ã answers when another sample's z moves, in whatever pattern samples are coupled.
+
+    The answer to moves t is linear in them. Where samples are apart, moves that are scaled by a number of each sample's
+    own, r_n t_n, are answered by the same numbers times the answer to t; where n answers to m, by a term (r_m - r_n) more,
+    which is not zero for random r and t. So two tangents tell of all pairs, to first order, which is what the rows are made
+    of.
+    """
+    if not net.uses or net.batch.num_samples == 1:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.rand(net.batch.num_samples, generator=generator, dtype=torch.float64) * 2 - 1
+    tangents = {}
+    for row, delta in enumerate(net.deltas):
+        one = torch.randn(delta.shape, generator=generator).to(delta)
+        tangents[row] = torch.stack([one, one * scales.to(delta)[:, None, None]])
+    answer = respond(net, tangents)
+    tolerance = torch.finfo(net.deltas[0].dtype).eps ** TOLERANCE
+    for value in (*answer.deltas, *answer.inputs):
+        if value is None or not value.numel():
+            continue
+        gap = (value[1] - value[0] * scales.to(value)[:, None, None]).abs().max()
+        if not bool(gap <= tolerance * value.abs().max()):
+            return True
+    return False
+
+
+TOLERANCE = 0.7  # the power of a machine epsilon that answers may be off, relative to the largest
 
 
 def _zeros(net: Net, first: int) -> Shifts:

@@ -93,6 +93,8 @@ def _pieces(
             total = list(pieces)
             continue
         for one, other in zip(total, pieces, strict=True):
+            assert (one.row, one.column, one.first_column) == (other.row, other.column, other.first_column)
+            assert one.values.shape == other.values.shape
             one.values.add_(other.values)
     return total
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch.func import jvp
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StrategyError
 
 Point = TypeVar("Point")
 Result = TypeVar("Result")
@@ -19,7 +19,7 @@ def push(function: Callable[[Point], Result], point: Point, tangent: Point) -> R
     """d/dε function(point + ε tangent); point and tangent are tensors or trees of them.
 
     Raises:
-        PipelineError: some layer or loss cannot be differentiated in forward mode.
+        StrategyError: some layer or loss cannot be differentiated in forward mode.
     """
     with named_errors("in forward mode", "use strategy=triangular"):
         result: Result = jvp(function, (point,), (tangent,))[1]
@@ -31,14 +31,12 @@ def named_errors(how: str, remedy: str) -> Iterator[None]:
     """Say in one line that PyTorch cannot differentiate the model in some way, and what to do instead.
 
     Raises:
-        PipelineError: a derivative is missing.
+        StrategyError: a derivative is missing.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, PipelineError, MemoryError):
         raise
-    except (NotImplementedError, RuntimeError) as error:
-        line = str(error).partition("\n")[0]
-        raise PipelineError(
-            f"the model or its loss cannot be differentiated {how} ({line}): {remedy}."
-        ) from error
+    except Exception as error:  # a layer may raise anything where it is differentiated in a way that it does not know
+        line = str(error).partition("\n")[0] or type(error).__name__
+        raise StrategyError(f"the model or its loss cannot be differentiated {how} ({line})", remedy) from error

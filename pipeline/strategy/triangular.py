@@ -9,7 +9,7 @@ import torch
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params
+from pipeline.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
@@ -40,7 +40,7 @@ class Triangular:
     ) -> Iterator[Block]:
         layout = Layout.of(params)
         spans = layout.slices()
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = leaves_of(params)
         loss = objective.loss(leaves, batch)
         weights = tuple(leaves.values())
         gradients = derivatives(loss, weights, create_graph=True)

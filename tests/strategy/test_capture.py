@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from pipeline.blocks import assemble
 from pipeline.layout import Layout
-from pipeline.linearised import Difference, Linear, Linearisation
+from pipeline.linearised import Difference, linearised
 from pipeline.objective import Batch, Objective, objective_of
 from pipeline.strategy import HVP, KhatriRao
 from pipeline.strategy.captured import Net
+from pipeline.strategy.response import mixes_samples
 from pipeline.strategy.rows import tangents_of_use
 
 N = 5
@@ -208,15 +209,11 @@ def test_all_weights_are_captured(case: str) -> None:
 @pytest.mark.parametrize("case", CAPTURED)
 def test_rows_by_units_equal_rows_by_products(case: str, megabytes: int) -> None:
     objective, params, batch = problem(case)
-    ggn = Objective(Linearisation(objective.predict, params), of_linear)
+    ggn = linearised(objective, params, batch)
     for one in (objective, ggn, Difference.of(objective, ggn)):
         expected = dense(HVP(), one, params, batch)
         found = dense(KhatriRao(megabytes), one, params, batch)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
-
-
-def of_linear(outputs: Linear, targets: Tensor) -> Tensor:
-    return CRITERION(outputs.outputs + outputs.changes, targets)
 
 
 @pytest.mark.parametrize("case", CAPTURED)
@@ -233,7 +230,7 @@ def test_one_tangent_at_a_time_is_the_same(case: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("case", CAPTURED)
 def test_parts_of_the_batch_add_up(case: str, most_samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params, batch = problem(case)
-    ggn = Objective(Linearisation(objective.predict, params), of_linear)
+    ggn = linearised(objective, params, batch)
     difference = Difference.of(objective, ggn)
     expected = dense(KhatriRao(), difference, params, batch)
     parts = Net.in_parts(difference, params, batch, most_samples)
@@ -266,8 +263,9 @@ def test_nothing_is_captured_where_samples_mix() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3)).double()
     objective, params = objective_of(model, CRITERION)
-    net = Net.of(objective, params, Batch(torch.randn(N, 4).double(), torch.tensor([0, 2, 1, 1, 0])))
-    assert net.names == ()
+    batch = Batch(torch.randn(N, 4).double(), torch.tensor([0, 2, 1, 1, 0]))
+    assert mixes_samples(Net.of(objective, params, batch))
+    assert not mixes_samples(Net.of(*objective_of(model.eval(), CRITERION), batch))
 
 
 def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> None:

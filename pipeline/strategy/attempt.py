@@ -1,0 +1,66 @@
+"""A strategy at work: whatever a model raises while it is differentiated becomes one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from pipeline.blocks import Block
+from pipeline.errors import PipelineError, StrategyError
+from pipeline.objective import Batch, Objective, Params
+from pipeline.strategy.wanted import Wanted, everything
+
+if TYPE_CHECKING:
+    from pipeline.strategy import Strategy
+
+
+class Choice(NamedTuple):
+    """What is taken, its name in `conf/strategy/`, and why."""
+
+    strategy: Any
+    name: str
+    reason: str
+
+
+Failures = Sequence[tuple[str, StrategyError]]
+"""Ways that did not do, by name, and why."""
+
+
+def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: Batch) -> list[Choice]:
+    """What is to be tried, one after the other: of `auto` every way, of another strategy itself alone."""
+    if hasattr(strategy, "choices"):
+        choices: list[Choice] = strategy.choices(objective, params, batch)
+        return choices
+    return [Choice(strategy, type(strategy).__name__.lower(), "")]
+
+
+def blocks_by(
+    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+) -> Iterator[Block]:
+    """The blocks of a strategy.
+
+    Raises:
+        StrategyError: the model cannot be differentiated in this way.
+    """
+    try:
+        with torch.enable_grad():
+            yield from choice.strategy.blocks(objective, params, batch, wanted)
+    except (PipelineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a layer may raise anything where it is differentiated in a way that it does not know
+        line = str(error).partition("\n")[0]
+        raise StrategyError(
+            f"strategy={choice.name} cannot differentiate this model or its loss ({type(error).__name__}: {line})",
+            "use strategy=auto, which takes one that can",
+        ) from error
+
+
+def refusal(failures: Failures) -> StrategyError:
+    """What to say where no way did: the first reason, of the last way the remedy."""
+    if len(failures) == 1:
+        return failures[0][1]
+    first, last = failures[0][1], failures[-1][1]
+    names = ", ".join(name for name, _ in failures)
+    return StrategyError(f"none of {names} gives the right matrix; {first.why}", last.remedy)
