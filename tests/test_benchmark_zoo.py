@@ -26,7 +26,7 @@ def test_a_net_has_its_row(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[-1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:3] == ["forward-of-dict", "3,025", "4"]
+    assert cells[:3] == ["forward-of-dict", "1,505", "4"]
     assert 0 <= float(cells[3]) < 1e-4
     assert all(float(cells[i]) > 0 for i in (4, 5, 7, 8))
     methods = json.loads(file.read_text())["forward-of-dict"]["methods"]

@@ -44,11 +44,11 @@ class Net:
     make: Callable[[int, int], Problem]
     requires: str | None = None
     width: int = 4
-    wide: int = 12
+    wide: int = 8
     samples: str | None = None
     draws_targets: bool = False
     refused: str | None = None
-    num_samples: int = 32
+    num_samples: int = 16
 
     @property
     def missing(self) -> str | None:
