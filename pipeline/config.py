@@ -15,6 +15,7 @@ import yaml
 from omegaconf import MISSING
 
 from pipeline.errors import PipelineError
+from pipeline.evidence import check_evidence
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.options import check_count, check_counts
 
@@ -157,17 +158,22 @@ def config_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+def settle(
+    folder: RunFolder, settings: dict[str, Any], samples: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The settings with which shards are computed in this folder, with their hash and the command that began it.
 
+    samples: their checksums, which become settings too.
+
     Raises:
-        PipelineError: the folder holds what other settings computed.
+        PipelineError: the folder holds what was computed with other settings or of other samples.
     """
     saved = settings_of(folder)
     settings = {
         **settings,
         "checkpoint_steps": checkpoint_steps(settings),
         "config_hash": config_hash(settings),
+        **(samples or {}),
     }
     if saved and saved["config_hash"] != settings["config_hash"]:
         changes = "; ".join(differences(settings, saved)[:3])
@@ -175,6 +181,7 @@ def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
             f"{folder.path} holds another config ({changes}): one folder holds one config; "
             "choose another with hydra.run.dir=FOLDER."
         )
+    check_evidence(folder.path, saved, samples or {})
     settings["command"] = saved.get("command") or shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]])
     return settings
 

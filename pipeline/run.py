@@ -59,7 +59,9 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         tracking = build(config, "tracking")
         tracker = tracking.ready()
         subject = build_subject(config) if wanted & TORCH else None
-        settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
+        settings = settings_of(folder)
+        if subject is not None:
+            settings = settle(folder, plain(config), subject.hashes)
         from pipeline import (  # torch and the rest: not before the config is known to be right
             foresight,
             stages,
