@@ -13,6 +13,7 @@ import yaml
 from command import contents, fail, succeed
 from safetensors.torch import save_file
 
+import pipeline
 from pipeline.checkpoints import load_state
 from pipeline.evidence import CHECKSUMS
 from pipeline.folder import RunFolder
@@ -64,6 +65,10 @@ HIS = (
     "device=cpu",
     "tracking=none",
 )
+OWN_SIZES = """def __init__(self, num_outputs=99):
+        assert num_outputs == 99  # what the pipeline puts into the config for the model is not handed back
+
+    def load(self):"""
 STAGES = "stages=[train,compute,aggregate]"
 DATA, MODEL = "with other data than this run has", "with another model than this run has"
 CRITERION = "with another criterion than this run has"
@@ -178,6 +183,16 @@ def test_a_mean_that_is_kept_alone_refuses_what_was_edited(tmp_path):
         assert bytes_of(tmp_path / "folder") == before
     write_module(tmp_path)
     succeed(tmp_path / "folder", *more, paths=[tmp_path])
+
+
+def test_worker_processes_make_shards_of_the_same_experiment(tmp_path):
+    """Workers build model and data themselves, and must be handed the options that the run is."""
+    write_module(tmp_path, "def load(self):", OWN_SIZES)
+    succeed(tmp_path / "folder", *HIS, STAGES, "cluster=local", "cluster.num_workers=2", paths=[tmp_path])
+    [shards] = pipeline.open_run(tmp_path / "folder").shards.values()
+    assert len(shards) == 3
+    assert len({shard.attrs["train_hash"] for shard in shards}) == 1
+    assert len({shard.attrs["data_hash"] for shard in shards}) == 3
 
 
 @pytest.mark.parametrize("training", ["none", "adam"])
