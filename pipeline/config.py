@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -198,12 +199,27 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
         saved = yaml.safe_load(folder.config.read_text())
     except (yaml.YAMLError, ValueError):
         saved = None
+    if not is_config(folder.config):
+        raise PipelineError(
+            f"{folder.config} is not that of a run: choose another folder with hydra.run.dir=FOLDER."
+        )
     if not isinstance(saved, dict) or "config_hash" not in saved:
         raise PipelineError(
             f"{folder.config} is damaged: delete it and run again with the stage compute, which writes it anew; "
             "each shard says too what it belongs to."
         )
     return saved
+
+
+def is_config(path: Path) -> bool:
+    """Whether a file is the settings of a run, or may have been before it was damaged; not YAML of another program."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, yaml.YAMLError, ValueError):
+        return True
+    return not isinstance(found, dict) or not found or bool(found.keys() & Config.__dataclass_fields__.keys())
 
 
 def keep(folder: RunFolder, settings: Mapping[str, Any]) -> None:

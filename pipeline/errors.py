@@ -23,5 +23,9 @@ class DamagedFile(PipelineError):
         return f"{self.path} is damaged ({self.why}): {self.remedy}."
 
 
+class NotAShard(PipelineError):
+    """A file of somebody else's, or of another kind: neither damaged nor this program's to move or to replace."""
+
+
 class NotFiniteError(PipelineError):
     """A matrix with NaN or infinite entries; whoever knows of which batch it is says so."""
