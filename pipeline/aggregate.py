@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.cluster import Cluster
 from pipeline.densities import densities
 from pipeline.errors import PipelineError
+from pipeline.evidence import difference, shared
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import Array, sound_results, write_results
 from pipeline.limits import check_memory, in_words
@@ -130,11 +131,16 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
                     f"{shard.path} holds {key}={shard.attrs[key]!r}, {first.path.name} holds {first.attrs[key]!r}: "
                     "one folder holds one config; move one of them away."
                 )
+        if differs := difference(shared(shard.attrs), shared(first.attrs)):
+            raise PipelineError(
+                f"{shard.path} was made with {differs[0]} than {first.path.name} ({differs[1]} differ): "
+                "one folder holds one experiment; move one of them away."
+            )
 
 
 def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
-    """Of all that the spectra file is made from."""
-    keys = (*SHARED, "batch_index", "num_samples")
+    """Of all that the spectra file is made from; a shard's checksum covers every number in it."""
+    keys = (*SHARED, "batch_index", "num_samples", "checksum")
     identity = [[shard.attrs[key] for key in keys if key in shard.attrs] for shard in shards]
     return hashlib.sha256(repr((identity, spectrum)).encode()).hexdigest()[:16]
 
@@ -170,6 +176,7 @@ def _aggregate_step(
     top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, unfinished, "mean", num_threads=None)
     batches, layers = parts[: len(batch_paths)] or [top], parts[len(batch_paths) :]
     attrs = {key: shards[0].attrs[key] for key in SHARED} | {
+        **shared(shards[0].attrs),
         "format_version": 1,
         "spectrum": _name(spectrum),
         "num_top": len(top.top_eigenvalues),
@@ -265,6 +272,7 @@ def write_mean(
         return there, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
+        **shared(first.attrs),
         "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
         "num_batches": len(shards),
         "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),

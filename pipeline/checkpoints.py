@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,24 @@ from pipeline.folder import write_atomically
 
 NUM_NAMED = 5
 FINGERPRINT = "sha256"
+EVIDENCE = "evidence"  # under which a checkpoint tells what it was made of
 WRAPPERS = ("state_dict", "model")
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
+def save_weights(path: Path, model: nn.Module, evidence: Mapping[str, Any] | None = None) -> None:
     """Write all weights and buffers, in the model's dtype, each under every name it has.
 
     A tied weight is therefore written twice, and the file can be read by any program as a complete state dict.
+    evidence: of what they were made of, see `evidence.py`.
 
     Raises:
         PipelineError: a weight is NaN or infinite.
     """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     metadata = {FINGERPRINT: fingerprint(state)}
+    if evidence:  # one entry alone: safetensors writes several in any order
+        sealed = {**evidence, FINGERPRINT: fingerprint(state | _told(evidence))}
+        metadata = {EVIDENCE: json.dumps(sealed)}
     _check_finite(state, model, f"the weights for {path.name} are", "lower training.learning_rate")
     content = save(state, metadata)
     if (
@@ -50,6 +56,24 @@ def load_weights(path: Path, model: nn.Module) -> None:
     put_weights(state, model, str(path))
 
 
+def evidence_in(path: Path) -> dict[str, Any]:
+    """The evidence in a checkpoint, which `load_weights` has found to be whole; none in one of an earlier version."""
+    with safe_open(path, "pt") as file:
+        return _evidence(file.metadata())
+
+
+def _evidence(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads((metadata or {}).get(EVIDENCE, "{}")))
+    except (TypeError, ValueError):
+        return {FINGERPRINT: "unreadable"}
+
+
+def _told(evidence: Mapping[str, Any]) -> dict[str, str]:
+    """As it goes into the fingerprint."""
+    return {EVIDENCE: json.dumps(evidence)} if evidence else {}
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a .safetensors file, or of what `torch.save(model.state_dict(), ...)` wrote.
 
@@ -64,12 +88,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                state, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise PipelineError(
                 f"{path} cannot be read as safetensors ({_line(error)}): give another file."
             ) from error
-        if told.get(FINGERPRINT, mine := fingerprint(state)) != mine:
+        evidence = _evidence(metadata)
+        told = evidence.pop(FINGERPRINT, (metadata or {}).get(FINGERPRINT))
+        if told not in (None, fingerprint(state | _told(evidence))):
             raise PipelineError(
                 f"{path} is damaged (its weights are not those that were written): delete it and train again."
             )

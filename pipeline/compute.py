@@ -15,6 +15,7 @@ from pipeline.compute_batch import BatchMatrix
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.objective import Batch, Criterion, Params, objective_of
+from pipeline.observation import NUM_FIRST, hash_of, observed
 from pipeline.recipe import Recipe, parts_of
 from pipeline.terminal import progress
 
@@ -60,14 +61,14 @@ def compute_step(
     """Write the shards of one checkpoint that are not there yet; give the attributes of each batch's shard.
 
     Raises:
-        PipelineError: a shard in the folder belongs to another config or other weights, the loss is not
+        PipelineError: a shard in the folder belongs to another config, experiment or other weights, the loss is not
             finite, the matrix holds NaN, or a file cannot be written.
     """
     matrices = matrices_of(folder, step, model, criterion, batches, recipe)
-    if there := sum(matrix.path.exists() for matrix in matrices):
+    found = [matrix.there() for matrix in matrices]  # all are looked at before one is written
+    if there := len(found) - found.count(None):
         log.info("step %d: %d of %d shards are there already.", step, there, len(batches))
-    for matrix in progress(matrices, f"Hessians at step {step}"):
-        shard = matrix.there()
+    for matrix, shard in zip(progress(matrices, f"Hessians at step {step}"), found, strict=True):
         yield shard.attrs if shard is not None else matrix.write()
 
 
@@ -78,8 +79,9 @@ def matrices_of(
     criterion: Criterion,
     batches: Sequence[Batch],
     recipe: Recipe,
+    only: int | None = None,
 ) -> list[BatchMatrix]:
-    """What is to be computed at one checkpoint, a matrix a batch."""
+    """What is to be computed at one checkpoint, a matrix a batch; or that of one batch only."""
     at = objective_of(model, criterion, recipe.parameters)
     parts = parts_of(model, criterion, recipe.parameters, recipe.blocks)
     names = {
@@ -90,17 +92,25 @@ def matrices_of(
         "torch_version": str(torch.__version__),
         "num_batches": len(batches),
     }
+    first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
     place = folder.passing if recipe.keeps_mean(len(batches)) else folder.shard
     return [
         BatchMatrix(
             place(step, index),
-            {**names, "batch_index": index, "num_samples": batch.num_samples},
+            {
+                **names,
+                "batch_index": index,
+                "num_samples": batch.num_samples,
+                "data_hash": hash_of(batch),
+            },
             at,
             parts,
             batch,
             recipe,
+            first,
         )
         for index, batch in enumerate(batches)
+        if only in (None, index)
     ]
 
 

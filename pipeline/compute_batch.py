@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from pipeline import bands
 from pipeline.bands import Band
 from pipeline.certificate import directions
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
+from pipeline.evidence import CHECKSUMS, check_evidence
 from pipeline.folder import set_aside
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.journal import Journal
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
+from pipeline.observation import observed
 from pipeline.recipe import Part, Recipe, blocks_of, certified
 from pipeline.shard_writer import ShardWriter, write_shard
 from pipeline.shards import Shard, open_shard
@@ -35,9 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchMatrix:
-    """The matrix of one batch at one checkpoint, which is to be at `path`. Holds nothing that it computes.
+    """The matrix of one batch at one checkpoint, which is to be at `path`. Holds nothing large that it computes.
 
     identity: attributes that say what it is of. at: the objective and its weights. parts: see `parts_of`.
+    first: evidence that all matrices of the checkpoint share.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class BatchMatrix:
     parts: Sequence[Part]
     batch: Batch
     recipe: Recipe
+    first: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,10 +60,10 @@ class BatchMatrix:
         """The shard, if it is there: at `path` or at its own.
 
         Raises:
-            PipelineError: it is of another config or other weights.
+            PipelineError: it is of another config or experiment or of other weights.
         """
         if (shard := shard_at(path or self.path)) is not None:
-            check_same(shard, self.identity)
+            check_same(shard, self.identity, self.evidence)
             Journal.beside(shard.path, {}).remove()  # of a process that was killed just before it would have
         return shard
 
@@ -82,7 +87,7 @@ class BatchMatrix:
         """
         path, own = band.path(self.path), {**band.attrs, "tile": self._grid.size}
         if (there := shard_at(path)) is not None:
-            check_same(there, {**self.identity, **own})
+            check_same(there, {**self.identity, **own}, self.evidence)
             return there
 
         def write(attrs: dict[str, Any], gradient: Array, failures: Failures) -> None:
@@ -92,6 +97,11 @@ class BatchMatrix:
 
         self._by_a_way_that_does(write)
         return open_shard(path)
+
+    @cached_property
+    def evidence(self) -> dict[str, Any]:
+        """Of model and criterion, by the samples that all matrices of the checkpoint share, and by the batch's."""
+        return {**self.first, **observed("batch", *self.at, self.batch)}
 
     def _write_whole(self, failures: Failures = ()) -> dict[str, Any]:
         def write(attrs: dict[str, Any], gradient: Array, failures: Failures) -> None:
@@ -152,7 +162,7 @@ class BatchMatrix:
                 "look at the weights of this checkpoint and at the data, or use dtype=float64."
             )
         gradient = objective.gradient(params, self.batch)
-        attrs = {**self.identity, "loss": loss, "gradient_norm": float(gradient.norm())}
+        attrs = {**self.identity, **self.evidence, "loss": loss, "gradient_norm": float(gradient.norm())}
         return attrs, gradient.cpu().numpy()
 
     @contextmanager
@@ -221,17 +231,18 @@ def shard_at(path: Path) -> Shard | None:
         return None
 
 
-def check_same(shard: Shard, expected: dict[str, Any]) -> None:
-    """Raise a PipelineError where a shard says something else of itself."""
+def check_same(shard: Shard, expected: Mapping[str, Any], evidence: Mapping[str, Any]) -> None:
+    """Raise a PipelineError where a shard says something else of itself, or was made of something else."""
     for key, value in expected.items():
         by_auto = (
             key == "strategy" and value == "auto"
         )  # the shard names what was taken; config_hash says the rest
-        if key not in MAY_DIFFER and not by_auto and shard.attrs.get(key) != value:
+        if key not in (*MAY_DIFFER, *CHECKSUMS) and not by_auto and shard.attrs.get(key) != value:
             raise PipelineError(
                 f"{shard.path} has {key}={shard.attrs.get(key)!r}, this run has {value!r}: one folder holds one "
                 "config; choose another with hydra.run.dir=FOLDER."
             )
+    check_evidence(shard.path, shard.attrs, {**expected, **evidence})
 
 
 def _rounding_of_all(found: Sequence[Shard]) -> dict[str, float]:

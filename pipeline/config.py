@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import MISSING
 
 from pipeline.errors import PipelineError
+from pipeline.evidence import check_evidence
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.options import check_count, check_counts
 
@@ -157,17 +159,22 @@ def config_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+def settle(
+    folder: RunFolder, settings: dict[str, Any], samples: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The settings with which shards are computed in this folder, with their hash and the command that began it.
 
+    samples: their checksums, which become settings too.
+
     Raises:
-        PipelineError: the folder holds what other settings computed.
+        PipelineError: the folder holds what was computed with other settings or of other samples.
     """
     saved = settings_of(folder)
     settings = {
         **settings,
         "checkpoint_steps": checkpoint_steps(settings),
         "config_hash": config_hash(settings),
+        **(samples or {}),
     }
     if saved and saved["config_hash"] != settings["config_hash"]:
         changes = "; ".join(differences(settings, saved)[:3])
@@ -175,6 +182,7 @@ def settle(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
             f"{folder.path} holds another config ({changes}): one folder holds one config; "
             "choose another with hydra.run.dir=FOLDER."
         )
+    check_evidence(folder.path, saved, samples or {})
     settings["command"] = saved.get("command") or shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]])
     return settings
 
@@ -191,12 +199,27 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
         saved = yaml.safe_load(folder.config.read_text())
     except (yaml.YAMLError, ValueError):
         saved = None
+    if not is_config(folder.config):
+        raise PipelineError(
+            f"{folder.config} is not that of a run: choose another folder with hydra.run.dir=FOLDER."
+        )
     if not isinstance(saved, dict) or "config_hash" not in saved:
         raise PipelineError(
             f"{folder.config} is damaged: delete it and run again with the stage compute, which writes it anew; "
             "each shard says too what it belongs to."
         )
     return saved
+
+
+def is_config(path: Path) -> bool:
+    """Whether a file is the settings of a run, or may have been before it was damaged; not YAML of another program."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, yaml.YAMLError, ValueError):
+        return True
+    return not isinstance(found, dict) or not found or bool(found.keys() & Config.__dataclass_fields__.keys())
 
 
 def keep(folder: RunFolder, settings: Mapping[str, Any]) -> None:

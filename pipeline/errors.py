@@ -23,6 +23,10 @@ class DamagedFile(PipelineError):
         return f"{self.path} is damaged ({self.why}): {self.remedy}."
 
 
+class NotAShard(PipelineError):
+    """A file of somebody else's, or of another kind: neither damaged nor this program's to move or to replace."""
+
+
 class StrategyError(PipelineError):
     """One way of computing a matrix does not do for this model; another may.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -54,10 +55,19 @@ def _about_options(error: BaseException) -> str:
         return _unknown_key(unknown[2])
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(unknown[1])
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text):
+        return (
+            unknown_top(unknown[1])
+            if unknown[2] == "Config"
+            else f"{unknown[1]}: {unknown[2]} has no such option."
+        )
+    if unknown := re.search(r"target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL):
+        key = re.search(r"full_key: (\S+)", text)
+        return f"{f'{key[1]}.' if key else ''}{unknown[2]}: {unknown[1]} takes no such option."
     if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, option = choice[1].rpartition("/")
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"{group}={option}: there is no such option{_near(option, options)} Choose one of {', '.join(options)}."
+        return f"{group}={option}: there is no such option{near(option, options)} Choose one of {', '.join(options)}."
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: give one with {missing[1]}=VALUE."
     if override := getattr(error, "override", None):
@@ -81,9 +91,37 @@ def _unknown_key(key: str) -> str:
         known |= names
     if owners:
         return f"{key}: the {group} that was chosen has no such option, {group}={' or '.join(owners)} has it."
-    return f"{key}: there is no such option{_near(name, sorted(known))}"
+    return f"{key}: there is no such option{near(name, sorted(known))}"
 
 
-def _near(name: str, known: list[str]) -> str:
+def near(name: str, known: Sequence[str]) -> str:
+    """The end of a line about a name that does not exist: the nearest one that does."""
     close = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {close[0]}?" if close else "."
+
+
+def unknown_top(key: str) -> str:
+    """About a key beside those of the config: the nearest of its keys, or of those in its groups."""
+    groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
+    tops = sorted(
+        groups | {str(found) for found in OmegaConf.load(CONF / "config.yaml")} - {"defaults", "hydra"}
+    )
+    inside = [
+        f"{path.parent.name}.{name}"
+        for path in sorted(CONF.glob("*/*.yaml"), key=lambda path: path.parent.name != "training")
+        if path.parent.name != "experiment"
+        for name in map(str, OmegaConf.load(path))
+        if not name.startswith("_")
+    ]
+    leaves: dict[str, str] = {}
+    initials: dict[str, str] = {}
+    for name in inside:
+        leaf = name.partition(".")[2]
+        leaves.setdefault(leaf, name)
+        initials.setdefault("".join(word[0] for word in leaf.split("_")), name)
+    close = difflib.get_close_matches(key, [*tops, *leaves], n=1)
+    found = leaves.get(key) or next((name if name in tops else leaves[name] for name in close), None)
+    found = found or (initials.get(key) if len(key) > 1 else None)
+    if found:
+        return f"{key}: there is no such option, did you mean {found}?"
+    return f"{key}: there is no such option: `python -m pipeline.run --help` lists them."

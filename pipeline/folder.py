@@ -15,6 +15,10 @@ from pathlib import Path
 from pipeline.errors import DamagedFile, PipelineError
 
 STEP = re.compile(r"step-(\d{6,})")
+# Files of a step's shards, and the bands of one: what has such a name and is no shard is one that was damaged.
+OF_SHARDS = re.compile(
+    r"(?:step-\d{6,}/(?:batch-\d{5,}|passing-\d{5,}|mean|running)|.*\.bands/\d+-of-\d+)\.h5"
+)
 PATIENCE = 10  # hundredths of a second
 
 
@@ -169,9 +173,24 @@ def _take(handle: int) -> None:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def is_of_shards(path: Path) -> bool:
+    """Whether a file has the name and the folder of a shard, and so is this program's."""
+    return OF_SHARDS.fullmatch("/".join(path.absolute().parts[-2:])) is not None
+
+
 def _steps(paths: Iterable[Path]) -> list[int]:
     found = (STEP.match(path.name) for path in paths)
     return sorted(int(match[1]) for match in found if match)
+
+
+def refuse_file(path: Path, what: str) -> None:
+    """Refuse a file where a folder is asked for; what: such a folder, for the message.
+
+    Raises:
+        PipelineError: it is one.
+    """
+    if path.is_file():
+        raise PipelineError(f"{path} is not {what}: it is a file; pipeline.open_shard opens a shard.")
 
 
 @contextmanager

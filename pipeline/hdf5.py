@@ -290,9 +290,10 @@ def strings(values: Any) -> Array:
 
 
 def attributes(file: h5py.File) -> dict[str, Any]:
-    """The root attributes, as Python's own numbers and texts."""
+    """The root attributes, as Python's own numbers, texts and lists of numbers."""
     return {
-        name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        for name, value in file.attrs.items()
     }
 
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import is_config
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, refuse_file
 from pipeline.hdf5 import Results, read_results
 from pipeline.shards import Shard, open_shard
 
@@ -53,6 +54,7 @@ def open_run(folder: str | Path) -> Run:
         PipelineError: there is no such folder, or no run has written to it.
     """
     run = RunFolder(Path(folder))
-    if not any(path.exists() for path in (run.config, run.shards, run.spectra)):
+    refuse_file(run.path, "a run folder")
+    if not run.shards.exists() and not run.spectra.exists() and not is_config(run.config):
         raise PipelineError(f"{folder} is not a run folder: it has neither config.yaml nor shards.")
     return Run(run)

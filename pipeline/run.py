@@ -13,16 +13,19 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from inspect import Parameter, signature
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -32,6 +35,7 @@ from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
 from pipeline.figures_beside import drawers
 from pipeline.folder import RunFolder
+from pipeline.given import SIZES, Given, check_hydra, check_top, trim
 from pipeline.launcher import NAME, LaunchError, Slurm
 from pipeline.multirun import launched
 from pipeline.slurm_jobs import NOTES
@@ -43,6 +47,19 @@ if TYPE_CHECKING:
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("pipeline")
+GROUPS = (
+    "data",
+    "model",
+    "criterion",
+    "device",
+    "training",
+    "matrix",
+    "strategy",
+    "storage",
+    "spectrum",
+    "cluster",
+    "tracking",
+)
 TORCH = {Stage.train, Stage.compute, Stage.slices}  # stages that need the model and the samples
 # PyTorch's threads wait for each other by spinning; where others keep the cores busy, that can cost a hundred times the
 # work itself. So few turns cost a tenth of small steps on idle cores (scripts/benchmark_busy.py). Read with torch.
@@ -55,11 +72,18 @@ def run(config: DictConfig, folder: RunFolder) -> None:
     """Do what the config asks for, and leave it in the folder."""
     wanted = set(config.stages)
     with folder.lock(), told(folder):
+        with open_dict(config.data):  # the data says them when it has been loaded
+            for size in SIZES:
+                config.data.setdefault(size, None)
         check_settings(plain(config))
+        prepare(config, wanted)
+        data: Any = OmegaConf.to_container(config.data, resolve=True)  # as it is to be built, in workers too
         tracking = build(config, "tracking")
         tracker = tracking.ready()
         subject = build_subject(config) if wanted & TORCH else None
-        settings = settle(folder, plain(config)) if subject is not None else settings_of(folder)
+        settings = settings_of(folder)
+        if subject is not None:
+            settings = settle(folder, plain(config), subject.hashes)
         from pipeline import (  # torch and the rest: not before the config is known to be right
             foresight,
             stages,
@@ -81,7 +105,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.train in wanted:
                 stages.train(diary, subject, settings, lambda: build_training(config, folder, tracking))
             if subject is not None and Stage.compute in wanted:
-                processes = _processes(config, settings, folder)
+                processes = _processes(config, {**settings, "data": data}, folder)
                 stages.compute(diary, subject, settings, matrix, strategy, processes, storage)
             if Stage.aggregate in wanted:
                 stages.aggregate(diary, spectrum, build(config, "cluster"), config.num_batches)
@@ -124,28 +148,52 @@ def as_config(settings: Mapping[str, Any]) -> DictConfig:
 def build(config: DictConfig, group: str) -> Any:
     """The object that a group's options describe.
 
-    A user's own class (`model._target_=his_package.HisNet`) takes the place of the one that the option file
-    names, so it gets those options of the file that it has parameters for, and all that were given on the
-    command line.
+    What it is handed is what `prepare` has left there.
     """
     options = config[group]
-    target = _locate(group, options._target_)
-    parameters = signature(target).parameters
-    if (
-        HydraConfig.initialized()
-        and not options._target_.startswith("pipeline.")
-        and not _takes_any(parameters)
-    ):
-        given = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
-        strange = [
-            key for key in options if key not in ("_target_", *parameters) and f"{group}.{key}" not in given
-        ]
-        if strange:
-            log.info("%s: %s takes no %s: left out.", group, options._target_, ", ".join(map(str, strange)))
-            with open_dict(config):
-                for key in strange:
-                    del options[key]
+    _locate(group, options._target_)
     return hydra.utils.instantiate(options, _convert_="all")
+
+
+def prepare(config: DictConfig, wanted: set[Stage]) -> None:
+    """Leave in each group the options that its class is to be handed.
+
+    Raises:
+        PipelineError: there is a key that nobody reads, or a class that is needed cannot be imported.
+    """
+    if not HydraConfig.initialized():
+        return
+    hydra_config: Any = HydraConfig.get()
+    given = _given(hydra_config)
+    added = [key for key, _ in _parsed(hydra_config.overrides.hydra)]
+    check_hydra(OmegaConf.structured(HydraConf), hydra_config, added)
+    check_top(config)
+    unneeded = {
+        "training": Stage.train not in wanted,
+        **dict.fromkeys(("model", "data", "criterion", "device"), not wanted & TORCH),
+    }
+    for group in GROUPS:
+        needed = not unneeded.get(group, False)
+        target = config[group].get("_target_") if isinstance(config[group], DictConfig) else None
+        trim(config, group, given, partial(_locate, group, str(target)) if needed else None)
+
+
+def _given(hydra_config: Any) -> Given:
+    folders = []
+    for source in hydra_config.runtime.config_sources:
+        if source.schema == "file":
+            folders.append(Path(source.path))
+        elif source.schema == "pkg" and source.provider != "hydra":
+            found = find_spec(source.path.replace("/", "."))
+            folders += [Path(place) for place in (found and found.submodule_search_locations) or ()]
+    choices = hydra_config.runtime.choices
+    return Given(choices, _parsed(hydra_config.overrides.task), folders, hydra_config.job.config_name)
+
+
+def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Keys and values of the command line."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [(each.key_or_group, None if each.is_delete() else each.value()) for each in parsed]
 
 
 def build_subject(config: DictConfig) -> Any:
@@ -202,10 +250,6 @@ def _locate(group: str, target: str) -> Callable[..., Any]:
             "check its name, and that its folder is on PYTHONPATH."
         ) from None
     return found
-
-
-def _takes_any(parameters: Any) -> bool:
-    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _labels(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import numpy as np
 from pipeline import bands
 from pipeline.compute_batch import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
+from pipeline.evidence import check_evidence, shared
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.journal import Journal
 from pipeline.moments import Weighting
+from pipeline.observation import joined_hash
 from pipeline.shard_writer import write_shard
 from pipeline.shards import SHARED, Shard, open_shard
 from pipeline.terminal import progress
@@ -54,6 +57,8 @@ def keep_mean(
         for index in range(num_there):
             numbers = {name: kept[f"batch_{name}"][index].item() for name in OF_BATCHES}
             yield {"batch_index": index, **{k: v for k, v in numbers.items() if not np.isnan(v)}}
+    for index in range(num_there, len(matrices)):
+        matrices[index].there(folder.shard(step, index))  # one of another experiment is told before any work
     for index in progress(range(num_there, len(matrices)), f"Hessians at step {step}"):
         shard, attrs = _shard_of(folder, step, index, matrices, elsewhere)
         is_last = index == len(matrices) - 1
@@ -79,12 +84,14 @@ def _so_far(folder: RunFolder, step: int, matrices: Sequence[BatchMatrix]) -> Sh
         if shard is None or "keep" not in shard.attrs:  # a mean that the stage aggregate has made of shards
             continue
         of_all = {key: matrices[0].identity[key] for key in SHARED if key in matrices[0].identity}
-        check_same(shard, of_all)
+        check_same(shard, of_all, {**shared(matrices[0].identity), **matrices[0].first})
         if shard.attrs["num_batches"] > len(matrices):
             raise PipelineError(
                 f"{path} is the mean of {shard.attrs['num_batches']} batches, this run has {len(matrices)}: none "
                 "can be taken out again; choose another folder with hydra.run.dir=FOLDER."
             )
+        each = [matrix.identity["data_hash"] for matrix in matrices[: shard.attrs["num_batches"]]]
+        check_evidence(path, shard.attrs, {"data_hash": reduce(joined_hash, each)})
         return shard
     return None
 
@@ -113,7 +120,10 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
     both = [shard] if so_far is None else [so_far, shard]
     weighting = Weighting.of([each.attrs["num_samples"] for each in both], shard.attrs["reduction"])
     gradient = weighting.mean([each.gradient for each in both])
-    attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | {
+    attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | shared(shard.attrs)
+    if hashes := _hash_of_all(both):
+        attrs["data_hash"] = hashes
+    attrs |= {
         "keep": "mean",
         "num_samples": sum(each.attrs["num_samples"] for each in both),
         "num_batches": 1 if so_far is None else so_far.attrs["num_batches"] + 1,
@@ -137,6 +147,12 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
             writer.put(tile, weighting.mean([each for _, each in values]).astype(shard.dtype))
         writer.kept |= _of_batches(so_far, shard)
     return open_shard(path)
+
+
+def _hash_of_all(both: Sequence[Shard]) -> str | None:
+    """The checksum of the samples; None where a shard of an earlier version does not tell its own."""
+    hashes = [each.attrs["data_hash"] for each in both if "data_hash" in each.attrs]
+    return reduce(joined_hash, hashes) if len(hashes) == len(both) else None
 
 
 def _of_batches(so_far: Shard | None, shard: Shard) -> dict[str, Array]:

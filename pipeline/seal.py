@@ -62,6 +62,17 @@ def is_broken(path: Path) -> bool:
         os.close(handle)
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends as one of this program's does, whole or not.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(MARK)))
+        return file.read() == MARK
+
+
 def _end_of(head: bytes, otherwise: int) -> int:
     """Where HDF5's own part of a file ends, as its superblock, of version 0, says."""
     return int.from_bytes(head[40:48], "little") if head.startswith(SUPERBLOCK) else otherwise

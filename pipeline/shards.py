@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.bands import files_of
-from pipeline.errors import PipelineError
-from pipeline.hdf5 import Array, attributes, damaged, places_of, reading
+from pipeline.errors import DamagedFile, NotAShard, PipelineError
+from pipeline.folder import is_of_shards, unreadable
+from pipeline.hdf5 import Array, File, attributes, damaged, places_of, reading
 from pipeline.layout import Layout
 from pipeline.multiply import multiplied
+from pipeline.seal import is_sealed
 from pipeline.shard_writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
 from pipeline.tile_file import TileFile, TileFiles
 from pipeline.tiles import ALL, TILE, Grid, Tile, file_size, mirrored
@@ -191,30 +193,64 @@ def open_shard(path: str | Path) -> Shard:
     """Open a shard: `.dense()`, `.matvec(V)`, `.tiles()`, `.gradient`, `.attrs`, `.parameters`.
 
     Raises:
-        PipelineError: there is no such file, it is no shard, it is cut short, or a newer version wrote it.
+        PipelineError: there is no such file, it is damaged (`DamagedFile`), it is a file of another kind or of another
+            program (`NotAShard`), or a newer version wrote it.
     """
     path = Path(path)
-    with reading(path) as file:
-        version = file.attrs.get("format_version")
-        if version is None or "matrix" not in file:
-            raise PipelineError(f"{path} is not a shard: it has no /matrix and format_version.")
-        if version > FORMAT_VERSION:
-            raise PipelineError(
-                f"{path} has format version {version}, this program reads up to {FORMAT_VERSION}: use a newer program."
+    if path.is_dir():
+        raise NotAShard(f"{path} is a folder, not a shard: pipeline.open_run(FOLDER) opens that of a run.")
+    ours = _must_be_ours(path)
+    try:
+        with reading(path) as file:
+            _check_kind(path, file, ours)
+            ours = True
+            return _opened(path, file)
+    except DamagedFile as damage:
+        if ours:
+            raise
+        raise NotAShard(f"{path} is not a shard, or not all of one ({damage.why}).") from damage
+
+
+def _must_be_ours(path: Path) -> bool:
+    """Whether a file lies where shards do, or ends as they do: then it was one, whatever it is now."""
+    try:
+        return path.is_file() and (is_of_shards(path) or is_sealed(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _check_kind(path: Path, file: File, ours: bool) -> None:
+    """Refuse HDF5 files that hold something else; of a file that need not be ours more is asked for."""
+    version, matrix = file.attrs.get("format_version"), file.get("matrix")
+    if not isinstance(version, int | np.integer) or getattr(matrix, "ndim", 0) != 2:
+        if "mean/eigenvalues" in file:
+            raise NotAShard(
+                f"{path} is not a shard but a spectra file: pipeline.open_run(FOLDER).spectra has it."
             )
-        if not file.attrs.get("complete", False):
-            raise damaged(path, "it was never completed")
-        attrs = attributes(file)
-        if attrs.get("checksum") != checksum_of(file):
-            raise damaged(path, "its attributes or gradient do not match their checksum")
-        names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
-        layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
-        attrs.setdefault("blocks", ALL)
-        for band, _ in files_of(path, attrs):
-            if not band.is_file():
-                raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
-        tile = attrs["tile"] if "bands" in attrs else file["matrix"].chunks[0]
-        return Shard(path, attrs, layout, tile, file["matrix"].dtype)
+        raise NotAShard(f"{path} is not a shard: it has no /matrix and format_version.")
+    if not ours and not {"complete", "checksum"} <= set(file.attrs):
+        raise NotAShard(f"{path} is not a shard: it does not say that it is complete, and has no checksum.")
+
+
+def _opened(path: Path, file: File) -> Shard:
+    version = file.attrs["format_version"]
+    if version > FORMAT_VERSION:
+        raise PipelineError(
+            f"{path} has format version {version}, this program reads up to {FORMAT_VERSION}: use a newer program."
+        )
+    if not file.attrs.get("complete", False):
+        raise damaged(path, "it was never completed")
+    attrs = attributes(file)
+    if attrs.get("checksum") != checksum_of(file):
+        raise damaged(path, "its attributes or gradient do not match their checksum")
+    names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
+    layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
+    attrs.setdefault("blocks", ALL)
+    for band, _ in files_of(path, attrs):
+        if not band.is_file():
+            raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
+    tile = attrs["tile"] if "bands" in attrs else file["matrix"].chunks[0]
+    return Shard(path, attrs, layout, tile, file["matrix"].dtype)
 
 
 @lru_cache(maxsize=32)

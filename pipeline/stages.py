@@ -132,9 +132,8 @@ def compute(
     processes: compute shards elsewhere; they are checked here.
 
     Raises:
-        PipelineError: the folder has no checkpoint.
+        PipelineError: the folder has no checkpoint, or one of another experiment.
     """
-    from pipeline.checkpoints import load_weights
     from pipeline.compute import compute_step, matrices_of
     from pipeline.running_mean import keep_mean
 
@@ -148,10 +147,13 @@ def compute(
     grid = Grid.of(subject.layout(settings["parameters"]), storage.tile, settings["blocks"])
     others = Elsewhere(processes, diary.folder.passing if keeps_mean else diary.folder.shard, grid)
     with diary.stage(Stage.compute):
+        for step in steps:  # all of them before anything is written
+            subject.load(diary.folder.checkpoint(step))
         if not keeps_mean:
             others.compute([(step, index) for step in steps for index in range(len(batches))])
         for step in steps:
-            load_weights(diary.folder.checkpoint(step), subject.model)
+            if len(steps) > 1:
+                subject.load(diary.folder.checkpoint(step))
             about = (diary.folder, step, subject.model, subject.criterion, batches, recipe)
             if keeps_mean:
                 made = keep_mean(diary.folder, step, matrices_of(*about), partial(others.compute_next, step))
@@ -174,13 +176,12 @@ def compute_one(
     storage: Storage = AS_COMPUTED,
 ) -> None:
     """One shard, or a band of one, in a process that has nothing else to do."""
-    from pipeline.checkpoints import load_weights
     from pipeline.compute import matrices_of
 
     step, batch, band = work
-    load_weights(folder.checkpoint(step), subject.model)
+    subject.load(folder.checkpoint(step))
     batches, recipe = _recipe(subject, settings, matrix, strategy, storage)
-    mine = matrices_of(folder, step, subject.model, subject.criterion, batches, recipe)[batch]
+    [mine] = matrices_of(folder, step, subject.model, subject.criterion, batches, recipe, only=batch)
     if band is not None:
         mine.write_band(band)
     elif mine.there() is None:
@@ -203,6 +204,7 @@ def _recipe(
         "matrix": name_of(matrix, MATRICES),
         "reduction": str(getattr(subject.criterion, "reduction", "mean")),
         "config_hash": settings["config_hash"],
+        "train_hash": subject.hashes["train_hash"],
     }
     return batches, Recipe(
         matrix,
@@ -238,6 +240,9 @@ def slices(diary: Diary, subject: Subject, settings: Mapping[str, Any]) -> None:
     batches = split(subject.train, subject.batch_size, settings["num_batches"], settings["seed"])
     about = (subject.model, subject.criterion, batches, settings["parameters"])
     with diary.stage(Stage.slices):
+        for path in map(diary.folder.checkpoint, diary.folder.spectrum_steps()):
+            if path.exists():
+                subject.load(path)  # refuses those of another experiment, also where nothing is to do
         for _ in slice_steps(diary.folder, Landscape(*about, settings["slice_points"])):
             pass
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from pipeline.checkpoints import evidence_in, load_weights
 from pipeline.data import Samples
+from pipeline.evidence import check_evidence
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Criterion, objective_of
+from pipeline.observation import hashes_of
 from pipeline.options import check_count
-from pipeline.training import check_fit
+from pipeline.training import check_fit, observe
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,23 @@ class Subject:
         test = samples.test.to(device, dtype) if samples.test is not None else None
         check_fit(model, criterion, train)
         return Subject(model, criterion, train, test, batch_size)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Checksums of the training samples and of the test samples."""
+        return hashes_of(self.train, self.test)
+
+    def load(self, checkpoint: Path) -> None:
+        """Put the weights of a checkpoint of the run folder into the model.
+
+        Raises:
+            PipelineError: they cannot be read, do not fit, or belong to other samples, another model or criterion.
+        """
+        load_weights(checkpoint, self.model)
+        if told := evidence_in(checkpoint):
+            check_evidence(
+                checkpoint, told, {**self.hashes, **observe(self.model, self.criterion, self.train)}
+            )
 
     def layout(self, parameters: list[str] | None) -> Layout:
         """The weights that the matrix is taken by."""

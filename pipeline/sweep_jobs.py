@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder, write_atomically
+from pipeline.folder import RunFolder, refuse_file, write_atomically
 from pipeline.headline import HEADLINE
 from pipeline.status import FINISHED, Status, status_of
 
@@ -121,6 +121,11 @@ def open_sweep(folder: str | Path) -> Sweep:
         PipelineError: there is no such folder, or no sweep was begun in it.
     """
     path = Path(folder).absolute()
+    refuse_file(path, "the folder of a sweep")
+    if (path / PLAN).exists() and not has_jobs(path) and not _is_plan(path / PLAN):
+        raise PipelineError(
+            f"{folder} is not the folder of a sweep: {PLAN} there lists no jobs of this program."
+        )
     planned = _plan(path)
     found = _numbered(path, planned)
     jobs = []
@@ -155,6 +160,15 @@ def plan(folder: Path, command: str, jobs: Sequence[Sequence[str]]) -> None:
     known, new = _plan(folder), {number: list(overrides) for number, overrides in enumerate(jobs)}
     if new and any(known.get(number) != overrides for number, overrides in new.items()):
         write_atomically(folder / PLAN, json.dumps({"command": command, "jobs": new}, indent=2) + "\n")
+
+
+def _is_plan(path: Path) -> bool:
+    """Whether it is a plan, or what a damaged one may be; not JSON of another program."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return True
+    return isinstance(found, dict) and "jobs" in found
 
 
 def _plan(folder: Path) -> dict[int, list[str]]:

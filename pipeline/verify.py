@@ -8,31 +8,32 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import DamagedFile, PipelineError
+from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.folder import RunFolder, set_aside
 from pipeline.shards import open_shard
 from pipeline.terminal import progress
 
 
-def damages(paths: Sequence[Path]) -> list[DamagedFile]:
-    """Read all of each shard, and give what is wrong with those that are damaged.
+def damages(paths: Sequence[Path]) -> list[DamagedFile | NotAShard]:
+    """Read all of each shard, and give what is wrong with those that are damaged, or are none.
 
     Raises:
-        PipelineError: a file cannot be read, or is no shard.
+        PipelineError: a file cannot be read.
     """
-    found = []
+    found: list[DamagedFile | NotAShard] = []
     for path in progress(paths, "shards"):
         try:
             deque(open_shard(path).tiles(), maxlen=0)
-        except DamagedFile as damage:
-            found.append(damage)
+        except (DamagedFile, NotAShard) as fault:
+            found.append(fault)
     return found
 
 
-def verify(folder: Path, only_look: bool = False) -> list[DamagedFile]:
+def verify(folder: Path, only_look: bool = False) -> list[DamagedFile | NotAShard]:
     """What is wrong with the shards of a run folder, of a folder of these, or with one file.
 
-    In a run folder damaged shards are set aside, unless only_look, so that the next run makes them again.
+    In a run folder damaged shards are set aside, unless only_look, so that the next run makes them again. Files of
+    somebody else's stay where they are.
 
     Raises:
         PipelineError: there are no shards, a file cannot be read, or another run is at work in the folder.
@@ -44,7 +45,7 @@ def verify(folder: Path, only_look: bool = False) -> list[DamagedFile]:
     if only_look or not run.shards.is_dir():
         return damages(paths)
     with run.lock():
-        return [set_aside(damage) for damage in damages(paths)]
+        return [set_aside(each) if isinstance(each, DamagedFile) else each for each in damages(paths)]
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bands import Band
+from pipeline.errors import PipelineError
+from pipeline.evidence import OtherExperiment
 from pipeline.folder import RunFolder
 
 _settings: dict[str, Mapping[str, Any]] = {}
@@ -21,17 +23,23 @@ def compute_shard(settings: Mapping[str, Any], folder: str, work: tuple[int, int
     """
     from pipeline import stages
 
-    _settings[settings["config_hash"]] = settings
-    subject, matrix, strategy, storage = _built(settings["config_hash"])
-    stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, work, storage)
+    key = f"{settings['config_hash']} {settings['train_hash']} {settings['test_hash']}"
+    _settings[key] = settings
+    subject, matrix, strategy, storage = _built(key)
+    try:
+        stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, work, storage)
+    except OtherExperiment as error:  # the run itself has looked before
+        raise PipelineError(
+            f"a worker has other code or files than the run ({error.where} differ): start the workers anew."
+        ) from error
 
 
 @lru_cache(maxsize=1)
-def _built(config_hash: str) -> tuple[Any, Any, Any, Any]:
+def _built(key: str) -> tuple[Any, Any, Any, Any]:
     """Subject, matrix, strategy and storage: once in each worker, not once for each batch."""
     from pipeline.run import as_config, build, build_subject
 
-    config = as_config(_on_a_gpu_of_its_own(_settings[config_hash]))
+    config = as_config(_on_a_gpu_of_its_own(_settings[key]))
     return build_subject(config), *(build(config, group) for group in ("matrix", "strategy", "storage"))
 
 

@@ -27,7 +27,6 @@ PROGRESS = (
     "to go on after a kill",
     "shards are there already.",
     "is up to date: taken as it is.",
-    ": left out.",
 )
 
 

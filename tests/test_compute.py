@@ -14,6 +14,7 @@ from pipeline.config import Blocks, Verify
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
+from pipeline.hdf5 import attributes
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch, Objective
 from pipeline.recipe import Recipe
@@ -260,7 +261,7 @@ def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, b
     assert "tiles are there already" in caplog.text
     assert {**attrs, "seconds": 0} == {**whole, "seconds": 0}
     with h5py.File(folder.shard(5, 0)) as one, h5py.File(RunFolder(folder.path / "whole").shard(5, 0)) as two:
-        assert dict(one.attrs) == dict(two.attrs)
+        assert attributes(one) == attributes(two)
         for name in ("matrix", "checksums", "gradient"):
             np.testing.assert_array_equal(one[name][:], two[name][:])
 

@@ -105,9 +105,10 @@ def test_files_that_are_no_shards(tmp_path: Path) -> None:
     for name in ("text.h5", "empty.h5"):
         with pytest.raises(PipelineError, match="HDF5 cannot open it"):
             open_shard(tmp_path / name)
-    for name in ("nothing.h5", "."):
-        with pytest.raises(PipelineError, match="no such file"):
-            open_shard(tmp_path / name)
+    with pytest.raises(PipelineError, match="no such file"):
+        open_shard(tmp_path / "nothing.h5")
+    with pytest.raises(PipelineError, match="is a folder, not a shard"):
+        open_shard(tmp_path)
 
 
 @pytest.mark.parametrize("missing", range(6))

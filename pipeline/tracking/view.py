@@ -21,7 +21,8 @@ HEADLINE = (
     "gradient_share_in_top_eigenspace",
     "mean_overlap_between_batches",
 )
-SILENT = ("stages", "tracking", "cluster", "device", "config_hash")  # they change no number
+# They change no number, or say what other columns say.
+SILENT = ("stages", "tracking", "cluster", "device", "config_hash", "train_hash", "test_hash")
 NUM_PARAMS = 8
 FIXED = {
     "attributes.`Run Name`": 330,

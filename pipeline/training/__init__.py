@@ -8,13 +8,24 @@ from torch import nn
 from pipeline.folder import RunFolder
 from pipeline.objective import Batch
 from pipeline.training.adam import Adam
-from pipeline.training.evaluation import accuracy, check_fit, evaluate
+from pipeline.training.evaluation import accuracy, check_fit, evaluate, observe
 from pipeline.training.gd import GD
 from pipeline.training.pretrained import Pretrained
 from pipeline.training.sgd import SGD
 from pipeline.training.untrained import Untrained
 
-__all__ = ["GD", "SGD", "Adam", "Pretrained", "Training", "Untrained", "accuracy", "check_fit", "evaluate"]
+__all__ = [
+    "GD",
+    "SGD",
+    "Adam",
+    "Pretrained",
+    "Training",
+    "Untrained",
+    "accuracy",
+    "check_fit",
+    "evaluate",
+    "observe",
+]
 
 
 class Training(Protocol):

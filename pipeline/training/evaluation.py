@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.objective import Batch, Inputs
+from pipeline.observation import observed_first
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
@@ -57,6 +58,12 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
             known = known and correct is not None
             right += share * (correct or 0.0)
     return loss, right if known else None
+
+
+def observe(model: nn.Module, criterion: Criterion, train: Batch) -> dict[str, Any]:
+    """What tells a model and a criterion from others, for these weights, see `evidence.py`."""
+    with evaluating(model):
+        return observed_first(model, predict, criterion, train)
 
 
 def check_fit(model: nn.Module, criterion: Criterion, batch: Batch) -> None:

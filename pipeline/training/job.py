@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from pipeline.checkpoints import save_weights
+from pipeline.checkpoints import evidence_in, load_state, put_weights, save_weights
 from pipeline.errors import PipelineError
+from pipeline.evidence import Evidence, OtherExperiment, check_evidence
 from pipeline.folder import RunFolder
 from pipeline.objective import Batch
+from pipeline.observation import hashes_of
 from pipeline.options import check_count, check_counts
-from pipeline.training.evaluation import Criterion, check_fit, evaluate
+from pipeline.training.evaluation import Criterion, check_fit, evaluate, observe
 from pipeline.training.history import Row
 
 
@@ -68,4 +73,42 @@ class Job:
             )
 
     def save(self, step: int) -> None:
-        save_weights(self.folder.checkpoint(step), self.model)
+        save_weights(self.folder.checkpoint(step), self.model, self.evidence())
+
+    def evidence(self) -> dict[str, Any]:
+        """Of the samples, and of model and criterion at the weights of now."""
+        return {**self._hashes, **observe(self.model, self.criterion, self.train)}
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return hashes_of(self.train, self.test)
+
+    def check_evidence(self, source: Path, told: Evidence) -> None:
+        """Refuse weights, which the model has now, of another experiment.
+
+        Raises:
+            OtherExperiment: `told` was taken of other samples, or of another model or criterion.
+        """
+        if told:
+            check_evidence(source, told, self.evidence())
+
+    def check_folder(self) -> None:
+        """Refuse to begin where checkpoints of another experiment are; the model keeps its weights.
+
+        Raises:
+            OtherExperiment: data, model or criterion differ.
+        """
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        for step in self.folder.checkpoint_steps():
+            path = self.folder.checkpoint(step)
+            try:
+                put_weights(load_state(path), self.model, str(path))
+                self.check_evidence(path, evidence_in(path))
+            except OtherExperiment:
+                raise
+            except (
+                PipelineError
+            ):  # damaged, or from elsewhere: it is replaced, or told by the stage that needs it
+                continue
+            finally:
+                put_weights(own, self.model, "the model")

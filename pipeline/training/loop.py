@@ -44,7 +44,7 @@ def descend(job: Job, optimizer: Optimizer, schedule: Schedule, owner: str) -> i
         if step in wanted:
             job.save(step)
         if step == last or step % schedule.save_every == 0:
-            state.save(step, job.model, optimizer, history.rows)
+            state.save(step, job.model, optimizer, history.rows, job.evidence())
 
     torch.manual_seed(job.seed)
     first = resume(job, optimizer, state, history, wanted)
@@ -77,13 +77,16 @@ def resume(
     """Put the last training state back and return its step, or None where training starts from the beginning.
 
     That is so where there is no state, or a checkpoint from before it is wanted now and was not then.
+
+    Raises:
+        PipelineError: what is there is damaged, or of another training or experiment.
     """
-    if not state.path.exists():
-        return None
-    content = state.read()
-    step: int = content["step"]
-    if not all(job.folder.checkpoint(early).exists() for early in wanted if early <= step):
+    content = state.read() if state.path.exists() else None
+    step: int = content["step"] if content else -1
+    if not content or not all(job.folder.checkpoint(early).exists() for early in wanted if early <= step):
+        job.check_folder()
         return None
     state.restore(content, job.model, optimizer)
+    job.check_evidence(state.path, content.get("evidence", {}))
     history.restore(content["rows"])
     return step

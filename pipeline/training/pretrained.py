@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pipeline.checkpoints import load_weights
+from pipeline.errors import PipelineError
 from pipeline.options import check_text
 from pipeline.training.untrained import Untrained
 
@@ -25,3 +27,20 @@ class Pretrained(Untrained):
 
     def prepare(self, model: nn.Module) -> None:
         load_weights(Path(self.path).expanduser(), model)
+
+    def check_kept(self, checkpoint: Path, model: nn.Module) -> None:
+        """Refuse weights that the file held once and does not now; a file that is gone says nothing.
+
+        Raises:
+            PipelineError: they differ.
+        """
+        if not Path(self.path).expanduser().is_file():
+            return
+        self.prepare(model)
+        given = {name: value.clone() for name, value in model.state_dict().items()}
+        load_weights(checkpoint, model)
+        if not all(torch.equal(value, given[name]) for name, value in model.state_dict().items()):
+            raise PipelineError(
+                f"{checkpoint} holds other weights than {self.path} does now: one folder holds one experiment; "
+                "choose another with hydra.run.dir=FOLDER."
+            )

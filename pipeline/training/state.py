@@ -27,11 +27,14 @@ class TrainingState:
     path: Path
     owner: str
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer, rows: list[Row]) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: Optimizer, rows: list[Row], evidence: dict[str, Any]
+    ) -> None:
         content = {
             "owner": self.owner,
             "step": step,
             "rows": rows,
+            "evidence": evidence,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),

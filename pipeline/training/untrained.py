@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pipeline.checkpoints import load_weights
+from pipeline.checkpoints import evidence_in, load_weights
 from pipeline.folder import RunFolder
 from pipeline.objective import Batch
 from pipeline.training.history import History
@@ -23,6 +24,9 @@ class Untrained:
     def prepare(self, model: nn.Module) -> None:
         """What happens to the weights before they are recorded."""
 
+    def check_kept(self, checkpoint: Path, model: nn.Module) -> None:
+        """Refuse step 0 of a run folder where it is no longer what `prepare` would make."""
+
     def run(
         self,
         model: nn.Module,
@@ -38,12 +42,15 @@ class Untrained:
         """See `Training.run`.
 
         Raises:
-            PipelineError: another step than 0 is asked for, arguments do not fit, or a loss is not finite.
+            PipelineError: another step than 0 is asked for, arguments do not fit, a loss is not finite, or the folder
+                holds another experiment.
         """
         job = Job(model, criterion, train, test, folder, checkpoint_steps, seed, log)
         if folder.checkpoint(0).exists():
+            self.check_kept(folder.checkpoint(0), model)
             load_weights(folder.checkpoint(0), model)
             job.check(last_step=0)
+            job.check_evidence(folder.checkpoint(0), evidence_in(folder.checkpoint(0)))
         else:
             self.prepare(model)
             job.check(last_step=0)
