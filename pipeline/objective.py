@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.module_state import ModuleState
 from pipeline.options import check_count
 from pipeline.plain import Plain, check_modules, checkpoints_off
+from pipeline.trees import Tree
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Params = dict[str, Tensor]
@@ -308,8 +309,10 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
 
 
 def _cast(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """A tensor, or an object that holds some, elsewhere."""
     if not isinstance(value, Tensor):
-        return value
+        tree = Tree.of(value, every=True)
+        return tree.like([_cast(each, device, dtype) for each in tree.tensors])
     if value.is_inference():  # made under torch.inference_mode(): autograd keeps no such tensor
         value = value.clone()
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.linearised import Linear, linearised
 from pipeline.matrix.slopes import along, moments, slopes_of
 from pipeline.objective import Batch, Criterion, Objective, Params
 from pipeline.reference import Product, Reference
-from pipeline.samples import check_samples_apart
+from pipeline.samples import check_outputs_count_samples
 from pipeline.trees import Tree
 
 
@@ -25,12 +26,15 @@ class EmpiricalFisher:
     the Fisher matrix, whose targets are drawn from the model (Kunstner et al. 2019, arXiv:1905.12558).
 
     Raises:
-        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples, or the model's outputs
-            for a sample depend on other samples.
+        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples, or it is not known which
+            outputs are of which sample.
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        check_samples_apart(objective.predict, params, batch, "matrix=empirical_fisher")
+        def loss(outputs: Any) -> Tensor:
+            return objective.loss_of(params, outputs, batch.targets)
+
+        check_outputs_count_samples(objective.predict, params, batch, loss, "matrix=empirical_fisher")
         is_mean: list[bool] = []
 
         def squares(criterion: Criterion) -> Criterion:
@@ -64,27 +68,43 @@ class _Squares:
         return moves.square().sum() / 2 * (len(moves) if self.is_mean[0] else 1)
 
 
+def _counts(value: Tensor, n: int) -> bool:
+    return value.ndim > 0 and len(value) % n == 0
+
+
+def _losses(criterion: Criterion, tree: Tree, targets: Any) -> list[tuple[list[Tensor], Tensor]]:
+    """Outputs and their losses: at the outputs as they are, and at others."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.rand(f.shape, generator=generator) for f in tree.tensors]
+
+    def at(move: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        moved = [
+            move(f, r.to(f)) if f.is_floating_point() else f for f, r in zip(tree.tensors, drawn, strict=True)
+        ]
+        return moved, criterion(tree.like(moved), targets)
+
+    first = at(lambda f, r: f)
+    try:
+        return [first, at(lambda f, r: f + 4 * r - 2)]
+    except Exception:  # a criterion may raise anything where it does not take an output
+        return [first, at(lambda f, r: f * (1 - r / 2))]
+
+
 def _is_mean(criterion: Criterion, outputs: Any, batch: Batch) -> bool:
     """Whether the loss of a batch is the mean of the losses of its samples, each alone, and not their sum.
 
-    Read off losses at the outputs and at some that are moved, because at a loss of zero both candidates pass.
-    Cost: 2 N losses of one sample.
+    Read off losses at the outputs and at some that are moved, because at a loss of zero both candidates pass; towards
+    zero, where a criterion takes no others (probabilities, say). Cost: 2 N losses of one sample.
     """
     n, tree = batch.num_samples, Tree.of(outputs, every=True)
     if n == 1:
         return True  # the same as a sum
     candidates = {True, False}
-    generator = torch.Generator().manual_seed(0)
-    for size in (0.0, 1.0):
-        moved = [
-            f + size * torch.randn(f.shape, generator=generator).to(f) if f.is_floating_point() else f
-            for f in tree.tensors
-        ]
-        loss = criterion(tree.like(moved), batch.targets)
+    for moved, loss in _losses(criterion, tree, batch.targets):
         try:
             losses = []
             for i in range(n):
-                mine = [f[i * len(f) // n : (i + 1) * len(f) // n] for f in moved]
+                mine = [f[i * len(f) // n : (i + 1) * len(f) // n] if _counts(f, n) else f for f in moved]
                 losses.append(criterion(tree.like(mine), batch.chunk(i, i + 1).targets))
             alone = torch.stack(losses).double()
         except PipelineError:

@@ -34,12 +34,13 @@ def gauss_newton(reference: Reference, direction: Tensor, by_autograd: bool) -> 
     if by_autograd:
         pushed = reference.push_by_autograd(direction)
         return Product(reference.pull(reference.curve_by_autograd(outputs, pushed)), 0.0)
-    pushed, uncertainty = reference.push(direction)
+    pushed, flat = reference.push(direction)
     curved, more = reference.curve(outputs, pushed)
     value = reference.pull(curved)
     # An error of J v passes through Λ and Jᵀ as J v itself does; so it is taken to stay as large beside the product.
-    relative = uncertainty / max(_norm(pushed), 1e-300) + more / max(_norm(curved), 1e-300)
-    return Product(value, min(relative, 1.0) * float(value.norm()) + 1e-14 * float(direction.norm()))
+    relative = flat.uncertainty / max(_norm(pushed), 1e-300) + more / max(_norm(curved), 1e-300)
+    uncertainty = min(relative, 1.0) * float(value.norm()) + 1e-14 * float(direction.norm())
+    return Product(value, uncertainty, flat.noise)
 
 
 def _norm(tensors: list[Tensor]) -> float:
