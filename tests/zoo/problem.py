@@ -37,7 +37,9 @@ class Net:
     make: gives the problem for a number of samples and a width. requires: the module that must be installed. width: of
     the tests; wide: of the benchmark. samples: whether the loss is the "mean" or the "sum" of the losses of samples;
     None where it is neither, so that there is no empirical Fisher matrix. draws_targets: whether the criterion says how
-    targets are drawn, so that there is a Fisher matrix. refused: a pattern, where there is no Hessian.
+    targets are drawn, so that there is a Fisher matrix. mixes: whether outputs depend on other samples too, so that the
+    empirical Fisher matrix may be refused. castable: whether inputs can be taken to another dtype. refused: a pattern,
+    where there is no Hessian.
     """
 
     id: str
@@ -49,6 +51,8 @@ class Net:
     draws_targets: bool = False
     refused: str | None = None
     num_samples: int = 16
+    mixes: bool = False
+    castable: bool = True
 
     @property
     def missing(self) -> str | None:

@@ -157,10 +157,10 @@ VISION = [
     Net("tv-mobilenet-v3", classifier(mobilenet_v3, 16), TORCHVISION, **USUAL),
     Net("tv-densenet", classifier(densenet, 16), TORCHVISION, **USUAL),
     Net("tv-efficientnet", classifier(efficientnet, 16), TORCHVISION, **USUAL),
-    Net("tv-swin", classifier(swin, 16), TORCHVISION, **USUAL, wide=8),
+    Net("tv-swin", classifier(swin, 16), TORCHVISION, **USUAL, num_samples=4),
     Net("tv-convnext", classifier(convnext, 16), TORCHVISION, **USUAL),
     Net("tv-vit", classifier(vit, 8), TORCHVISION, **USUAL),
-    Net("timm-resnet", classifier(timm_resnet, 32), TIMM, **USUAL, wide=8),
+    Net("timm-resnet", classifier(timm_resnet, 32), TIMM, **USUAL),
     Net("timm-vit", classifier(timm_model("vision_transformer.VisionTransformer", **VIT), 8), TIMM, **USUAL),
     Net(
         "timm-vit-layer-scale",
@@ -200,6 +200,6 @@ VISION = [
         ),
         TIMM,
         **USUAL,
-        wide=8,
+        num_samples=4,
     ),
 ]  # fmt: skip
