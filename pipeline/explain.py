@@ -91,13 +91,24 @@ def _unknown_key(key: str) -> str:
         known |= names
     if owners:
         return f"{key}: the {group} that was chosen has no such option, {group}={' or '.join(owners)} has it."
-    return f"{key}: there is no such option{near(name, sorted(known))}"
+    if group.startswith("hydra."):  # as far as the main config sets them
+        known |= set(OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), group, default={}))
+    like = near(name, sorted(known))
+    if like == "." and group and not group.startswith("hydra"):
+        like = f"; one that a class of your own takes is given as +{key}=VALUE."
+    return f"{key}: there is no such option{like}"
 
 
 def near(name: str, known: Sequence[str]) -> str:
     """The end of a line about a name that does not exist: the nearest one that does."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) or [each for each in known if name == _initials(each)]
     return f", did you mean {close[0]}?" if close else "."
+
+
+def _initials(name: str) -> str:
+    """Those of the words of a name that has several: lr for learning_rate."""
+    words = name.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def unknown_top(key: str) -> str:
@@ -118,10 +129,10 @@ def unknown_top(key: str) -> str:
     for name in inside:
         leaf = name.partition(".")[2]
         leaves.setdefault(leaf, name)
-        initials.setdefault("".join(word[0] for word in leaf.split("_")), name)
+        initials.setdefault(_initials(leaf), name)
     close = difflib.get_close_matches(key, [*tops, *leaves], n=1)
     found = leaves.get(key) or next((name if name in tops else leaves[name] for name in close), None)
-    found = found or (initials.get(key) if len(key) > 1 else None)
+    found = found or initials.get(key)
     if found:
         return f"{key}: there is no such option, did you mean {found}?"
     return f"{key}: there is no such option: `python -m pipeline.run --help` lists them."

@@ -24,7 +24,7 @@ from pipeline.explain import CONF, near, unknown_top
 
 SIZES = ("input_shape", "num_outputs")  # what the data says of itself, and a model is built from
 PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
-NO_OPTIONS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # Hydra's own
+NO_OPTIONS = ("_target_", "_args_", "_recursive_", "_convert_")  # Hydra's own
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def trim(
         _check(group, options, [str(key) for key in ours])
         return
     mine = given.in_group(group)
-    known = signature(located()).parameters if located is not None else {}
+    known = _parameters(located()) if located is not None else {}
     anything = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
     sizes = [size for size in SIZES if group == "model" and (anything or size in known)]
     left_out = [key for key in options if key not in mine and key not in (*NO_OPTIONS, *sizes)]
@@ -118,6 +118,13 @@ def trim(
                 options[size] = f"${{data.{size}}}"
     if located is not None and not anything:
         _check(group, options, list(known))
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
+    try:
+        return signature(target).parameters
+    except ValueError:  # written in C, and does not say
+        return {"options": Parameter("options", Parameter.VAR_KEYWORD)}
 
 
 def _check(group: str, options: DictConfig, known: Sequence[str]) -> None:

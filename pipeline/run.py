@@ -249,6 +249,8 @@ def _locate(group: str, target: str) -> Callable[..., Any]:
             f"{group}._target_={target} cannot be imported ({error}): "
             "check its name, and that its folder is on PYTHONPATH."
         ) from None
+    if not callable(found):
+        raise PipelineError(f"{group}._target_={target} is no class: give one, such as {target}.Class.")
     return found
 
 

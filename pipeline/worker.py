@@ -30,7 +30,8 @@ def compute_shard(settings: Mapping[str, Any], folder: str, work: tuple[int, int
         stages.compute_one(RunFolder(Path(folder)), subject, settings, matrix, strategy, work, storage)
     except OtherExperiment as error:  # the run itself has looked before
         raise PipelineError(
-            f"a worker has other code or files than the run ({error.where} differ): start the workers anew."
+            f"a worker has other code or files than the run ({error.where} differ): start the workers anew; "
+            "what your own classes draw must be the same in each process."
         ) from error
 
 

@@ -244,6 +244,17 @@ UNREAD = {
         ["model._target_=his_options.Net", "model.hidden_sizes=[3]"],
         "model.hidden_sizes: his_options.Net takes no such option: it takes input_shape, num_outputs, activation, bias",
     ),
+    "abbreviation in a group": (
+        ["+training.lr=3"],
+        "training.lr: pipeline.training.Adam takes no such option, did you mean learning_rate?",
+    ),
+    "without a plus": (
+        ["model._target_=his_options.Net", "model.act=relu"],
+        "model.act: there is no such option; one that a class of your own takes is given as +model.act=VALUE.",
+    ),
+    "hydra without a plus": (["hydra.sweep.dirs=x"], "hydra.sweep.dirs: there is no such option, did you mean dir?"),
+    "left half done": (["+model._partial_=true"], "model._partial_: pipeline.model.MLP takes no such option"),
+    "a module": (["model._target_=his_options"], "model._target_=his_options is no class: give one, such as"),
     "hydra": (["+hydra.run.dri=x"], "hydra.run.dri: there is no such option, did you mean dir?"),
     "hydra's launcher": (["+hydra.launcher.timeout=1"], "hydra.launcher.timeout: "),
 }  # fmt: skip
