@@ -79,7 +79,7 @@ def certify(
     Where H v is nearly what differences say, or they are not sharp (a kink), or not those of a symmetric matrix (the
     module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the module.
 
-    Cost: 20 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear nets.
+    Cost: 14 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear nets.
     """
     if objective is not None and (why := _differs(reference, *objective)):
         return Certificate(float("nan"), 0.0, why=why)

@@ -112,6 +112,7 @@ NOT_HASHED = (  # how fast, how often looked at, how often saved
     "strategy.few_weights",
     "strategy.megabytes",
     "strategy.rows_at_once",
+    "strategy.some_weights",
     "strategy.tangents_per_product",
     "strategy.very_few_weights",
     "training.evaluate_every",

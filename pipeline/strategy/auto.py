@@ -16,7 +16,7 @@ from pipeline.options import check_count
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.hvp import HVP
+from pipeline.strategy.hvp import HVP, rows_at_once
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
 from pipeline.strategy.wanted import Wanted, everything
@@ -34,15 +34,21 @@ class Auto:
     on the net, the loss and the batch alone, so that a run that is taken up again makes the same one.
 
     few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
-    many, one pass of `autograd` is over before one of `hvp`.
+    many, one pass of `autograd` is over before one of `hvp`. some_weights: up to so many, `khatri_rao` has to need several
+    times fewer tangents than there are weights, since a pass of `hvp` takes hundreds at once and no rows are made by small
+    matrix products. megabytes: for the tangents of such a pass.
     """
 
     few_weights: int = 400
     very_few_weights: int = 100
+    some_weights: int = 4000
+    megabytes: int = 1024
 
     def __post_init__(self) -> None:
         check_count("strategy.few_weights", self.few_weights)
         check_count("strategy.very_few_weights", self.very_few_weights)
+        check_count("strategy.some_weights", self.some_weights)
+        check_count("strategy.megabytes", self.megabytes)
 
     def blocks(
         self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
@@ -87,10 +93,14 @@ class Auto:
         if num_weights <= self.few_weights:
             return Choice(HVP(num_weights), "hvp", f"{num_weights} weights take one pass")
         cost = KhatriRao().cost(objective, params, batch)
-        if cost.num_tangents < num_weights:
+        fewer = SEVERAL if num_weights <= self.some_weights else 1
+        if cost.num_tangents * fewer < num_weights:
             reason = f"{cost.num_tangents:,} tangents in place of {num_weights:,}"
             return Choice(KhatriRao(), "khatri_rao", reason)
-        return Choice(HVP(), "hvp", "no weight enters the model linearly")
+        reason = f"units would need {cost.num_tangents:,} tangents, the weights {num_weights:,}"
+        if cost.num_tangents >= num_weights:
+            reason = "no weight enters the model linearly"
+        return Choice(HVP(rows_at_once(objective, params, batch, self.megabytes)), "hvp", reason)
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         cost: Cost = self.choose(objective, params, batch).strategy.cost(objective, params, batch)
@@ -98,7 +108,10 @@ class Auto:
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         few = num_parameters <= max(self.few_weights, self.very_few_weights)
-        return (HVP(num_parameters) if few else KhatriRao()).memory(num_parameters, itemsize)
+        if few:
+            return HVP(num_parameters).memory(num_parameters, itemsize)
+        products = HVP(1).memory(num_parameters, itemsize) + self.megabytes * 2**20
+        return max(products, KhatriRao().memory(num_parameters, itemsize))
 
 
 def because(choice: Choice, failures: Failures) -> Choice:
@@ -107,6 +120,9 @@ def because(choice: Choice, failures: Failures) -> Choice:
         return choice
     reasons = "; ".join(f"{name} did not do ({error.why})" for name, error in failures)
     return choice._replace(reason=reasons)
+
+
+SEVERAL = 4
 
 
 @cache

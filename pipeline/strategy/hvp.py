@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.overrides import TorchFunctionMode
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, flatten
+from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.options import check_count
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.tangent import push
-from pipeline.strategy.triangle import columns_of, unit_vectors
+from pipeline.strategy.triangle import columns_of
 from pipeline.strategy.wanted import Wanted, everything
 
 log = logging.getLogger(__name__)
@@ -27,9 +31,9 @@ log = logging.getLogger(__name__)
 class HVP:
     """H[j, K] = d/dε ∇_K L(θ + ε e_j): the forward-mode derivative of the gradient, `chunk_size` unit vectors at once.
 
-    The tangent enters at parameter j alone, so what runs before j is computed once and not once a tangent;
-    the gradient is taken by the parameters K that the triangle needs alone (see `columns_of`). Up to `chunk_size`
-    weights take one pass together. Cost: P
+    The tangents of a pass enter at as few parameters j as make up a chunk, so what runs before them is computed once and
+    not once a tangent; the gradient is taken by the parameters K that the triangle needs alone (see `columns_of`). Up to
+    `chunk_size` weights take one pass together. Cost: P
     tangents, each about one more gradient (Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147). Memory:
     chunk_size times the activations of the batch. Needs a forward-mode formula for the backward of every
     layer.
@@ -54,8 +58,7 @@ class HVP:
                 log.warning("out of memory with all rows at once: going on parameter by parameter.")
             else:
                 return
-        for name, columns in columns_of(params).items():
-            yield from rows_by_product(objective, params, batch, name, columns, self.chunk_size, wanted)
+        yield from rows_by_products(objective, params, batch, columns_of(params), self.chunk_size, wanted)
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)
@@ -82,50 +85,122 @@ def _all_rows(objective: Objective, params: Params, batch: Batch) -> Block:
     return Block(everything, everything, values)
 
 
-def rows_by_product(
+class Rows(NamedTuple):
+    """Entries start..stop-1 of a parameter, each of which moves along a tangent of its own."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def number(self) -> int:
+        return self.stop - self.start
+
+
+def rows_by_products(
     objective: Objective,
     params: Params,
     batch: Batch,
-    name: str,
-    columns: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
     chunk_size: int,
     wanted: Wanted = everything,
 ) -> Iterator[Block]:
-    """The blocks (name, column) of the Hessian, for each of the columns, by one product for each row.
+    """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each row.
 
-    When memory does not hold `chunk_size` of them at once, it goes on with half as many.
+    columns: each list begins with the one before it. Small parameters share a pass, whose cost beside its numbers is that
+    of a few gradients. When memory does not hold `chunk_size` rows at once, it goes on with half as many.
     """
     spans = Layout.of(params).slices()
-    product = partial(_product, objective, params, batch, name, tuple(columns))
-    start, size = 0, params[name].numel()
-    while start < size:
-        stop = min(start + chunk_size, size)
-        rows = slice(spans[name].start + start, spans[name].start + stop)
-        if not any(wanted(rows, spans[column]) for column in columns):
-            start = stop
+    left = deque(Rows(name, 0, params[name].numel()) for name in columns)
+    while left:
+        together = _next(left, chunk_size)
+        blocks = [
+            (slice(spans[rows.name].start + rows.start, spans[rows.name].start + rows.stop), column, rows)
+            for rows in together
+            for column in columns[rows.name]
+        ]
+        if not any(wanted(here, spans[column]) for here, column, _ in blocks):
             continue
+        product = partial(_product, objective, params, batch, tuple(columns[together[-1].name]))
         try:
-            products = vmap(product)(unit_vectors(params[name], start, stop))
+            products = vmap(product)(_tangents(params, together))
         except torch.OutOfMemoryError:
-            if stop - start == 1:
+            number = sum(rows.number for rows in together)
+            if number == 1:
                 raise
-            chunk_size = (stop - start) // 2
-            log.warning("out of memory with %d rows at once: going on with %d.", stop - start, chunk_size)
+            left.extendleft(reversed(together))
+            chunk_size = number // 2
+            log.warning("out of memory with %d rows at once: going on with %d.", number, chunk_size)
             continue
-        for column, values in products.items():
-            yield Block(rows, spans[column], values.reshape(len(values), -1)).lower()
-        start = stop
+        starts = dict(zip(together, accumulate((rows.number for rows in together), initial=0), strict=False))
+        for here, column, rows in blocks:
+            values = products[column][starts[rows] : starts[rows] + rows.number]
+            yield Block(here, spans[column], values.reshape(rows.number, -1)).lower()
+
+
+def _next(left: deque[Rows], most: int) -> list[Rows]:
+    """The next rows, taken off those that are left: a part of a large parameter, or several small ones."""
+    together, room = [left.popleft()], most
+    if together[0].number > most:
+        name, start, stop = together[0]
+        left.appendleft(Rows(name, start + most, stop))
+        return [Rows(name, start, start + most)]
+    room -= together[0].number
+    while left and left[0].number <= room:
+        together.append(left.popleft())
+        room -= together[-1].number
+    return together
+
+
+def _tangents(params: Params, together: Sequence[Rows]) -> Params:
+    """Unit vectors one after another, each in the space of one parameter: (c, *shape) for every parameter that moves."""
+    total, first = sum(rows.number for rows in together), 0
+    tangents = {}
+    for rows in together:
+        units = params[rows.name].new_zeros(total, params[rows.name].numel())
+        units[first : first + rows.number, rows.start : rows.stop].fill_diagonal_(1)
+        tangents[rows.name] = units.reshape(total, *params[rows.name].shape)
+        first += rows.number
+    return tangents
 
 
 def _product(
-    objective: Objective, params: Params, batch: Batch, name: str, columns: tuple[str, ...], tangent: Tensor
+    objective: Objective, params: Params, batch: Batch, columns: tuple[str, ...], tangents: Params
 ) -> Params:
-    """d/dε of the gradient by `columns` when `name` moves along `tangent`."""
+    """d/dε of the gradient by `columns` when some parameters move along their tangents."""
 
-    def gradient(value: Tensor) -> Params:
-        here = {**params, name: value}
+    def gradient(values: Params) -> Params:
+        here = {**params, **values}
         chosen = {column: here[column] for column in columns}
         result: Params = grad(lambda moved: objective.loss({**here, **moved}, batch))(chosen)
         return result
 
-    return push(gradient, params[name], tangent)
+    return push(gradient, {name: params[name] for name in tangents}, tangents)
+
+
+def rows_at_once(objective: Objective, params: Params, batch: Batch, megabytes: int) -> int:
+    """How many rows a pass may take: what the model computes on the batch is held about four times for each.
+
+    It is counted in one run of the model, from shapes.
+    """
+    with _Counter() as counter:
+        objective.loss(leaves_of(params), batch)
+    itemsize = next(iter(params.values())).element_size()
+    num_weights = Layout.of(params).num_parameters
+    each = 4 * counter.numbers * itemsize + 2 * num_weights * itemsize
+    return max(LEAST_AT_ONCE, min(num_weights, megabytes * 2**20 // each))
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the floating-point numbers that functions return."""
+
+    numbers = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.numbers += result.numel()
+        return result
+
+
+LEAST_AT_ONCE = 32

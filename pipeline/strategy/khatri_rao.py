@@ -10,7 +10,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.options import check_count
 from pipeline.strategy.captured import Net, uses_of
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.hvp import rows_by_product
+from pipeline.strategy.hvp import rows_by_products
 from pipeline.strategy.response import mixes_samples
 from pipeline.strategy.rows import numbers_of, pieces_of, tangents_of_use
 from pipeline.strategy.sums import Sums
@@ -50,13 +50,12 @@ class KhatriRao:
         for piece in pieces_of(nets, self.megabytes * 2**20, sums.is_wanted):
             yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()
-        columns = list(net.names)
+        columns, rest = list(net.names), {}
         for name in params:
             if name not in net.names:
                 columns.append(name)
-                yield from rows_by_product(
-                    objective, params, batch, name, columns, self.tangents_per_product, wanted
-                )
+                rest[name] = tuple(columns)
+        yield from rows_by_products(objective, params, batch, rest, self.tangents_per_product, wanted)
 
     def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
         """The net on the batch, or on parts of it; with nothing captured where samples influence each other."""

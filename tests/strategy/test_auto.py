@@ -34,7 +34,8 @@ def problem(model: nn.Module, fan_in: int = 1):
         ({}, "autograd"),
         ({"very_few_weights": 48}, "hvp"),
         ({"very_few_weights": 49, "few_weights": 1}, "autograd"),
-        ({"very_few_weights": 1, "few_weights": 48}, "khatri_rao"),
+        ({"very_few_weights": 1, "few_weights": 48}, "hvp"),
+        ({"very_few_weights": 1, "few_weights": 48, "some_weights": 48}, "khatri_rao"),
     ],
 )
 def test_the_number_of_weights_decides(options, taken):

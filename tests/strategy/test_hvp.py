@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.blocks import assemble
 from pipeline.criterion import SquaredError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, objective_of
+from pipeline.objective import Batch, Params, objective_of
 from pipeline.strategy import HVP, KhatriRao, Strategy, Triangular, hvp
 
 
@@ -34,18 +34,18 @@ def test_out_of_memory_halves_the_rows(
     batch = Batch(torch.randn(6, 2).double(), torch.randn(6, 2).double())
     num_weights = Layout.of(params).num_parameters
     expected = assemble(Triangular().blocks(objective, params, batch), num_weights)
-    whole, sizes = hvp.unit_vectors, []
+    whole, sizes = hvp._tangents, []
 
-    def limited(like: Tensor, start: int, stop: int) -> Tensor:
-        sizes.append(stop - start)
-        if stop - start > 3:
+    def limited(params: Params, together: list[hvp.Rows]) -> Params:
+        sizes.append(sum(rows.number for rows in together))
+        if sizes[-1] > 3:
             raise torch.OutOfMemoryError("no room")
-        return whole(like, start, stop)
+        return whole(params, together)
 
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(hvp, "unit_vectors", limited)
+    monkeypatch.setattr(hvp, "_tangents", limited)
     monkeypatch.setattr(hvp, "_all_rows", no_room)
     found = assemble(strategy.blocks(objective, params, batch), num_weights)
     assert (found - expected).abs().max() <= 1e-14 * expected.abs().max()
@@ -57,7 +57,7 @@ def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(hvp, "unit_vectors", no_room)
+    monkeypatch.setattr(hvp, "_tangents", no_room)
     monkeypatch.setattr(hvp, "_all_rows", no_room)
     objective, params = objective_of(nn.Linear(2, 2), SquaredError())
     with pytest.raises(torch.OutOfMemoryError):
