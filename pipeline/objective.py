@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pipeline.draws import Draws
 from pipeline.errors import PipelineError
@@ -41,8 +40,8 @@ class Batch(NamedTuple):
     @property
     def num_samples(self) -> int:
         """N, the length that most inputs share; of two as frequent, the one that divides the targets' length."""
-        lengths = [len(value) for value in pytree.tree_leaves(self.inputs) if _has_length(value)]
-        others = [len(value) for value in pytree.tree_leaves(self.targets) if _has_length(value)]
+        lengths = [len(value) for value in _tensors(self.inputs) if value.ndim > 0]
+        others = [len(value) for value in _tensors(self.targets) if value.ndim > 0]
 
         def rank(length: int) -> tuple[int, bool]:
             return lengths.count(length), any(n % length == 0 for n in others if length)
@@ -50,19 +49,19 @@ class Batch(NamedTuple):
         return max(lengths, key=rank) if lengths else 1
 
     def counted(self, squares: bool = True) -> list[int]:
-        """How many entries of its first dimension a sample takes, for each leaf of the inputs and targets; 0: none.
+        """How many entries of its first dimension a sample takes, for each tensor of inputs and targets; 0: none.
 
         squares: whether a tensor (N, N) counts samples, which may as well be a mask.
         """
         n = self.num_samples
 
-        def entries(value: Any, several: bool) -> int:
-            if not _has_length(value) or n == 0 or (not squares and value.shape[:2] == (n, n)):
+        def entries(value: Tensor, several: bool) -> int:
+            if value.ndim == 0 or n == 0 or (not squares and value.shape[:2] == (n, n)):
                 return 0
             return len(value) // n if len(value) == n or (several and len(value) % n == 0) else 0
 
-        inputs = [entries(value, False) for value in pytree.tree_leaves(self.inputs)]
-        return inputs + [entries(value, True) for value in pytree.tree_leaves(self.targets)]
+        inputs = [entries(value, False) for value in _tensors(self.inputs)]
+        return inputs + [entries(value, True) for value in _tensors(self.targets)]
 
     @staticmethod
     def of(inputs: Any, targets: Any) -> Batch:
@@ -71,25 +70,24 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The same samples elsewhere; only floating-point tensors take the dtype."""
-        return Batch(*pytree.tree_map(lambda value: _cast(value, device, dtype), tuple(self)))
+        return self._like([_cast(value, device, dtype) for value in _tensors(tuple(self))])
 
     def chunk(self, start: int, stop: int, squares: bool = True) -> Batch:
         """Samples start..stop-1, as far as shapes tell; what does not count samples stays whole."""
-        leaves, structure = pytree.tree_flatten(tuple(self))
-        parts = [
-            value[start * each : stop * each] if each else value
-            for value, each in zip(leaves, self.counted(squares), strict=True)
-        ]
-        return Batch(*pytree.tree_unflatten(parts, structure))
+        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
+        return self._like([value[start * each : stop * each] if each else value for value, each in pairs])
 
     def doubled(self, squares: bool = True) -> Batch:
         """Every sample twice."""
-        leaves, structure = pytree.tree_flatten(tuple(self))
-        parts = [
-            torch.cat([value, value]) if each else value
-            for value, each in zip(leaves, self.counted(squares), strict=True)
-        ]
-        return Batch(*pytree.tree_unflatten(parts, structure))
+        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
+        return self._like([torch.cat([value, value]) if each else value for value, each in pairs])
+
+    def _like(self, tensors: Sequence[Tensor]) -> Batch:
+        return Batch(*Tree.of(tuple(self), every=True).like(tensors))
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return Tree.of(value, every=True).tensors
 
 
 def _plain_mappings(value: Any) -> Any:
@@ -98,10 +96,6 @@ def _plain_mappings(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_plain_mappings(part) for part in value)
     return value
-
-
-def _has_length(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _anywhere(params: Params) -> AbstractContextManager[Any]:
@@ -192,8 +186,7 @@ def objective_of(
     own = dict(model.named_parameters())
 
     def copied(value: Tensor) -> Tensor:
-        result: Tensor = _cast(value.detach().clone(), device, dtype)
-        return result
+        return _cast(value.detach().clone(), device, dtype)
 
     weights = {name: copied(value) for name, value in own.items()}
     params = {name: value.clone() for name, value in weights.items() if name in chosen}
@@ -308,11 +301,7 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
     return chosen
 
 
-def _cast(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    """A tensor, or an object that holds some, elsewhere."""
-    if not isinstance(value, Tensor):
-        tree = Tree.of(value, every=True)
-        return tree.like([_cast(each, device, dtype) for each in tree.tensors])
+def _cast(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
     if value.is_inference():  # made under torch.inference_mode(): autograd keeps no such tensor
         value = value.clone()
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
@@ -20,6 +19,7 @@ from pipeline.matrix.slopes import along, moments, slopes_of
 from pipeline.objective import Batch, Criterion, Objective, Params
 from pipeline.options import check_count
 from pipeline.reference import Product, Reference
+from pipeline.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -159,5 +159,5 @@ def _draw_values(outputs: Tensor, num_draws: int, generator: torch.Generator) ->
 
 def _digest(batch: Batch) -> int:
     """A number that tells batches apart."""
-    first = next((value for value in pytree.tree_leaves(batch.inputs) if isinstance(value, Tensor)), torch.zeros(1))
+    first = next(iter(Tree.of(batch.inputs, every=True).tensors), torch.zeros(1))
     return zlib.crc32(first.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())

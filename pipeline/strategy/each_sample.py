@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils import _pytree as pytree
 
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten
 from pipeline.strategy.tangent import push
+from pipeline.trees import Tree
 
 CHUNK_BYTES = 64 * 2**20  # of the rows that are made at once
 
@@ -51,11 +51,11 @@ def _rows(
 ) -> Tensor:
     """(N, c, P)."""
     sizes = Layout.of(params).sizes
-    leaves, structure = pytree.tree_flatten(tuple(batch))
+    tree = Tree.of(tuple(batch), every=True)
     counted = batch.counted(squares)
 
     def of_sample(*sample: Any) -> Tensor:
-        alone = Batch(*pytree.tree_unflatten(list(sample), structure))
+        alone = Batch(*tree.like(sample))
 
         def gradient(value: Tensor) -> Tensor:
             result: Tensor = grad(lambda moved: objective.loss(unflatten(moved), alone))(value)
@@ -69,6 +69,6 @@ def _rows(
         return {name: part.reshape(like.shape) for (name, like), part in parts}
 
     n = batch.num_samples
-    each = [value.unflatten(0, (n, -1)) if take else value for value, take in zip(leaves, counted, strict=True)]
+    each = [value.unflatten(0, (n, -1)) if take else value for value, take in zip(tree.tensors, counted, strict=True)]
     result: Tensor = vmap(of_sample, in_dims=tuple(0 if take else None for take in counted))(*each)
     return result

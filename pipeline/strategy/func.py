@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import hessian, vmap
-from torch.utils import _pytree as pytree
 
 from pipeline.blocks import Block
 from pipeline.errors import PipelineError, StrategyError
@@ -78,24 +77,24 @@ def _one_by_one(objective: Objective, batch: Batch, squares: bool) -> Objective:
         return Difference.of(_one_by_one(objective.whole, batch, squares), objective.part)
     if isinstance(objective.predict, Linearisation):
         return objective
-    leaves = len(pytree.tree_leaves(batch.inputs))
-    dims = [0 if each else None for each in batch.counted(squares)[:leaves]]
+    number = len(Tree.of(batch.inputs, every=True).tensors)
+    dims = [0 if each else None for each in batch.counted(squares)[:number]]
     return replace(objective, predict=partial(_predict_each, objective, dims))
 
 
 def _predict_each(objective: Objective, dims: list[int | None], params: Params, inputs: Inputs) -> Any:
-    leaves, structure = pytree.tree_flatten(inputs)
+    given = Tree.of(inputs, every=True)
     trees: list[Tree] = []
 
     def predict(*sample: Any) -> Any:
         alone = [value if dim is None else value.unsqueeze(0) for value, dim in zip(sample, dims, strict=True)]
-        tree = Tree.of(objective.predict(params, pytree.tree_unflatten(alone, structure)), every=True)
+        tree = Tree.of(objective.predict(params, given.like(alone)), every=True)
         trees.append(tree)
         return tuple(value.squeeze(0) for value in tree.tensors)
 
     if all(dim is None for dim in dims):
         return objective.predict(params, inputs)
-    found = vmap(predict, in_dims=tuple(dims))(*leaves)
+    found = vmap(predict, in_dims=tuple(dims))(*given.tensors)
     return trees[0].like(found)
 
 
