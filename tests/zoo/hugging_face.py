@@ -382,7 +382,13 @@ HUGGING_FACE = [
     Net("hf-qwen3", causal("Qwen3ForCausalLM", llama_like), TRANSFORMERS, samples="mean"),
     Net("hf-gemma2", causal("Gemma2ForCausalLM", llama_like), TRANSFORMERS, samples="mean"),
     Net("hf-phi", causal("PhiForCausalLM", neox), TRANSFORMERS, samples="mean"),
-    Net("hf-mixtral", causal("MixtralForCausalLM", mixtral), TRANSFORMERS, samples="mean"),
+    Net(
+        "hf-mixtral",  # its grouped products are there in single precision only
+        causal("MixtralForCausalLM", mixtral),
+        TRANSFORMERS,
+        samples="mean",
+        castable=False,
+    ),
     Net(
         "hf-mixtral-eager",
         causal("MixtralForCausalLM", lambda width: mixtral(width) | {"experts_implementation": "eager"}),
