@@ -216,7 +216,7 @@ def is_config(path: Path) -> bool:
     """Whether a file is the settings of a run, or may have been before it was damaged; not YAML of another program."""
     try:
         found = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, yaml.YAMLError, ValueError):
         return True

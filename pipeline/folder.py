@@ -189,7 +189,7 @@ def refuse_file(path: Path, what: str) -> None:
     Raises:
         PipelineError: it is one.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         raise PipelineError(f"{path} is not {what}: it is a file; pipeline.open_shard opens a shard.")
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "write_shard",
 ]
 
+OTHER = "give another file, or move it away where shards are looked for"
 # What the shards of one step, and their mean, say alike of themselves.
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
@@ -208,7 +209,7 @@ def open_shard(path: str | Path) -> Shard:
     except DamagedFile as damage:
         if ours:
             raise
-        raise NotAShard(f"{path} is not a shard, or not all of one ({damage.why}).") from damage
+        raise NotAShard(f"{path} is not a shard, or not all of one ({damage.why}): {OTHER}.") from damage
 
 
 def _must_be_ours(path: Path) -> bool:
@@ -227,9 +228,11 @@ def _check_kind(path: Path, file: File, ours: bool) -> None:
             raise NotAShard(
                 f"{path} is not a shard but a spectra file: pipeline.open_run(FOLDER).spectra has it."
             )
-        raise NotAShard(f"{path} is not a shard: it has no /matrix and format_version.")
+        raise NotAShard(f"{path} is not a shard, as it has no /matrix and format_version: {OTHER}.")
     if not ours and not {"complete", "checksum"} <= set(file.attrs):
-        raise NotAShard(f"{path} is not a shard: it does not say that it is complete, and has no checksum.")
+        raise NotAShard(
+            f"{path} is not a shard, as it does not say that it is complete and has no checksum: {OTHER}."
+        )
 
 
 def _opened(path: Path, file: File) -> Shard:

@@ -214,6 +214,13 @@ def test_a_file_is_neither_a_run_nor_a_sweep(tmp_path: Path, kind: str) -> None:
         assert "delete" not in str(caught.value)
 
 
+def test_what_is_neither_file_nor_folder_is_neither() -> None:
+    for opened in (pipeline.open_shard, pipeline.open_run, pipeline.open_sweep):
+        with pytest.raises(PipelineError, match=r"^/dev/null(:| is not)") as caught:
+            opened("/dev/null")
+        assert "delete" not in str(caught.value)
+
+
 def test_folders_of_somebody_else_are_neither(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("defaults: [_self_]\nlearning: 3\n")
     (tmp_path / "sweep.json").write_text(json.dumps({"method": "grid"}))
