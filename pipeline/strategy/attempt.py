@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: 
     if hasattr(strategy, "choices"):
         choices: list[Choice] = strategy.choices(objective, params, batch)
         return choices
-    return [Choice(strategy, type(strategy).__name__.lower(), "")]
+    return [Choice(strategy, re.sub("(?<=[a-z])(?=[A-Z])", "_", type(strategy).__name__).lower(), "")]
 
 
 def blocks_by(
