@@ -64,4 +64,8 @@ def refusal(failures: Failures) -> StrategyError:
         return failures[0][1]
     first, last = failures[0][1], failures[-1][1]
     names = ", ".join(name for name, _ in failures)
-    return StrategyError(f"none of {names} gives the right matrix; {first.why}", last.remedy)
+    remedy = LOOK if "strategy=" in last.remedy else last.remedy  # no other is left
+    return StrategyError(f"none of {names} gives the right matrix; {first.why}", remedy)
+
+
+LOOK = "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in other functions"
