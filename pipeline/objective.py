@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import inspect
 import sys
@@ -192,6 +191,10 @@ def objective_of(
     params = {name: value.clone() for name, value in weights.items() if name in chosen}
     _check_precision(params)
     buffers = {id(value): copied(value) for _, value in model.named_buffers()}
+    outer = ModuleState(criterion) if isinstance(criterion, nn.Module) else None
+    if isinstance(criterion, nn.Module):  # class weights, say, or a centre that moves with each call
+        held = [*criterion.buffers(), *criterion.parameters()]
+        buffers |= {id(value): copied(value) for value in held if id(value) not in set(map(id, own.values()))}
     fixed = {id(own[name]): weights[name] for name in own if name not in chosen}
     run = compiled_inside(model)
 
@@ -201,7 +204,8 @@ def objective_of(
         constants = {id(values[id(own[name])]): weights[name] for name in own}
         values |= {identity: value.clone() for identity, value in buffers.items()}
         trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
-        with checkpoints_off(), state.replaced(values), eager(), Plain(draws, constants, values, trained):
+        loss = outer.replaced(values) if outer else nullcontext()
+        with checkpoints_off(), loss, state.replaced(values), eager(), Plain(draws, constants, values, trained):
             yield
 
     def predict(params: Params, inputs: Inputs) -> Any:
@@ -209,8 +213,6 @@ def objective_of(
         with torch.enable_grad(), within(params, Draws(randomness)):
             return run(*args, **kwargs)
 
-    if isinstance(criterion, nn.Module) and (device is not None or dtype is not None):
-        criterion = copy.deepcopy(criterion).to(device=device, dtype=dtype)  # class weights, say
     return Objective(predict, criterion, within), params
 
 

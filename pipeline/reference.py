@@ -64,6 +64,8 @@ class Reference:
     ) -> None:
         """Raises a PipelineError where the module cannot be called on the batch at all."""
         chosen = select(model, parameters)
+        if any(value.is_inference() for value in model.parameters()):  # autograd cannot differentiate by these at all
+            model = copy.deepcopy(model)
         self._run, self.criterion, self._randomness = compiled_inside(model), criterion, randomness
         self._state = ModuleState(model)
         self._criterion_state = ModuleState(criterion) if isinstance(criterion, nn.Module) else None

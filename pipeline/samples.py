@@ -104,11 +104,16 @@ def _shrinks(part: Tensor, whole: Tensor, n: int) -> bool:
 
 
 def _is_start(part: Tensor, whole: Tensor) -> bool:
-    if not part.is_floating_point():
-        return torch.equal(part, whole[: len(part)])
-    scale = float(whole.abs().nan_to_num().max()) if whole.numel() else 0.0
-    tolerance = max(ALIKE, torch.finfo(part.dtype).eps ** 0.5) * scale
-    return torch.allclose(part, whole[: len(part)], rtol=0, atol=tolerance, equal_nan=True)
+    return are_alike(part, whole[: len(part)])
+
+
+def are_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same values, but for their rounding."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    scale = float(other.abs().nan_to_num().max()) if other.numel() else 0.0
+    tolerance = max(ALIKE, torch.finfo(one.dtype).eps ** 0.5) * scale
+    return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 
 
 ALIKE = 1e-6  # relative to the largest, for outputs that are computed in another order, or in single precision inside

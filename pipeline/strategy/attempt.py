@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: 
     if hasattr(strategy, "choices"):
         choices: list[Choice] = strategy.choices(objective, params, batch)
         return choices
-    return [Choice(strategy, type(strategy).__name__.lower(), "")]
+    return [Choice(strategy, re.sub("(?<=[a-z])(?=[A-Z])", "_", type(strategy).__name__).lower(), "")]
 
 
 def blocks_by(
@@ -63,4 +64,8 @@ def refusal(failures: Failures) -> StrategyError:
         return failures[0][1]
     first, last = failures[0][1], failures[-1][1]
     names = ", ".join(name for name, _ in failures)
-    return StrategyError(f"none of {names} gives the right matrix; {first.why}", last.remedy)
+    remedy = LOOK if "strategy=" in last.remedy else last.remedy  # no other is left
+    return StrategyError(f"none of {names} gives the right matrix; {first.why}", remedy)
+
+
+LOOK = "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in other functions"

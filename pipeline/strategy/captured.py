@@ -252,6 +252,7 @@ def _branch(index: int, z: Tensor) -> Tensor:
 def _arranged(
     uses: tuple[Use, ...], calls: list[Call], parts: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    calls = calls[: len(uses)]  # what comes later is the criterion's own: the model called again, say
     inputs = tuple(use.inputs(call.inputs.detach()[None])[0] for use, call in zip(uses, calls, strict=True))
     deltas = tuple(use.units(part[None])[0] for use, part in zip(uses, parts, strict=False))
     return inputs, deltas

@@ -17,6 +17,7 @@ from pipeline.layout import Layout
 from pipeline.linearised import Difference, Linear, Linearisation
 from pipeline.objective import Batch, Inputs, Objective, Params, leaves_of
 from pipeline.options import check_count
+from pipeline.samples import are_alike
 from pipeline.strategy.chunks import weighted_chunks
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.wanted import Wanted, everything
@@ -117,10 +118,7 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
             reason = f"as {reason} ({str(error).partition(chr(10))[0]})"
             continue
         if len(found) == len(expected) and all(
-            one.shape == other.shape
-            and torch.allclose(
-                one, other, rtol=1e-3, atol=1e-4 * float(one.abs().nan_to_num().max()), equal_nan=True
-            )
+            one.shape == other.shape and are_alike(one, other)
             for one, other in zip(expected, found, strict=True)
         ):
             return apart
