@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The one check: CI, the commit hook and CONTRIBUTING.md all call it.
-#   scripts/check.sh           format, lint, types, tests
+#   scripts/check.sh           format, lint, types, tests (WORKERS=8 on a machine with more than 2 cores)
 #   scripts/check.sh --quick   the same without the tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,4 +9,6 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # as in pipeline/run.py: tests m
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-[ "${1:-}" = --quick ] || exec "$bin/python" -m pytest
+[ "${1:-}" = --quick ] && exit
+export OMP_NUM_THREADS=1  # the nets are small, and the workers take the cores
+exec "$bin/python" -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile  # a file's fixtures and references are made once

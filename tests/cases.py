@@ -38,6 +38,7 @@ class Case:
     parameters: the selection given to the code under test.
     double_backward: whether PyTorch differentiates the plain module twice, and rightly.
     refused_by: the strategies that refuse it.
+    takes_products: whether some weights do not enter linearly, or samples mix, so that khatri_rao takes products.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Case:
     parameters: Sequence[str] | str | None = None
     double_backward: bool = True
     refused_by: tuple[str, ...] = ()
+    takes_products: bool = False
 
     def build(self) -> Problem:
         before = torch.get_default_dtype()
@@ -303,19 +305,25 @@ CASES = [
     ),
     Case("attention-layernorm", Attention, nn.CrossEntropyLoss, labelled(images(3, 4), 3)),
     Case("tied", tied_layers, SquaredError, with_values(3, 3)),
-    Case("tied-transposed", TiedAutoencoder, SquaredError, lambda: (x := vectors(5), x.clone())),
+    Case(
+        "tied-transposed",
+        TiedAutoencoder,
+        SquaredError,
+        lambda: (x := vectors(5), x.clone()),
+        takes_products=True,
+    ),
     Case("frozen", frozen, nn.CrossEntropyLoss, labelled(lambda: vectors(3), 2)),
-    Case("unused", WithUnused, nn.CrossEntropyLoss, labelled(lambda: vectors(3), 2)),
+    Case("unused", WithUnused, nn.CrossEntropyLoss, labelled(lambda: vectors(3), 2), takes_products=True),
     Case("selected", lambda: mlp(3, 5, 4, 2), nn.MSELoss, with_values(3, 2), ["4.*", "0.weight"]),
     Case("selected-frozen", frozen, nn.MSELoss, with_values(3, 2), "0.*"),
-    Case("selected-unused", WithUnused, nn.MSELoss, with_values(3, 2), "unused.*"),
+    Case("selected-unused", WithUnused, nn.MSELoss, with_values(3, 2), "unused.*", takes_products=True),
     Case(
         "linear-in-some", lambda: mlp(3, 4, 2), lambda: lambda outputs, _: outputs.mean(), with_values(3, 2)
     ),
     Case(
         "linear-in-all", lambda: nn.Linear(3, 2), lambda: lambda outputs, _: outputs.sum(), with_values(3, 2)
     ),
-    Case("no-dimension", Scaled, SquaredError, with_values(3, 2)),
+    Case("no-dimension", Scaled, SquaredError, with_values(3, 2), takes_products=True),
     Case(
         "dict-inputs",
         Keywords,
@@ -341,7 +349,7 @@ CASES = [
         labelled(lambda: vectors(3), 3),
     ),
     Case("ignored-labels", lambda: mlp(3, 4, 3), nn.CrossEntropyLoss, ignoring),
-    Case("coupled-samples", lambda: mlp(3, 4, 2), lambda: spread, with_values(3, 2)),
+    Case("coupled-samples", lambda: mlp(3, 4, 2), lambda: spread, with_values(3, 2), takes_products=True),
     Case("bce-labels", lambda: mlp(3, 4, 1), BinaryCrossEntropy, labelled(lambda: vectors(3), 2)),
     Case(
         "bce-sum",
@@ -368,11 +376,22 @@ CASES = [
     Case("conv3d", layers.conv3d, SquaredError, lambda: (images(1, 2, 4, 2)(), images(4)())),
     Case("conv-padding-modes", layers.padded_convolutions, CrossEntropy, labelled(images(1, 2, 2), 2)),
     Case("conv-transposed", layers.transposed_convolutions, CrossEntropy, labelled(images(2, 2, 2), 3)),
-    Case("pooling", layers.pooled, lambda: nn.HuberLoss(delta=0.5), lambda: (images(1, 4, 4)(), vectors(2))),
+    Case(
+        "pooling",
+        layers.pooled,
+        lambda: nn.HuberLoss(delta=0.5),
+        lambda: (images(1, 4, 4)(), vectors(2)),
+        takes_products=True,
+    ),
     Case("norms", layers.norms, nn.CrossEntropyLoss, labelled(lambda: vectors(3), 2)),
     Case("instancenorm", layers.instance_norm, SquaredError, lambda: (images(1, 4)(), vectors(2))),
     Case(
-        "batchnorm-training", layers.batchnorm_training, SquaredError, with_values(3, 2), refused_by=("func",)
+        "batchnorm-training",
+        layers.batchnorm_training,
+        SquaredError,
+        with_values(3, 2),
+        refused_by=("func",),
+        takes_products=True,
     ),
     Case(
         "batchnorm-2d-training",
@@ -380,9 +399,16 @@ CASES = [
         CrossEntropy,
         labelled(images(1, 3, 2), 2),
         refused_by=("func",),
+        takes_products=True,
     ),
     Case("multihead-self", layers.self_attention, CrossEntropy, labelled(images(3, 4), 2)),
-    Case("multihead-cross", layers.cross_attention, SquaredError, lambda: (images(3, 3)(), images(3, 2)())),
+    Case(
+        "multihead-cross",
+        layers.cross_attention,
+        SquaredError,
+        lambda: (images(3, 3)(), images(3, 2)()),
+        takes_products=True,
+    ),
     Case("attention-fused", layers.fused_attention, nn.CrossEntropyLoss, labelled(images(3, 3), 2)),
     Case(
         "transformer-layer",
@@ -414,7 +440,7 @@ CASES = [
         labelled(lambda: torch.randint(5, (N, 3)), 3),
         double_backward=False,
     ),
-    Case("functional", layers.functional, nn.MSELoss, with_values(4, 2)),
+    Case("functional", layers.functional, nn.MSELoss, with_values(4, 2), takes_products=True),
     Case(
         "loop-batch-first", lambda: layers.looped(False), SquaredError, lambda: (images(3, 3)(), vectors(2))
     ),
@@ -437,6 +463,7 @@ CASES = [
         SquaredError,
         with_values(3, 6),
         double_backward=False,
+        takes_products=True,
     ),
     Case(
         "weight-norm-old",
@@ -444,8 +471,9 @@ CASES = [
         CrossEntropy,
         labelled(lambda: vectors(3), 6),
         double_backward=False,
+        takes_products=True,
     ),
-    Case("spectral-norm", layers.spectral_norm, SquaredError, with_values(3, 2)),
+    Case("spectral-norm", layers.spectral_norm, SquaredError, with_values(3, 2), takes_products=True),
     Case("folded", layers.folded, CrossEntropy, labelled(images(2, 2), 2)),
     Case(
         "alignments",

@@ -118,9 +118,13 @@ def test_wrong_second_derivatives_of_others_are_found():
     net = built(Wrong)
     wrong = hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd", verify=False)
     assert wrong.isfinite().all()
-    with pytest.raises(PipelineError, match=r"^H v differs from the derivative of the gradient .* use strategy=auto"):
+    with pytest.raises(
+        PipelineError, match=r"^H v differs from the derivative of the gradient .* use strategy=auto"
+    ):
         hessian(net, nn.CrossEntropyLoss(), *batch(), strategy="autograd")
-    with pytest.raises(PipelineError, match=r"^none of autograd, hvp, triangular gives the right matrix; H v differs"):
+    with pytest.raises(
+        PipelineError, match=r"^none of autograd, hvp, triangular gives the right matrix; H v differs"
+    ):
         hessian(net, nn.CrossEntropyLoss(), *batch())
 
 

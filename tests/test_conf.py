@@ -81,24 +81,29 @@ def test_an_option_composes_and_instantiates(option, files):
 
 
 @EVERY
-def test_an_option_names_a_class_of_its_group_and_all_that_it_takes(option):
-    text = text_of(option)
-    options = yaml.safe_load(text)
+def test_an_option_names_a_class_of_its_group_and_has_its_options_with_their_defaults(option):
+    options = yaml.safe_load(text_of(option))
     module, _, name = options.pop("_target_").rpartition(".")
-    assert module == f"pipeline.{option.parent.name}"
-    target = getattr(hydra.utils.get_object(module), name)
-    parameters = inspect.signature(target).parameters
+    assert module == f"pipeline.{option.parent}"
+    parameters = inspect.signature(getattr(hydra.utils.get_object(module), name)).parameters
     assert options.keys() == parameters.keys()
-    for key, value in options.items():
-        default = parameters[key].default
-        if default is not inspect.Parameter.empty and value is not None and key != "input_shape":
-            assert value == (list(default) if isinstance(default, tuple) else default), key
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            assert options[key] == "???" or options[key].startswith("${"), key
+        else:
+            assert options[key] == plain(parameter.default), key
+
+
+def plain(value):
+    """As YAML has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 @EVERY
 def test_the_first_line_says_what_the_option_is(option):
     first = text_of(option).splitlines()[0]
     assert first.startswith("# ")
+    assert first.endswith(".")
     assert len(first) > 10
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pipeline.strategy import Strategy
+from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy
 
 FOLDER = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -24,7 +24,7 @@ def strategy(name: str, **changes: Any) -> Strategy:
 
 
 class Variant(NamedTuple):
-    """A strategy with its own options, or with one of them changed."""
+    """A strategy with its own options, or with one of them changed (or several, parted by commas, to one value)."""
 
     name: str
     option: str | None = None
@@ -35,12 +35,49 @@ class Variant(NamedTuple):
         return self.name if self.option is None else f"{self.name}-{self.option}={self.value}"
 
     def build(self) -> Strategy:
-        return (
-            strategy(self.name) if self.option is None else strategy(self.name, **{self.option: self.value})
-        )
+        changed = self.option.split(",") if self.option is not None else []
+        return strategy(self.name, **dict.fromkeys(changed, self.value))
 
 
 SIZE_OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
-VARIANTS = [Variant(name) for name in NAMES] + [
-    Variant(name, option, size) for name, option in SIZE_OPTIONS for size in SIZES
+AS_IF_LARGE = Variant("auto", "few_weights,very_few_weights", 1)  # what `auto` does above 400 weights
+VARIANTS = [
+    *(Variant(name) for name in NAMES),
+    AS_IF_LARGE,
+    *(Variant(name, option, size) for name, option in SIZE_OPTIONS for size in SIZES),
 ]
+
+
+def distinct(num_weights: int, num_samples: int, takes_products: bool) -> list[Variant]:
+    """The variants without those that compute what an earlier one does, for a net of so many weights.
+
+    takes_products: whether `khatri_rao` takes Hessian-vector products for some rows.
+    """
+    found, computed = [], set()
+    for variant in VARIANTS:
+        in_effect = _in_effect(variant.build(), num_weights, num_samples, takes_products)
+        if variant.option is None or in_effect not in computed:  # every strategy by its name
+            found.append(variant)
+        computed.add(in_effect)
+    return found
+
+
+def _in_effect(strategy: Strategy, num_weights: int, num_samples: int, takes_products: bool) -> Strategy:
+    """What the strategy comes to; one that is not named here may do something else with each of its options."""
+    match strategy:
+        case Auto(_, very_few) if num_weights <= very_few:
+            return Autograd(num_weights)
+        case Auto(few, _) if num_weights <= few:
+            return HVP(num_weights)
+        case Auto():
+            return Auto(1, 1)
+        case Autograd(rows):
+            return Autograd(min(rows, num_weights))
+        case HVP(chunk):
+            return HVP(min(chunk, num_weights))
+        case Func(chunk):
+            return Func(min(chunk, num_samples))
+        case KhatriRao(megabytes, rows):
+            one_pass = num_weights <= 100 or megabytes > 1  # the tangents of so few fit into a megabyte
+            return KhatriRao(256 if one_pass else 1, min(rows, num_weights) if takes_products else 1)
+    return strategy

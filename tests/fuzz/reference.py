@@ -270,4 +270,9 @@ def with_floats(tree: Any, values: Any) -> Any:
 
 
 def part_of(tree: Any, k: int, n: int) -> Any:
-    return mapped(tree, lambda leaf: leaf[k * len(leaf) // n : (k + 1) * len(leaf) // n] if leaf.ndim and len(leaf) % n == 0 else leaf)
+    return mapped(
+        tree,
+        lambda leaf: (
+            leaf[k * len(leaf) // n : (k + 1) * len(leaf) // n] if leaf.ndim and len(leaf) % n == 0 else leaf
+        ),
+    )

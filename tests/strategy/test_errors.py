@@ -87,7 +87,9 @@ def test_weights_that_are_not_finite(name: str) -> None:
     model = net()
     with torch.no_grad():
         model[0].weight[2, 1] = torch.nan
-    with pytest.raises(PipelineError, match=r"^the loss is nan: look at the weights, the inputs and the targets\.$"):
+    with pytest.raises(
+        PipelineError, match=r"^the loss is nan: look at the weights, the inputs and the targets\.$"
+    ):
         hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name))
     with pytest.raises(PipelineError, match=r"^the loss is nan: .* or use dtype=torch\.float64\.$"):
         hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name), dtype=torch.float32)

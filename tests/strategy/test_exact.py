@@ -9,14 +9,26 @@ import torch
 from cases import CASES, Case
 from oracles import FiniteDifferences, double_backward, finite_differences, weights_of
 from torch import Tensor
-from variants import VARIANTS, Variant
+from variants import Variant, distinct
 
 from pipeline.blocks import Block, assemble
 from pipeline.errors import PipelineError
 from pipeline.objective import objective_of
+from pipeline.strategy import KhatriRao
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-PAIRS = [(case, variant) for variant in VARIANTS for case in CASES]
+
+
+@cache
+def num_weights(case: Case) -> int:
+    return sum(value.numel() for value in weights_of(case.build()))
+
+
+PAIRS = [
+    (case, variant)
+    for case in CASES
+    for variant in distinct(num_weights(case), case.build().batch.num_samples, case.takes_products)
+]
 
 
 def each_pair(pairs: list[tuple[Case, Variant]]) -> pytest.MarkDecorator:
@@ -25,11 +37,6 @@ def each_pair(pairs: list[tuple[Case, Variant]]) -> pytest.MarkDecorator:
 
 computed = [(case, variant) for case, variant in PAIRS if variant.name not in case.refused_by]
 refused = [(case, variant) for case, variant in PAIRS if variant.name in case.refused_by]
-
-
-@cache
-def num_weights(case: Case) -> int:
-    return sum(value.numel() for value in weights_of(case.build()))
 
 
 @cache
@@ -80,6 +87,17 @@ def test_refuses_in_one_line(case: Case, variant: Variant) -> None:
     with pytest.raises(PipelineError, match="use ") as caught:
         blocks_of(case, variant)
     assert "\n" not in str(caught.value)
+
+
+def test_khatri_rao_takes_products_where_the_case_says_so() -> None:
+    """Else sizes of them must be tested there, too."""
+    takes = []
+    for case in CASES:
+        model, criterion, batch, parameters = case.build()
+        objective, params = objective_of(model, criterion, parameters)
+        if set(KhatriRao()._nets(objective, params, batch)[0].names) != set(params):
+            takes.append(case.id)
+    assert takes == [case.id for case in CASES if case.takes_products]
 
 
 @pytest.mark.parametrize(
