@@ -1,4 +1,4 @@
-"""The certificate of a matrix: random products, checked in a way that shares nothing with the strategy that made it."""
+"""The certificate of a matrix: random products, checked in a way that shares nothing with its strategy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
 NEARLY = 10  # times its tolerance: up to which an error may be that of the difference quotient
 SMALL = 0.03  # relative error up to which rounding of single precision is the likely reason
-OWN_PRECISION = 1e-6  # relative difference that the gradients of module and objective, both in float64, may have
+OWN_PRECISION = 1e-6  # relative difference that gradients of module and objective, in float64, may have
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,17 @@ def certify(
 ) -> Certificate:
     """Compare the products H v, (P, NUM_PROBES), with those that the reference finds on the user's own module.
 
-    matrix: what it is; its `product` says how the reference takes H v. targets: those of the batch, or what the matrix
-    has drawn in their place. precision: the dtype in which it was computed. probes: the directions v;
+    matrix: what it is; its `product` says how the reference takes H v. targets: those of the batch, or what the
+    matrix has drawn in their place. precision: the dtype in which it was computed. probes: the directions v;
     `directions(P)` by default. objective: what the strategy differentiated, in the precision of the reference: its
     loss and gradient must be the module's own.
 
     Where H v is nearly what differences say, or they are not sharp (a kink), or not those of a symmetric matrix (the
-    module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the module.
+    module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the
+    module.
 
-    Cost: 14 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear nets.
+    Cost: 14 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear
+    nets.
     """
     if objective is not None and (why := _differs(reference, *objective)):
         return Certificate(float("nan"), 0.0, why=why)
@@ -154,5 +156,6 @@ def _differs(reference: Reference, objective: Objective, params: Params) -> str:
     name = list(params)[gaps.index(max(gaps))]
     return (
         f"the gradient by {name} as it is differentiated differs from the module's own by "
-        f"{max(gaps) / max(float(own.norm()), 1e-300):.2g} of the gradient: the loss reaches it in a way that cannot be followed"
+        f"{max(gaps) / max(float(own.norm()), 1e-300):.2g} of the gradient: the loss reaches it in a way "
+        "that cannot be followed"
     )

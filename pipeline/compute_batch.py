@@ -127,7 +127,8 @@ class BatchMatrix:
             try:
                 write(attrs, gradient, failures)
             except StrategyError as error:
-                if attrs["strategy"] == self.identity["strategy"]:  # one that was asked for, or none is left for auto
+                # One that was asked for, or none is left for auto.
+                if attrs["strategy"] == self.identity["strategy"]:
                     raise PipelineError(f"{self.name}: {error}") from error
                 failures.append((attrs["strategy"], error))
             else:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.blocks import assemble
+from pipeline.blocks import assemble, check_finite
 from pipeline.certificate import certify, directions
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
@@ -199,7 +199,7 @@ def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
         raise PipelineError(f"the loss is {loss}: look at the weights, the inputs and the targets{remedy}.")
 
 
-def _full_precision() -> AbstractContextManager[None]:
+def _full_precision() -> AbstractContextManager[Any]:
     """No autocast: what it rounds to half precision has no second derivatives to speak of."""
     stack = ExitStack()
     for kind in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
@@ -221,8 +221,8 @@ def layer_hessians(
     A layer is what a module has of its own, its weight and bias together; what the model itself has goes by the name of
     its first parameter. Arguments and errors are those of `hessian`.
     """
-    device, dtype = options.get("device"), options.get("dtype")
-    layout = Layout.of(objective_of(model, criterion, parameters, dtype, device and torch.device(device))[1])
+    dtype = options.get("dtype")
+    layout = Layout.of(objective_of(model, criterion, parameters, dtype)[1])
     return {
         layer: hessian(model, criterion, inputs, targets, parameters=layout.names_in(span), **options)
         for layer, span in layout.layers().items()
@@ -262,9 +262,10 @@ def sample_hessians(
         matrix = _named(options.get("matrix", "hessian"), MATRICES, "matrix")
         if isinstance(strategy, Auto) and isinstance(matrix, Hessian):
             together = hessians_of_samples(objective, params, batch, squares)
-            if together is not None and together.isfinite().all():
-                if not options.get("verify", True) or _all_pass(task, samples, together):
-                    return together
+            verify = options.get("verify", True)
+            if together is not None and (not verify or _all_pass(task, samples, together)):
+                check_finite(together)
+                return together
     return torch.stack(
         [hessian(model, criterion, *sample, parameters=parameters, **options) for sample in samples]
     )

@@ -22,7 +22,7 @@ AGREED = 1e-3  # relative: a forward-mode derivative that is wrong is far off, n
 
 
 class Linear(NamedTuple):
-    """What a linearised model puts out: f(θ₀), constant, and J (θ - θ₀), the changes of its floating-point tensors."""
+    """What a linearised model puts out: f(θ₀), constant, and J (θ - θ₀), for its floating-point tensors."""
 
     outputs: Any
     changes: Tensors
@@ -73,11 +73,14 @@ class Jacobian:
         take = partial(torch.autograd.grad, functions, by, retain_graph=True, allow_unused=True)
         if not many:
             found = take(directions)
-            return tuple(torch.zeros_like(v) if part is None else part for v, part in zip(by, found, strict=True))
+            return tuple(
+                torch.zeros_like(v) if part is None else part for v, part in zip(by, found, strict=True)
+            )
         try:
             found, size = take(directions, is_grads_batched=True), along[0].shape[:1]
             return tuple(
-                v.new_zeros(*size, *v.shape) if part is None else part for v, part in zip(by, found, strict=True)
+                v.new_zeros(*size, *v.shape) if part is None else part
+                for v, part in zip(by, found, strict=True)
             )
         except torch.OutOfMemoryError:
             raise
@@ -95,8 +98,8 @@ class Jacobian:
         return self.choose() == self._by_forward_mode
 
     def choose(self) -> Way:
-        """How J v is taken: by forward mode, if that agrees with `pull`; else by the derivative of `pull`, which is linear
-        too; else from the rows of J, each by a backward pass.
+        """How J v is taken: by forward mode, if that agrees with `pull`; else by the derivative of `pull`, which is
+        linear too; else from the rows of J, each by a backward pass.
 
         Raises:
             PipelineError: the model cannot be differentiated in any of these ways.
@@ -193,15 +196,15 @@ class _Push(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return None, None, *_Pull.apply(ctx.jacobian, ctx.num_dims, *cotangents)
+        return None, None, *_pull(ctx.jacobian, ctx.num_dims, *cotangents)
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *tangents: Tensor) -> Any:
-        return _Push.apply(ctx.jacobian, ctx.num_dims, *tangents)
+        return _push(ctx.jacobian, ctx.num_dims, *tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, jacobian: Jacobian, num_dims: int, *changes: Tensor) -> Any:
-        results = _Push.apply(jacobian, num_dims + 1, *_first(info, in_dims, changes))
+        results = _push(jacobian, num_dims + 1, *_first(info, in_dims, changes))
         return results, (0,) * len(results)
 
 
@@ -218,16 +221,26 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *changes: Tensor) -> Any:
-        return None, None, *_Push.apply(ctx.jacobian, ctx.num_dims, *changes)
+        return None, None, *_push(ctx.jacobian, ctx.num_dims, *changes)
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *tangents: Tensor) -> Any:
-        return _Pull.apply(ctx.jacobian, ctx.num_dims, *tangents)
+        return _pull(ctx.jacobian, ctx.num_dims, *tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, jacobian: Jacobian, num_dims: int, *cotangents: Tensor) -> Any:
-        results = _Pull.apply(jacobian, num_dims + 1, *_first(info, in_dims, cotangents))
+        results = _pull(jacobian, num_dims + 1, *_first(info, in_dims, cotangents))
         return results, (0,) * len(results)
+
+
+def _push(jacobian: Jacobian, num_dims: int, *changes: Tensor) -> Tensors:
+    result: Tensors = _Push.apply(jacobian, num_dims, *changes)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _pull(jacobian: Jacobian, num_dims: int, *cotangents: Tensor) -> Tensors:
+    result: Tensors = _Pull.apply(jacobian, num_dims, *cotangents)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _first(info: Any, in_dims: Any, vectors: Tensors) -> Tensors:
@@ -258,12 +271,13 @@ class Linearisation:
     def __call__(self, params: Params, inputs: Inputs) -> Linear:
         jacobian = self.jacobian(inputs)
         change = tuple(params[name] - value for name, value in self.at.items())
-        return Linear(jacobian.outputs, _Push.apply(jacobian, 0, *change))
+        return Linear(jacobian.outputs, _push(jacobian, 0, *change))
 
     def jacobian(self, inputs: Inputs) -> Jacobian:
         """J for a batch; that of the latest one is kept, with the graph of its outputs."""
         if not self._latest or self._latest[0][0] is not inputs:
-            with temporarily_clear_interpreter_stack():  # its own graph, whatever is being differentiated around it
+            # Its own graph, whatever is being differentiated around it.
+            with temporarily_clear_interpreter_stack():
                 jacobian = Jacobian(self.predict, self.at, inputs)
                 jacobian.choose()
             self._latest[:] = [(inputs, jacobian)]
@@ -278,7 +292,9 @@ class OfLinear:
 
     def __call__(self, outputs: Linear, targets: Any) -> Any:
         tree = Tree.of(outputs.outputs)
-        return self.criterion(tree.like([f + c for f, c in zip(tree.tensors, outputs.changes, strict=True)]), targets)
+        return self.criterion(
+            tree.like([f + c for f, c in zip(tree.tensors, outputs.changes, strict=True)]), targets
+        )
 
 
 def linearised(
@@ -289,8 +305,8 @@ def linearised(
     criterion: what becomes of the objective's, as a function of `Linear` outputs.
 
     Raises:
-        PipelineError: the criterion depends on the weights in another way than through the outputs, or all outputs that
-            it can use are numbers.
+        PipelineError: the criterion depends on the weights in another way than through the outputs, or all outputs
+            that it can use are numbers.
     """
     linear = Linearisation(objective.predict, at)
     outputs = linear.jacobian(batch.inputs).outputs

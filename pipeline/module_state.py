@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pipeline.errors import PipelineError
 
@@ -63,7 +63,9 @@ class _Attributes:
         self.attributes = attributes
         self.before = dict(attributes)
         self.contents = [
-            (value, value.copy() if value else None) for value in attributes.values() if type(value) in CONTAINERS
+            (value, value.copy() if value else None)
+            for value in attributes.values()
+            if type(value) in CONTAINERS
         ]
 
     def put_back(self) -> None:
@@ -95,7 +97,10 @@ def _check_modules(model: nn.Module) -> None:
             raise PipelineError(
                 f"{where} is scripted, and its weights cannot be replaced: give the module that it was scripted from."
             )
-        if any(isinstance(value, UninitializedTensorMixin) for value in module._parameters.values()):
+        if any(
+            isinstance(value, UninitializedParameter | UninitializedBuffer)
+            for value in module._parameters.values()
+        ):
             raise PipelineError(
                 f"{where} has parameters that are made at its first call: call the model once before."
             )
@@ -105,5 +110,3 @@ def _check_modules(model: nn.Module) -> None:
                     f"{where} has the complex parameter {key!r}: second derivatives are taken by real weights, so "
                     "keep the real and the imaginary part as two parameters (torch.view_as_real)."
                 )
-            if value is not None and value.requires_grad and value.dtype not in (torch.float32, torch.float64):
-                pass

@@ -205,7 +205,13 @@ def objective_of(
         values |= {identity: value.clone() for identity, value in buffers.items()}
         trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
         loss = outer.replaced(values) if outer else nullcontext()
-        with checkpoints_off(), loss, state.replaced(values), eager(), Plain(draws, constants, values, trained):
+        with (
+            checkpoints_off(),
+            loss,
+            state.replaced(values),
+            eager(),
+            Plain(draws, constants, values, trained),
+        ):
             yield
 
     def predict(params: Params, inputs: Inputs) -> Any:
@@ -224,7 +230,11 @@ def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
     """
     if isinstance(inputs, Mapping):
         keywords = dict(inputs)
-        return ((), keywords) if _takes(model, (), keywords) or not _takes(model, (inputs,), {}) else ((inputs,), {})
+        return (
+            ((), keywords)
+            if _takes(model, (), keywords) or not _takes(model, (inputs,), {})
+            else ((inputs,), {})
+        )
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         several, one = tuple(inputs), (inputs,)
         first, second = (one, several) if isinstance(inputs, list) else (several, one)

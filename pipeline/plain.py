@@ -2,13 +2,13 @@
 
 Some of PyTorch's functions have no second derivative (fused attention, `embedding_bag`, recurrent layers on CUDA), some
 have none in forward mode, and for a few it is wrong: `_weight_norm` in double backward on a CPU, `layer_norm` under
-`torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelt out in operations
-that are right in every mode: `plain_layers.py`, `plain_losses.py`, `plain_recurrent.py`. What has a derivative that is
-not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `draws.py`.
+`torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelt out in
+operations that are right in every mode: `plain_layers.py`, `plain_losses.py`, `plain_recurrent.py`. What has a
+derivative that is not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `draws.py`.
 
-Three more things hold in every mode: a parameter that is used without its module (kept in a list, read by the loss) is
-the current one; what runs under `torch.no_grad()` or reads `.data` has no derivative, as in reverse mode, though forward
-mode would see one; and a value that is logged (`.numpy()`) can be read while it is being differentiated.
+Three more things hold in every mode: a parameter that is used without its module (kept in a list, read by the loss)
+is the current one; what runs under `torch.no_grad()` or reads `.data` has no derivative, as in reverse mode, though
+forward mode would see one; and a value that is logged (`.numpy()`) can be read while it is being differentiated.
 """
 
 from __future__ import annotations
@@ -289,7 +289,9 @@ HANDLERS: dict[Any, Handler] = {
     F.embedding: _embedding,
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
-    **{function: _read(function) for function in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.item)},
+    **{
+        function: _read(function) for function in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.item)
+    },
     **{function: _inside(_body(function)) for function in COMPOSED},
     **{function: _scatter_reduce(function) for function in (torch.scatter_reduce, Tensor.scatter_reduce)},
     Tensor.scatter_reduce_: _scatter_reduce(Tensor.scatter_reduce_),

@@ -278,7 +278,8 @@ def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     factor = input.triu() if upper else input.tril()
     unit = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, unit, upper=upper)
-    return inverse @ inverse.mH if upper else inverse.mH @ inverse
+    result: Tensor = inverse @ inverse.mH if upper else inverse.mH @ inverse
+    return result
 
 
 def det(A: Tensor) -> Tensor:
@@ -288,7 +289,8 @@ def det(A: Tensor) -> Tensor:
     """
     sign, logarithm = torch.linalg.slogdet(A)
     if _is_singular(sign):
-        return torch.linalg.det(A)
+        singular: Tensor = torch.linalg.det(A)
+        return singular
     result: Tensor = sign.detach() * logarithm.exp()
     return result
 

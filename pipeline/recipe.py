@@ -135,11 +135,15 @@ def certified(
         return {}
     found = [part.certificate(recipe.matrix, batch, products, stored) for part in parts]
     failed = [certificate for certificate in found if not certificate.passed]
-    worst = max(failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1))
+    worst = max(
+        failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1)
+    )
     if failed and recipe.verify == Verify.warn:
         log.warning("%s: %s: stored all the same, because verify=warn.", name, worst)
     elif failed:
-        remedy = worst.remedy(stored).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
+        remedy = (
+            worst.remedy(stored).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
+        )
         if "verify=" not in remedy:
             remedy += "; verify=warn stores it all the same"
         raise StrategyError(str(worst), remedy)

@@ -1,11 +1,13 @@
 """Products with a matrix, found on the user's own module, by a way that shares nothing with any strategy.
 
-The module itself is called, as the user calls it. Its parameters are moved in place, and it is differentiated once, by
+The module itself is called, as the user calls it. Its parameters are moved in place, and it is differentiated once,
+by
 plain backward passes: no functional call, no function mode, no forward mode, no vmap. What is a second derivative
 elsewhere is a difference quotient here, in float64, extrapolated, with the rounding of what is differenced measured.
 
-Autograd does not see through `torch.no_grad()` and `detach()`; differences do. Where the two disagree in that way, and where
-a difference quotient is not sharp, as on a kink, `by_autograd` gives what two backward passes through the module give.
+Autograd does not see through `torch.no_grad()` and `detach()`; differences do. Where the two disagree in that way,
+and where a difference quotient is not sharp, as on a kink, `by_autograd` gives what two backward passes through the
+module give.
 """
 
 from __future__ import annotations
@@ -26,9 +28,15 @@ from pipeline.objective import Batch, Criterion, arguments, compiled_inside, eag
 from pipeline.plain import Plain, checkpoints_off
 from pipeline.trees import Tree
 
-NOISE_STEPS = (1e-9, 3e-7)  # of the size of the point: between such points only rounding changes a smooth function
+NOISE_STEPS = (
+    1e-9,
+    3e-7,
+)  # of the size of the point: between such points only rounding changes a smooth function
 STEPS = (1e-2, 1e-3, 1e-4, 3e-6, 1e-7)  # of the size of the point
-NOISE_OF_STEP = (1e-9, 1e-12)  # relative noise above which the first, and the second, of these steps come first
+NOISE_OF_STEP = (
+    1e-9,
+    1e-12,
+)  # relative noise above which the first, and the second, of these steps come first
 AGREED = 1e-3  # of the slope: where two differences agree so well, no kink lies between them
 LEAST_NOISE = 2e-16  # relative
 SAFETY = 20  # by which the rounding of a quotient may exceed that of one difference over the step
@@ -50,7 +58,8 @@ class Product(NamedTuple):
 class Reference:
     """The loss of the user's own module on one batch, by the chosen parameters.
 
-    The module is as it was found whenever no method is running: every parameter is the same object with the same memory.
+    The module is as it was found whenever no method is running: every parameter is the same object with the same
+    memory.
     """
 
     def __init__(
@@ -64,7 +73,9 @@ class Reference:
     ) -> None:
         """Raises a PipelineError where the module cannot be called on the batch at all."""
         chosen = select(model, parameters)
-        if any(value.is_inference() for value in model.parameters()):  # autograd cannot differentiate by these at all
+        if any(
+            value.is_inference() for value in model.parameters()
+        ):  # autograd cannot differentiate by these at all
             model = copy.deepcopy(model)
         self._run, self.criterion, self._randomness = compiled_inside(model), criterion, randomness
         self._state = ModuleState(model)
@@ -75,7 +86,10 @@ class Reference:
         self._others = [value for name, value in own.items() if name not in chosen]
         self._buffers = [value for _, value in model.named_buffers()]
         if isinstance(criterion, nn.Module):
-            self._buffers += [*criterion.buffers(), *(p for p in criterion.parameters() if id(p) not in map(id, own.values()))]
+            self._buffers += [
+                *criterion.buffers(),
+                *(p for p in criterion.parameters() if id(p) not in map(id, own.values())),
+            ]
         self._device = device
         self._start: Start | None = None
         self._off = False  # whether checkpoints have to be run like any other function
@@ -85,7 +99,9 @@ class Reference:
             self._loss_at(None)
         except PipelineError:
             raise
-        except Exception:  # something inside is fixed to another precision: then all is computed in the module's own
+        except (
+            Exception
+        ):  # something inside is fixed to another precision: then all is computed in the module's own
             self.dtype = self._parameters[0].dtype
             self._as(None, batch)
             try:
@@ -111,7 +127,9 @@ class Reference:
         self._fixed = [cast(value) for value in self._others]
         self._kept = {id(value): cast(value) for value in self._buffers}
         self._sizes = [value.numel() for value in self._weights]
-        self.size = max(1e-3, float(torch.cat([value.reshape(-1) for value in self._weights]).double().norm()))
+        self.size = max(
+            1e-3, float(torch.cat([value.reshape(-1) for value in self._weights]).double().norm())
+        )
 
     @contextmanager
     def _moved(self, by: Tensor | None) -> Iterator[None]:
@@ -167,7 +185,9 @@ class Reference:
         return derivative(self.gradient, direction, self.size, self._start)
 
     def hessian_by_autograd(self, direction: Tensor) -> Tensor:
-        """The same by a second backward pass, which fused attention has none of: it takes the form in matrix products."""
+        """The same by a second backward pass, which fused attention has none of: it takes the form in matrix
+        products.
+        """
         with sdpa_kernel(SDPBackend.MATH), self._moved(None):
             loss = self.criterion(self._outputs(), self.batch.targets)
             gradient = _plain_gradient(loss, self._parameters, create_graph=True)
@@ -182,7 +202,9 @@ class Reference:
             return tree.like([value.detach() for value in tree.tensors])
 
     def push(self, direction: Tensor) -> tuple[list[Tensor], Product]:
-        """J v, the derivative of the outputs' tensors along a direction, by differences; and the same as one vector."""
+        """J v, the derivative of the outputs' tensors along a direction, by differences; and the same as one
+        vector.
+        """
         shapes: list[Tensor] = []
 
         def flat(by: Tensor) -> Tensor:
@@ -209,7 +231,12 @@ class Reference:
                     torch.stack(
                         [
                             sum(
-                                ((g * v).sum() for g, v in zip(_plain_gradient(entry, self._parameters), along, strict=True)),
+                                (
+                                    (g * v).sum()
+                                    for g, v in zip(
+                                        _plain_gradient(entry, self._parameters), along, strict=True
+                                    )
+                                ),
                                 start=entry.detach() * 0,
                             )
                             for entry in value.reshape(-1)
@@ -241,7 +268,9 @@ class Reference:
         tree = Tree.of(outputs)
         by = moved_by or [torch.zeros_like(value) for value in tree.tensors]
         with self._moved(None):
-            leaves = [(f + change).detach().requires_grad_() for f, change in zip(tree.tensors, by, strict=True)]
+            leaves = [
+                (f + change).detach().requires_grad_() for f, change in zip(tree.tensors, by, strict=True)
+            ]
             loss = self.criterion(tree.like(leaves), targets)
             return [value.detach() for value in _plain_gradient(loss, leaves)]
 
@@ -261,7 +290,9 @@ class Reference:
         tree = Tree.of(outputs)
         with self._moved(None):
             leaves = [value.detach().requires_grad_() for value in tree.tensors]
-            slopes = _plain_gradient(self.criterion(tree.like(leaves), self.batch.targets), leaves, create_graph=True)
+            slopes = _plain_gradient(
+                self.criterion(tree.like(leaves), self.batch.targets), leaves, create_graph=True
+            )
             product = sum((g * c.to(g)).sum() for g, c in zip(slopes, changes, strict=True))
             return [value.detach() for value in _plain_gradient(product, leaves)]
 
@@ -297,11 +328,11 @@ def derivative(
 ) -> Product:
     """The derivative of a function at zero along a direction, by extrapolated central differences.
 
-    size: of the point at which it is taken; steps are fractions of it. The rounding of the function is measured: between
-    points that are 1e-9 and 3e-7 of the size apart, its second difference is rounding, and a smooth function's is not seen.
-    Differences at the steps h and h / 2 give an estimate of their own error, and so do second differences, which are a
-    fourth at half the step unless a kink of a piecewise linear net lies within it. Where there is one, smaller steps are
-    taken, which may lie on this side of it.
+    size: of the point at which it is taken; steps are fractions of it. The rounding of the function is measured:
+    between points that are 1e-9 and 3e-7 of the size apart, its second difference is rounding, and a smooth
+    function's is not seen. Differences at the steps h and h / 2 give an estimate of their own error, and so do second
+    differences, which are a fourth at half the step unless a kink of a piecewise linear net lies within it. Where
+    there is one, smaller steps are taken, which may lie on this side of it.
     Cost: 4 evaluations, and those of `Start`; up to 16 more beside a kink.
     """
     length = float(direction.norm())

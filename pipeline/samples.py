@@ -32,9 +32,10 @@ def squares_count_samples(predict: Predict, params: Params, batch: Batch) -> boo
     whole = tensors_of(predict, params, batch.inputs)
     for squares in (True, False):
         part = _without_the_last(predict, params, batch, squares)
-        if part is not None and len(part) == len(whole):
-            if all(_shrinks(a, b, n) and _is_start(a, b) for a, b in zip(part, whole, strict=True)):
-                return squares
+        if part is None or len(part) != len(whole):
+            continue
+        if all(_shrinks(a, b, n) and _is_start(a, b) for a, b in zip(part, whole, strict=True)):
+            return squares
     return None
 
 
@@ -46,7 +47,8 @@ def check_samples_apart(predict: Predict, params: Params, batch: Batch, what: st
     """
     if batch.num_samples > 1 and squares_count_samples(predict, params, batch) is None:
         raise PipelineError(
-            f"{what} needs the outputs of a sample alone, but the model returns others then, or in another order (BatchNorm "
+            f"{what} needs the outputs of a sample alone, but the model returns others then, or in another "
+            "order (BatchNorm "
             "in training mode, a graph?): use model.eval(), or hessian for the whole batch."
         )
 
@@ -56,8 +58,9 @@ def check_outputs_count_samples(
 ) -> None:
     """Refuse a sum over samples where it is not known which of the model's outputs are of which sample.
 
-    Of the floating-point tensors that the loss depends on, as a function of the outputs. They are known, where the first entries of the outputs are those of the first samples, and where the outputs have as many
-    entries as there are samples, though each may depend on all samples, as the nodes of a graph do.
+    Of the floating-point tensors that the loss depends on, as a function of the outputs. They are known, where the
+    first entries of the outputs are those of the first samples, and where the outputs have as many entries as there
+    are samples, though each may depend on all samples, as the nodes of a graph do.
 
     Raises:
         PipelineError: it is not known.
@@ -83,7 +86,8 @@ def check_outputs_count_samples(
     if not ran and all(one.ndim > 0 and len(one) == n for one in whole):
         return
     raise PipelineError(
-        f"{what} is a sum over samples, but which of the model's outputs belong to which of the {n} samples is not known "
+        f"{what} is a sum over samples, but which of the model's outputs belong to which of the {n} "
+        "samples is not known "
         "from their first dimension: let the model return (N, ...), or use matrix=ggn."
     )
 

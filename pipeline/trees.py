@@ -57,9 +57,7 @@ def _collect(value: Any, found: list[Tensor], every: bool, path: tuple[int, ...]
         return None
 
     def rebuild(tensors: Iterator[Any]) -> Any:
-        made = [
-            part if make is None else make(tensors) for part, make in zip(values, makers, strict=True)
-        ]
+        made = [part if make is None else make(tensors) for part, make in zip(values, makers, strict=True)]
         return build(keys, made)
 
     return rebuild

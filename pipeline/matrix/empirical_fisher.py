@@ -22,12 +22,12 @@ from pipeline.trees import Tree
 class EmpiricalFisher:
     """E = w Σ_n g_n g_nᵀ, g_n the gradient of the loss of sample n and its target; w = 1/N for a mean, 1 for a sum.
 
-    It is the Hessian of ½ w Σ_n (c_n · J_n (θ - θ₀))², c_n the slope of the loss of sample n by its outputs. It is not
-    the Fisher matrix, whose targets are drawn from the model (Kunstner et al. 2019, arXiv:1905.12558).
+    It is the Hessian of ½ w Σ_n (c_n · J_n (θ - θ₀))², c_n the slope of the loss of sample n by its outputs. It is
+    not the Fisher matrix, whose targets are drawn from the model (Kunstner et al. 2019, arXiv:1905.12558).
 
     Raises:
-        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples, or it is not known which
-            outputs are of which sample.
+        PipelineError: the criterion is neither the mean nor the sum of the losses of its samples, or it is not known
+            which outputs are of which sample.
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
@@ -115,8 +115,8 @@ def _is_mean(criterion: Criterion, outputs: Any, batch: Batch) -> bool:
                 f"matrix=empirical_fisher: the criterion cannot take a sample alone ({line}): use matrix=ggn."
             ) from error
         tolerance = torch.finfo(loss.dtype).eps ** 0.5 * float(alone.abs().sum())
-        error = {True: n * loss.double() - alone.sum(), False: loss.double() - alone.sum()}
-        candidates &= {kind for kind, value in error.items() if abs(float(value)) <= tolerance}
+        gaps = {True: n * loss.double() - alone.sum(), False: loss.double() - alone.sum()}
+        candidates &= {kind for kind, value in gaps.items() if abs(float(value)) <= tolerance}
     if not candidates:
         raise PipelineError(
             "matrix=empirical_fisher: the criterion is neither the mean nor the sum of the losses of its samples "

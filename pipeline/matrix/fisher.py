@@ -27,8 +27,8 @@ class Fisher:
     """F = κ Σ_n E[g_n g_nᵀ], g_n the gradient of -log p(y | x_n) with y drawn from the model; the loss is κ Σ -log p.
 
     num_draws: None takes the expectation, which for these criteria is the generalised Gauss-Newton matrix, because
-        their outputs are natural parameters (Martens 2020, arXiv:1412.1193, section 9); a number averages over so many
-        targets for each sample.
+        their outputs are natural parameters (Martens 2020, arXiv:1412.1193, section 9); a number averages over so
+        many targets for each sample.
     seed: of the draws; they are the same for every strategy and in every precision, and differ from batch to batch.
 
     Raises:
@@ -65,7 +65,10 @@ class Fisher:
         """F v = Jᵀ Σ c (c · J v) / (κ M) over samples and drawn targets; without draws it is the GGN's product."""
         if self.num_draws is None:
             return gauss_newton(reference, direction, by_autograd)
-        outputs, drawn = reference.outputs(), targets.to(reference.dtype) if targets.is_floating_point() else targets
+        outputs, drawn = (
+            reference.outputs(),
+            targets.to(reference.dtype) if targets.is_floating_point() else targets,
+        )
         scale = likelihood_of(reference.criterion).scale(outputs, drawn) * self.num_draws
         return moments(reference, direction, drawn.unbind(1), 1 / scale, by_autograd, len(outputs))
 
@@ -74,8 +77,8 @@ class Fisher:
 class Likelihood:
     """The criterion as κ times a negative log-likelihood.
 
-    scale: κ for outputs of a shape and drawn targets. draw: targets (N, M, ...) for outputs (N, ...), in float64 on the
-    CPU. ignored: the label of what does not count, or None.
+    scale: κ for outputs of a shape and drawn targets. draw: targets (N, M, ...) for outputs (N, ...), in float64 on
+    the CPU. ignored: the label of what does not count, or None.
     """
 
     scale: Callable[[Tensor, Tensor], float]
@@ -128,7 +131,8 @@ def likelihood_of(criterion: Any) -> Likelihood:
     if isinstance(criterion, nn.MSELoss):
         return Likelihood(lambda f, _: 2 / f.numel() if is_mean else 2.0, _draw_values)
     raise PipelineError(
-        f"matrix=fisher draws targets from the model, and does not know how for {_line(criterion)}: choose cross-entropy "
+        f"matrix=fisher draws targets from the model, and does not know how for {_line(criterion)}: "
+        "choose cross-entropy "
         "without class weights or label smoothing, binary cross-entropy or squared error, or matrix=ggn."
     )
 

@@ -44,5 +44,9 @@ class Residual:
         part = gauss_newton(reference, direction, by_autograd)
         # What is left may be far smaller than both: their rounding is its own.
         rounding = 1e-13 * float(whole.value.norm())
-        noise = max(whole.noise, part.noise) * float(whole.value.norm()) / max(1e-300, float((whole.value - part.value).norm()))
+        noise = (
+            max(whole.noise, part.noise)
+            * float(whole.value.norm())
+            / max(1e-300, float((whole.value - part.value).norm()))
+        )
         return Product(whole.value - part.value, whole.uncertainty + part.uncertainty + rounding, noise)

@@ -46,7 +46,7 @@ def moments(
     by_autograd: bool,
     num_samples: int,
 ) -> Product:
-    """scale · Jᵀ Σ c_n (c_n · J_n v) over samples and sets of targets: J v by differences of the outputs."""
+    """Jᵀ Σ c_n (c_n · J_n v) over samples and sets of targets, times `scale`: J v by differences of the outputs."""
     outputs, n = reference.outputs(), num_samples
     if by_autograd:
         pushed, flat = reference.push_by_autograd(direction), Product(direction, 0.0)

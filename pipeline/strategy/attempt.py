@@ -50,7 +50,9 @@ def blocks_by(
             yield from choice.strategy.blocks(objective, params, batch, wanted)
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # a layer may raise anything where it is differentiated in a way that it does not know
+    except (
+        Exception
+    ) as error:  # a layer may raise anything where it is differentiated in a way that it does not know
         line = str(error).partition("\n")[0]
         raise StrategyError(
             f"strategy={choice.name} cannot differentiate this model or its loss ({type(error).__name__}: {line})",
@@ -68,4 +70,7 @@ def refusal(failures: Failures) -> StrategyError:
     return StrategyError(f"none of {names} gives the right matrix; {first.why}", remedy)
 
 
-LOOK = "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in other functions"
+LOOK = (
+    "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in "
+    "other functions"
+)

@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 class Auto:
     """`khatri_rao`; all rows in one pass for small nets; the next way, where one does not give the right matrix.
 
-    The ways are tried in the order khatri_rao, hvp, triangular, autograd, after the one that is the fastest for a net of
-    that size. A way does not do where the model cannot be differentiated so, where the matrix is not finite, and, for
-    whoever verifies it, where it fails its certificate. What is taken is said in one line of the log. The choice depends
-    on the net, the loss and the batch alone, so that a run that is taken up again makes the same one.
+    The ways are tried in the order khatri_rao, hvp, triangular, autograd, after the one that is the fastest for a net
+    of that size. A way does not do where the model cannot be differentiated so, where the matrix is not finite, and,
+    for whoever verifies it, where it fails its certificate. What is taken is said in one line of the log. The choice
+    depends on the net, the loss and the batch alone, so that a run that is taken up again makes the same one.
 
     few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
-    many, one pass of `autograd` is over before one of `hvp`. some_weights: up to so many, `khatri_rao` has to need several
-    times fewer tangents than there are weights, since a pass of `hvp` takes hundreds at once and no rows are made by small
-    matrix products. megabytes: for the tangents of such a pass.
+    many, one pass of `autograd` is over before one of `hvp`. some_weights: up to so many, `khatri_rao` has to need
+    several times fewer tangents than there are weights, since a pass of `hvp` takes hundreds at once and no rows are
+    made by small matrix products. megabytes: for the tangents of such a pass.
     """
 
     few_weights: int = 400

@@ -42,8 +42,8 @@ class Net:
         """Capture as many parameters as enter linearly; those that do not are left out of `names`.
 
         Σ δ ãᵀ over the uses of a parameter must be its gradient, else it is used in some other way too: at these
-        weights, and at others, since a term may be flat here and curved (a penalty where a weight is zero). Whether samples
-        influence each other is for `response.mixes_samples` to say. Cost: a few gradients.
+        weights, and at others, since a term may be flat here and curved (a penalty where a weight is zero). Whether
+        samples influence each other is for `response.mixes_samples` to say. Cost: a few gradients.
         """
         if not _forward_mode_is_right(objective, batch):
             return Net.of_nothing(objective, params, batch)
@@ -66,11 +66,17 @@ class Net:
 
     @staticmethod
     def in_parts(objective: Objective, params: Params, batch: Batch, most_samples: int) -> list[Net]:
-        """The net on parts of the batch, whose matrices add up; on all of it, where the loss is no sum over samples."""
+        """The net on parts of the batch, whose matrices add up; on all of it, where the loss is no sum over
+        samples.
+        """
         chunks = weighted_chunks(objective, params, batch, most_samples)
         if len(chunks) > 1:
             nets = [
-                replace(Net.of(_weighted(objective, weight), params, part), most_samples=most_samples, is_part=True)
+                replace(
+                    Net.of(_weighted(objective, weight), params, part),
+                    most_samples=most_samples,
+                    is_part=True,
+                )
                 for weight, part in chunks
             ]
             if len({(net.names, len(net.uses)) for net in nets}) == 1:
@@ -101,7 +107,8 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
     else:
         return ()
     found = [
-        one.use.with_samples(one.z, n, two.z, n - 1 if n > 1 else 2) for one, two in zip(calls, again, strict=True)
+        one.use.with_samples(one.z, n, two.z, n - 1 if n > 1 else 2)
+        for one, two in zip(calls, again, strict=True)
     ]
     lost = {name for use, known in zip(uses, found, strict=True) if known is None for name in use.names}
     if lost:
@@ -169,7 +176,10 @@ def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
     """Whether a linearised model is differentiated rightly in forward mode, which is what units are moved by."""
     if isinstance(objective, Difference):
         return _forward_mode_is_right(objective.part, batch)
-    return not isinstance(objective.predict, Linearisation) or objective.predict.jacobian(batch.inputs).is_forward
+    return (
+        not isinstance(objective.predict, Linearisation)
+        or objective.predict.jacobian(batch.inputs).is_forward
+    )
 
 
 def _sound_elsewhere(

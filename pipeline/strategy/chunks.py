@@ -14,8 +14,8 @@ def weighted_chunks(
 ) -> list[tuple[float, Batch]]:
     """Chunks of the batch, and the weights with which their losses make up the batch's; all of it, where none do.
 
-    They are read off gradients, and not at `params`, where a gradient of zero would let both candidates pass. So what is
-    cut wrongly (a mask that is as long as there are samples) is seen.
+    They are read off gradients, and not at `params`, where a gradient of zero would let both candidates pass. So what
+    is cut wrongly (a mask that is as long as there are samples) is seen.
     """
     n = batch.num_samples
     if size >= n:

@@ -21,7 +21,8 @@ def hessians_of_samples(
 ) -> Tensor | None:
     """H_n of the loss of sample n alone, (N, P, P); None where the model cannot be run under `vmap`.
 
-    squares: see `Batch.chunk`. Cost: P tangents through the batch. Memory: N·P² numbers, and CHUNK_BYTES of rows a few times.
+    squares: see `Batch.chunk`. Cost: P tangents through the batch. Memory: N·P² numbers, and CHUNK_BYTES of rows a
+    few times.
     """
     flat, layout = flatten(params), Layout.of(params)
     N, P = batch.num_samples, layout.num_parameters
@@ -69,6 +70,9 @@ def _rows(
         return {name: part.reshape(like.shape) for (name, like), part in parts}
 
     n = batch.num_samples
-    each = [value.unflatten(0, (n, -1)) if take else value for value, take in zip(tree.tensors, counted, strict=True)]
+    each = [
+        value.unflatten(0, (n, -1)) if take else value
+        for value, take in zip(tree.tensors, counted, strict=True)
+    ]
     result: Tensor = vmap(of_sample, in_dims=tuple(0 if take else None for take in counted))(*each)
     return result

@@ -88,7 +88,9 @@ def _predict_each(objective: Objective, dims: list[int | None], params: Params, 
     trees: list[Tree] = []
 
     def predict(*sample: Any) -> Any:
-        alone = [value if dim is None else value.unsqueeze(0) for value, dim in zip(sample, dims, strict=True)]
+        alone = [
+            value if dim is None else value.unsqueeze(0) for value, dim in zip(sample, dims, strict=True)
+        ]
         tree = Tree.of(objective.predict(params, given.like(alone)), every=True)
         trees.append(tree)
         return tuple(value.squeeze(0) for value in tree.tensors)
@@ -123,7 +125,8 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
         ):
             return apart
         raise StrategyError(
-            "the model's output for a sample depends on the other samples (BatchNorm in training mode?)", f"and {remedy}"
+            "the model's output for a sample depends on the other samples (BatchNorm in training mode?)",
+            f"and {remedy}",
         )
     raise StrategyError(f"the model cannot take a sample alone, {reason}", f"and {remedy}")
 

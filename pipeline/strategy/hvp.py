@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HVP:
-    """H[j, K] = d/dε ∇_K L(θ + ε e_j): the forward-mode derivative of the gradient, `chunk_size` unit vectors at once.
+    """H[j, K] = d/dε ∇_K L(θ + ε e_j): the forward-mode derivative of the gradient, `chunk_size` unit vectors at
+    once.
 
-    The tangents of a pass enter at as few parameters j as make up a chunk, so what runs before them is computed once and
-    not once a tangent; the gradient is taken by the parameters K that the triangle needs alone (see `columns_of`). Up to
-    `chunk_size` weights take one pass together. Cost: P
+    The tangents of a pass enter at as few parameters j as make up a chunk, so what runs before them is computed once
+    and not once a tangent; the gradient is taken by the parameters K that the triangle needs alone (see
+    `columns_of`). Up to `chunk_size` weights take one pass together. Cost: P
     tangents, each about one more gradient (Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147). Memory:
     chunk_size times the activations of the batch. Needs a forward-mode formula for the backward of every
     layer.
@@ -105,10 +106,11 @@ def rows_by_products(
     chunk_size: int,
     wanted: Wanted = everything,
 ) -> Iterator[Block]:
-    """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each row.
+    """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each
+    row.
 
-    columns: each list begins with the one before it. Small parameters share a pass, whose cost beside its numbers is that
-    of a few gradients. When memory does not hold `chunk_size` rows at once, it goes on with half as many.
+    columns: each list begins with the one before it. Small parameters share a pass, whose cost beside its numbers is
+    that of a few gradients. When memory does not hold `chunk_size` rows at once, it goes on with half as many.
     """
     spans = Layout.of(params).slices()
     left = deque(Rows(name, 0, params[name].numel()) for name in columns)
@@ -153,7 +155,9 @@ def _next(left: deque[Rows], most: int) -> list[Rows]:
 
 
 def _tangents(params: Params, together: Sequence[Rows]) -> Params:
-    """Unit vectors one after another, each in the space of one parameter: (c, *shape) for every parameter that moves."""
+    """Unit vectors one after another, each in the space of one parameter: (c, *shape) for every parameter that
+    moves.
+    """
     total, first = sum(rows.number for rows in together), 0
     tangents = {}
     for rows in together:
@@ -185,10 +189,11 @@ def rows_at_once(objective: Objective, params: Params, batch: Batch, megabytes: 
     """
     with _Counter() as counter:
         objective.loss(leaves_of(params), batch)
-    itemsize = next(iter(params.values())).element_size()
+    itemsize: int = next(iter(params.values())).element_size()
     num_weights = Layout.of(params).num_parameters
     each = 4 * counter.numbers * itemsize + 2 * num_weights * itemsize
-    return max(LEAST_AT_ONCE, min(num_weights, megabytes * 2**20 // each))
+    most: int = max(LEAST_AT_ONCE, min(num_weights, megabytes * 2**20 // each))
+    return most
 
 
 class _Counter(TorchFunctionMode):

@@ -72,7 +72,9 @@ class Pair:
                 yield from self._by_squares(units, delta_dot[:, 0, :, 0])
                 return
             moves = None if a_dot is None else Moved.of(a_dot[:, 0, :, 0])
-            if moves is None or (moves.few and not self.net.is_part):  # how few is seen in the data of one part
+            if moves is None or (
+                moves.few and not self.net.is_part
+            ):  # how few is seen in the data of one part
                 yield from self._by_products(units, delta_dot[:, 0, :, 0], moves)
                 return
         for group in self._groups_of(units):

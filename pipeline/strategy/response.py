@@ -103,10 +103,10 @@ def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts)
 def mixes_samples(net: Net) -> bool:
     """Whether a sample's δ or ã answers when another sample's z moves, in whatever pattern samples are coupled.
 
-    The answer to moves t is linear in them. Where samples are apart, moves that are scaled by a number of each sample's
-    own, r_n t_n, are answered by the same numbers times the answer to t; where n answers to m, by a term (r_m - r_n) more,
-    which is not zero for random r and t. So two tangents tell of all pairs, to first order, which is what the rows are made
-    of.
+    The answer to moves t is linear in them. Where samples are apart, moves that are scaled by a number of each
+    sample's own, r_n t_n, are answered by the same numbers times the answer to t; where n answers to m, by a term
+    (r_m - r_n) more, which is not zero for random r and t. So two tangents tell of all pairs, to first order, which
+    is what the rows are made of.
     """
     if not net.uses or net.batch.num_samples == 1:
         return False
