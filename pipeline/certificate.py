@@ -40,7 +40,10 @@ class Certificate:
     def remedy(self, computed: torch.dtype) -> str:
         """What may help where the matrix fails, which was computed in this dtype."""
         if self.why:
-            return "let the loss depend on its weights through the model alone, or verify=False takes the matrix as it is"
+            return (
+                "let the loss depend on its weights through the model alone, or verify=False takes the matrix as "
+                "it is"
+            )
         if computed != torch.float64 and self.probe_error < SMALL:
             return "use dtype=torch.float64, since weights, inputs or targets are scaled badly for single precision"
         return "use strategy=auto, which tries others, or look for a layer with a wrong derivative"

@@ -1,7 +1,8 @@
 """Products with a matrix, found on the user's own module, by a way that shares nothing with any strategy.
 
-The module itself is called, as the user calls it. Its parameters are moved in place, and it is differentiated once,
-by
+The module itself is called, as the user calls it, but for `torch.utils.checkpoint`, which `autograd.grad` takes no
+reentrant form of: it leaves out weights whose inputs need no gradient, without a word. Its parameters are moved in
+place, and it is differentiated once, by
 plain backward passes: no functional call, no function mode, no forward mode, no vmap. What is a second derivative
 elsewhere is a difference quotient here, in float64, extrapolated, with the rounding of what is differenced measured.
 
@@ -92,7 +93,6 @@ class Reference:
             ]
         self._device = device
         self._start: Start | None = None
-        self._off = False  # whether checkpoints have to be run like any other function
         self.dtype = torch.float64
         self._as(torch.float64, batch)
         try:
@@ -137,7 +137,6 @@ class Reference:
         parameters = [*self._parameters, *self._others]
         found = [(value, value.data, value.requires_grad) for value in parameters]
         parts = by.split(self._sizes) if by is not None else [None] * len(self._sizes)
-        off = checkpoints_off() if self._off else nullcontext()
         drawn = Plain(Draws(self._randomness)) if self._randomness is not None else nullcontext()
         buffers = {identity: value.clone() for identity, value in self._kept.items()}
         outer = self._criterion_state.replaced(buffers) if self._criterion_state else nullcontext()
@@ -147,7 +146,7 @@ class Reference:
                 parameter.requires_grad_(True)
             for parameter, weight in zip(self._others, self._fixed, strict=True):
                 parameter.data = weight
-            with torch.enable_grad(), off, eager(), outer, self._state.replaced(buffers), drawn:
+            with torch.enable_grad(), checkpoints_off(), eager(), outer, self._state.replaced(buffers), drawn:
                 yield
         finally:
             for parameter, data, requires_grad in found:
@@ -168,15 +167,9 @@ class Reference:
 
     def gradient(self, by: Tensor | None = None) -> Tensor:
         """The gradient of the loss at weights moved by a vector, (P,), in float64."""
-        try:
-            with self._moved(by):
-                loss = self.criterion(self._outputs(), self.batch.targets)
-                return self._flat(_plain_gradient(loss, self._parameters))
-        except RuntimeError as error:
-            if self._off or "heckpoint" not in str(error):
-                raise
-            self._off = True  # reentrant checkpoints take no autograd.grad
-            return self.gradient(by)
+        with self._moved(by):
+            loss = self.criterion(self._outputs(), self.batch.targets)
+            return self._flat(_plain_gradient(loss, self._parameters))
 
     def hessian(self, direction: Tensor) -> Product:
         """The derivative of the gradient along a direction, (P,)."""
