@@ -740,7 +740,7 @@ WRITTEN = [
     Net("resnet-eval", resnet(training=False), samples="mean", draws_targets=True),
     Net("resnet-training", resnet(training=True), width=2, samples="mean", mixes=True, draws_targets=True),
     Net("pinn-autograd", pinn(PINN), samples="mean"),
-    Net("pinn-func", pinn(FunctionalPINN), width=2, samples="mean"),
+    Net("pinn-func", pinn(FunctionalPINN), samples="mean"),
     Net("nano-gpt", nano_gpt, samples="mean"),
     Net("nano-gpt-with-loss", nano_gpt_with_loss),
     Net("nano-gpt-training", nano_gpt_training, refused="draws random numbers"),
