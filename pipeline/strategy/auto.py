@@ -78,7 +78,7 @@ class Auto:
         others = [
             Choice(KhatriRao(), "khatri_rao", "tangents go through units"),
             Choice(HVP(), "hvp", "rows by Hessian-vector products"),
-            Choice(Triangular(), "triangular", "rows by two backward passes"),
+            Choice(Triangular(ROWS_AT_ONCE), "triangular", "rows by two backward passes"),
             Choice(Autograd(), "autograd", "rows by two backward passes"),
         ]
         if num_weights <= self.few_weights:
@@ -123,6 +123,7 @@ def because(choice: Choice, failures: Failures) -> Choice:
 
 
 SEVERAL = 4
+ROWS_AT_ONCE = 64  # of two backward passes
 
 
 @cache

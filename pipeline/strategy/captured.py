@@ -89,7 +89,14 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
 
     Which dimension of each z counts samples is seen by running the model on another number of them.
     """
-    calls = _calls(objective, params, batch, names)
+    try:
+        calls = _calls(objective, params, batch, names)
+    except (PipelineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except (
+        Exception
+    ):  # a weight is used inside a transform of the model's own, and what it sees cannot leave that
+        return ()
     uses = tuple(call.use for call in calls)
     n = batch.num_samples
     if all(_samples_can_only_come_first(use, n) for use in uses):

@@ -35,6 +35,18 @@ def _matmul(function: Callable[..., Tensor], name_of: NameOf, input: Tensor, oth
     return Call(Use(name, None, tuple(z.shape), (z.ndim - 1,), 1, p, _as_it_is, order), input, z)
 
 
+def _addmm(
+    name_of: NameOf, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Call | None:
+    """A bias and a product, as layers write it that store the transposed weight."""
+    names = name_of(mat2), name_of(input)
+    if names == (None, None) or beta != 1 or alpha != 1 or input.shape != mat2.shape[1:]:
+        return None
+    z, (p, d) = torch.addmm(input, mat1, mat2), mat2.shape
+    order = torch.arange(p * d, device=z.device).reshape(p, d).T.flatten()
+    return Call(Use(*names, tuple(z.shape), (1,), 1, p, _as_it_is, order), mat1, z)
+
+
 def _embedding(name_of: NameOf, input: Tensor, weight: Tensor, **kwargs: Any) -> Call | None:
     name = name_of(weight)
     if name is None or any(kwargs.get(option) is not None for option in ("padding_idx", "max_norm")):
@@ -278,6 +290,7 @@ TRANSPOSED_CONVOLUTIONS = (torch.conv_transpose1d, torch.conv_transpose2d, torch
 LINEAR_CALLS: dict[Any, Reader] = {
     F.linear: _linear,
     F.embedding: _embedding,
+    torch.addmm: _addmm,
     torch.addcmul: _scaled_and_shifted,
     **{function: partial(_norm, function, names) for function, names in NORMS.items()},
     **{function: partial(_convolution, function, n) for n, function in enumerate(CONVOLUTIONS, start=1)},

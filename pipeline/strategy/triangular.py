@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pipeline.blocks import Block
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, leaves_of
+from pipeline.options import check_count
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
@@ -33,7 +35,14 @@ class Triangular:
     The row is selected by a unit vector as `grad_outputs` of its own parameter's gradient, so that nothing of
     length P is sliced, padded or concatenated. Cost: at most P reverse passes. Memory: the graph of the
     gradient, and 64 rows of the widest parameter.
+
+    rows_at_once: with more than one, a pass takes so many rows, through `vmap`, at so many times the memory.
     """
+
+    rows_at_once: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
         self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
@@ -52,12 +61,39 @@ class Triangular:
                 first = rows.start - spans[name].start
                 units = unit_vectors(params[name], first, first + rows.stop - rows.start)
                 needed = [leaves[column] for column in columns]
-                parts = [derivatives(gradient_of[name], needed, unit) for unit in units]
-                for column, values in zip(columns, zip(*parts, strict=True), strict=True):
-                    yield Block(rows, spans[column], torch.stack(values).reshape(len(units), -1)).lower()
+                for column, values in zip(
+                    columns, _products(gradient_of[name], needed, units, self.rows_at_once), strict=True
+                ):
+                    yield Block(rows, spans[column], values.reshape(len(units), -1)).lower()
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)
 
     def memory(self, num_parameters: int, itemsize: int) -> int:
         return 2 * ROWS_PER_BLOCK * num_parameters * itemsize
+
+
+def _products(gradient: Tensor, by: Sequence[Tensor], units: Tensor, rows_at_once: int) -> list[Tensor]:
+    """The derivatives of the gradient along each unit vector, (rows, *shape) for each of the tensors."""
+    if rows_at_once > 1 and gradient.requires_grad:
+        try:
+            parts = [
+                torch.autograd.grad(
+                    gradient, by, some, retain_graph=True, is_grads_batched=True, allow_unused=True
+                )
+                for some in units.split(rows_at_once)
+            ]
+        except (NotImplementedError, RuntimeError):  # a layer without a batching rule, or memory that ran out
+            pass
+        else:
+            counts = [len(some) for some in units.split(rows_at_once)]
+            filled = [
+                [
+                    value.new_zeros(n, *value.shape) if part is None else part
+                    for part, value in zip(row, by, strict=True)
+                ]
+                for n, row in zip(counts, parts, strict=True)
+            ]
+            return [torch.cat(values) for values in zip(*filled, strict=True)]
+    each = [derivatives(gradient, by, unit) for unit in units]
+    return [torch.stack(values) for values in zip(*each, strict=True)]

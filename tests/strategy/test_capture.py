@@ -93,6 +93,19 @@ class InPlace(nn.Module):
         return self.body(x)
 
 
+class StoredTransposed(nn.Module):
+    """Bias and product in one call over folded samples and tokens, the weight stored as (inputs, units)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.addmm(self.bias, x.reshape(-1, 4), self.weight).reshape(*x.shape[:-1], 6)
+        return self.head(torch.tanh(z).mean(1))
+
+
 def convolutions(*layers: nn.Module) -> nn.Module:
     body = nn.Sequential(*layers)
     return nn.Sequential(body, nn.Flatten(), nn.Linear(body(torch.randn(1, *IMAGES)).numel(), 3))
@@ -180,6 +193,7 @@ CAPTURED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "tokens and samples folded": (lambda: Folded(False), tokens),
     "words, positions, products": (Positions, words),
     "in place": (InPlace, images),
+    "bias and product in one call": (StoredTransposed, tokens),
 }
 
 
