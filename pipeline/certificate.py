@@ -17,6 +17,8 @@ NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
 NEARLY = 10  # times its tolerance: up to which an error may be that of the difference quotient
 SMALL = 0.03  # relative error up to which rounding of single precision is the likely reason
+COARSE = 1e-3  # relative rounding up to which two ways that autograd takes may differ: that of single precision inside
+LOOSE = 0.1  # tolerance above which a comparison says nothing
 UNCHECKED = "H v cannot be checked"
 OWN_PRECISION = 1e-6  # relative difference that the gradients of module and objective, both in float64, may have
 
@@ -118,7 +120,7 @@ def _certify(
     try:
         exact = [matrix.product(reference, v, targets, True) for v in probes.T]
     except (RuntimeError, NotImplementedError) as error:
-        if first.passed:
+        if first.passed and first.tolerance <= LOOSE:
             return first
         line = str(error).partition("\n")[0]
         return Certificate(
@@ -127,7 +129,7 @@ def _certify(
             why=f"{UNCHECKED}: differences of the gradient disagree with themselves (a kink, or a part of the "
             f"model behind no_grad or detach), and autograd cannot differentiate the module twice ({line})",
         )
-    noise = SAFETY * max(product.noise for product in found)
+    noise = min(COARSE, SAFETY * max(product.noise for product in found))  # on a kink a jump looks like rounding
     second = _compared(products, exact, rounding + noise, reference)
     return Certificate(second.probe_error, second.tolerance, "two backward passes")
 
