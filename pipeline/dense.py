@@ -122,7 +122,7 @@ def hessian(
     """
     chosen_strategy = _named(strategy, STRATEGIES, "strategy")
     chosen_matrix = _named(matrix, MATRICES, "matrix")
-    place = torch.device(device) if device is not None else None
+    place = _place(device)
     with torch.inference_mode(False), torch.enable_grad(), _full_precision():
         task = _Task(model, criterion, parameters, dtype, place, randomness, Batch.of(inputs, targets))
         dense, layout = task.matrix(chosen_strategy, chosen_matrix, verify)
@@ -221,8 +221,8 @@ def layer_hessians(
     A layer is what a module has of its own, its weight and bias together; what the model itself has goes by the name of
     its first parameter. Arguments and errors are those of `hessian`.
     """
-    dtype = options.get("dtype")
-    layout = Layout.of(objective_of(model, criterion, parameters, dtype)[1])
+    place, dtype = _place(options.get("device")), options.get("dtype")
+    layout = Layout.of(objective_of(model, criterion, parameters, dtype, place)[1])
     return {
         layer: hessian(model, criterion, inputs, targets, parameters=layout.names_in(span), **options)
         for layer, span in layout.layers().items()
@@ -244,8 +244,7 @@ def sample_hessians(
     Arguments and errors are those of `hessian`; a model whose output for a sample depends on the others is refused.
     Memory: N·P² numbers.
     """
-    device = options.get("device")
-    place = torch.device(device) if device is not None else None
+    place = _place(options.get("device"))
     dtype, randomness = options.get("dtype"), options.get("randomness")
     with torch.inference_mode(False), torch.enable_grad(), _full_precision():
         own = Batch.of(inputs, targets)
@@ -280,6 +279,15 @@ def _all_pass(task: _Task, samples: Sequence[Batch], matrices: Tensor) -> bool:
         if not certify(reference, Hessian(), dense @ probes, dense.dtype, None).passed:
             return False
     return True
+
+
+def _place(device: torch.device | str | None) -> torch.device | None:
+    try:
+        return torch.device(device) if device is not None else None
+    except (RuntimeError, TypeError) as error:
+        raise PipelineError(
+            f"device={device!r} is unknown: choose 'cpu', 'cuda' or another that PyTorch knows."
+        ) from error
 
 
 def _named(choice: str | Kind, kinds: Mapping[str, type[Kind]], what: str) -> Kind:

@@ -258,12 +258,29 @@ def compiled_inside(model: nn.Module) -> nn.Module:
     return inside if inside is not None and type(model).__name__ == "OptimizedModule" else model
 
 
-def eager() -> AbstractContextManager[Any]:
-    """Within it what `torch.compile` made runs as it was written; nothing, where nothing was compiled."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within it what `torch.compile` and `torch.jit.script` made of functions runs as it was written.
+
+    TorchScript's own derivatives are wrong in forward mode: for x · sigmoid(x) the Hessian is off by more than half.
+    """
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    scripted: Any = torch.jit.ScriptFunction
+    before = scripted.__call__
+
+    def written(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scripts = (
+            getattr(self, "__name__", "") == "ScriptFunction"
+        )  # what was traced may be another function by now
+        function = getattr(self, "_torchdynamo_inline", None) if scripts else None
+        return before(self, *args, **kwargs) if function is None else function(*args, **kwargs)
+
+    scripted.__call__ = written
+    try:
+        with stance, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        scripted.__call__ = before
 
 
 def check_dtype(dtype: Any) -> None:
@@ -289,8 +306,12 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
     """The names of the parameters that are differentiated by.
 
     Raises:
-        PipelineError: a pattern matches no parameter, or none is left.
+        PipelineError: the model is no module, a pattern matches no parameter, or none is left.
     """
+    if not isinstance(model, nn.Module):
+        raise PipelineError(
+            f"the model is {_kind(model)}, not a torch.nn.Module: give the module that holds the weights."
+        )
     every = {name: value for name, value in model.named_parameters()}
     if parameters is None:
         chosen = {name for name, value in every.items() if value.requires_grad}
@@ -311,6 +332,10 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
             f"{type(model).__name__} has no parameter that requires grad: nothing to differentiate by."
         )
     return chosen
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
 
 
 def _cast(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:

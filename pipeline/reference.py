@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -308,12 +309,30 @@ class Start(NamedTuple):
     @staticmethod
     def of(function: Callable[[Tensor], Tensor], unit: Tensor, size: float) -> Start:
         """Cost: 5 evaluations."""
+        function = _nan_where_it_raises(function, unit)
         here = function(unit * 0)
         noise = LEAST_NOISE * float(here.norm())
         for fraction in NOISE_STEPS:
             step = unit * (fraction * size)
-            noise = max(noise, float((function(step) - 2 * here + function(-step)).norm()) / 2)
+            gap = (function(step) - 2 * here + function(-step)).nan_to_num()
+            noise = max(noise, float(gap.norm()) / 2)
         return Start(here, noise)
+
+
+def _nan_where_it_raises(function: Callable[[Tensor], Tensor], unit: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function, NaN beside the point where it has no value: a matrix that is positive definite no more, say."""
+
+    def at(move: Tensor) -> Tensor:
+        try:
+            return function(move)
+        except (PipelineError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:
+            if not move.any():
+                raise
+            return torch.full_like(function(unit * 0), float("nan"))
+
+    return at
 
 
 def derivative(
@@ -325,13 +344,15 @@ def derivative(
     between points that are 1e-9 and 3e-7 of the size apart, its second difference is rounding, and a smooth
     function's is not seen. Differences at the steps h and h / 2 give an estimate of their own error, and so do second
     differences, which are a fourth at half the step unless a kink of a piecewise linear net lies within it. Where
-    there is one, smaller steps are taken, which may lie on this side of it.
+    there is one, smaller steps are taken, which may lie on this side of it; so they are where the function has no
+    value at the ends of a step.
     Cost: 4 evaluations, and those of `Start`; up to 16 more beside a kink.
     """
     length = float(direction.norm())
     if length == 0:
         return Product(torch.zeros_like(function(direction)), 0.0)
     unit = direction / length
+    function = _nan_where_it_raises(function, unit)
     here, noise = start or Start.of(function, unit, size)
     relative = noise / max(float(here.norm()), 1e-300)
     first = sum(relative < bound for bound in NOISE_OF_STEP)
@@ -346,7 +367,7 @@ def derivative(
         found.append(Product(value * length, (disagreement + SAFETY * noise / step) * length, relative))
         if disagreement <= AGREED * float(value.norm()):
             break
-    return min(found, key=lambda product: product.uncertainty)
+    return min(found, key=lambda product: product.uncertainty if isfinite(product.uncertainty) else inf)
 
 
 def _plain_gradient(value: Any, by: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:

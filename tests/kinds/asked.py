@@ -1,12 +1,14 @@
-"""How the tests of kinds of faults ask for a matrix, and what it should be: found on the module, by plain backward passes.
+"""How the tests of kinds of faults ask for a matrix, and what it should be: found on the module, by plain backward
+passes.
 
-A kind is one way in which a matrix came out wrong, was refused though it could be had, or changed the model. Each file
-here holds one kind, and neighbours of it.
+A kind is one way in which a matrix came out wrong, was refused though it could be had, or changed the model. Each
+file here holds one kind, and neighbours of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +66,9 @@ def gradient(model: nn.Module, criterion: Any, inputs: Any, targets: Any) -> Ten
 
 
 def differences(model: nn.Module, criterion: Any, inputs: Any, targets: Any) -> Tensor:
-    """The Hessian, (P, P), by extrapolated central differences of the module's own gradient; the model is put back."""
+    """The Hessian, (P, P), by extrapolated central differences of the module's own gradient; the model is put
+    back.
+    """
     rows = []
     for value in weights_of(model):
         here = value.data
@@ -82,11 +86,18 @@ def differences(model: nn.Module, criterion: Any, inputs: Any, targets: Any) -> 
 
 
 def gauss_newton(model: nn.Module, criterion: Any, inputs: Any, targets: Any) -> Tensor:
-    """JᵀΛJ for a model with one output tensor: J by one backward pass for each output, Λ by two through the criterion."""
+    """JᵀΛJ for a model with one output tensor: J by one backward pass for each output, Λ by two through the
+    criterion.
+    """
     outputs = called(model, inputs)
     weights = weights_of(model)
     rows = [
-        torch.cat([part.reshape(-1) for part in torch.autograd.grad(f, weights, retain_graph=True, materialize_grads=True)])
+        torch.cat(
+            [
+                part.reshape(-1)
+                for part in torch.autograd.grad(f, weights, retain_graph=True, materialize_grads=True)
+            ]
+        )
         for f in outputs.reshape(-1)
     ]
     jacobian, shape = torch.stack(rows).detach(), outputs.shape
@@ -138,7 +149,7 @@ def assert_refused(problem: Sequence[Any], match: str, **options: Any) -> str:
 def net(*sizes: int) -> nn.Sequential:
     """Linear layers and tanh."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,4 +1,6 @@
-"""Functions whose derivative the framework, or whoever wrote them, has wrong in one mode: `auto` goes on to one that is right."""
+"""Functions whose derivative the framework, or whoever wrote them, has wrong in one mode: `auto` goes on to one that
+is right.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from kinds.asked import AUTOS, TOLERANCE, WAYS, assert_refused, assert_right, data, differences, gauss_newton, off, once
+from kinds.asked import (
+    AUTOS,
+    TOLERANCE,
+    WAYS,
+    assert_refused,
+    assert_right,
+    data,
+    differences,
+    gauss_newton,
+    off,
+    once,
+)
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -19,7 +32,9 @@ from pipeline.errors import PipelineError
 class Between(nn.Module):
     """A function between two layers."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], width: int = 4, after: int | None = None) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], width: int = 4, after: int | None = None
+    ) -> None:
         super().__init__()
         self.a, self.b, self.function = nn.Linear(3, width), nn.Linear(after or width, 2), function
 
