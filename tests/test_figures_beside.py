@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_its_figure(tmp_path):
     with processes(1) as [drawer]:
         os.kill(drawer.process.pid, signal.SIGSTOP)  # so it will not answer
         with drawing([drawer], FOUND, tmp_path) as left:
-            assert within(10, lambda: FIGURES[0] not in left)
+            assert within(100, lambda: FIGURES[0] not in left)
             drawer.process.kill()
         assert sorted(left) == sorted(FIGURES)
     assert contents(tmp_path) == {}
@@ -176,7 +176,7 @@ def test_they_end_with_the_run_however_it_ends(how, tmp_path):
             assert within(30, (tmp_path / "figures" / "density.png").exists)
             run.kill()
     assert run.returncode == (-signal.SIGKILL if how == "kill" else 0)
-    assert within(3, lambda: all(map(gone, pids)))
+    assert within(30, lambda: all(map(gone, pids)))
 
 
 def test_they_are_begun_once_and_again_where_one_has_ended(monkeypatch):

@@ -346,7 +346,7 @@ def test_help_waits_for_no_heavy_library():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")

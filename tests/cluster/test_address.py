@@ -37,7 +37,7 @@ def started(*arguments):
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(100)
 
 
 @contextmanager
