@@ -272,7 +272,7 @@ def eager() -> Iterator[None]:
 
     scripted.__call__ = written
     try:
-        with stance, torch.jit.optimized_execution(False):
+        with stance, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield
     finally:
         scripted.__call__ = before
@@ -304,7 +304,9 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
         PipelineError: the model is no module, a pattern matches no parameter, or none is left.
     """
     if not isinstance(model, nn.Module):
-        raise PipelineError(f"the model is {_kind(model)}, not a torch.nn.Module: give the module that holds the weights.")
+        raise PipelineError(
+            f"the model is {_kind(model)}, not a torch.nn.Module: give the module that holds the weights."
+        )
     every = {name: value for name, value in model.named_parameters()}
     if parameters is None:
         chosen = {name for name, value in every.items() if value.requires_grad}

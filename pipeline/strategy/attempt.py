@@ -68,4 +68,4 @@ def refusal(failures: Failures) -> StrategyError:
     return StrategyError(f"none of {names} gives the right matrix; {first.why}", remedy)
 
 
-LOOK = "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in other functions"
+LOOK = "look for a layer or a loss with a wrong derivative, or with none of second order, and write it otherwise"

@@ -17,7 +17,11 @@ from pipeline.errors import PipelineError
 from pipeline.strategy import Auto
 from pipeline.strategy import auto as module
 
-SIZES = {"autograd": Auto(), "hvp": Auto(very_few_weights=1), "khatri_rao": Auto(few_weights=1, very_few_weights=1)}
+SIZES = {
+    "autograd": Auto(),
+    "hvp": Auto(very_few_weights=1),
+    "khatri_rao": Auto(few_weights=1, very_few_weights=1),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +112,9 @@ REASONS = {
 
 @pytest.mark.parametrize("first", ["hvp", "khatri_rao"])
 @pytest.mark.parametrize("reason", REASONS)
-def test_it_says_which_way_it_takes_and_why(first: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_says_which_way_it_takes_and_why(
+    first: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     function, match = REASONS[reason]
     problem = (Between(function), nn.MSELoss(), *data())
     with caplog.at_level(logging.INFO):
@@ -116,15 +122,17 @@ def test_it_says_which_way_it_takes_and_why(first: str, reason: str, caplog: pyt
     assert is_right(found, differences(*problem))
     assert len(caplog.messages) == 1
     line = caplog.messages[0]
-    assert re.match(rf"strategy=auto takes triangular: {first} did not do \(.*({match}).*\); ", line + "; ") or re.search(
-        rf"{first} did not do \(.*({match})", line
-    )
+    assert re.match(
+        rf"strategy=auto takes triangular: {first} did not do \(.*({match}).*\); ", line + "; "
+    ) or re.search(rf"{first} did not do \(.*({match})", line)
     assert line.startswith("strategy=auto takes triangular: ")
     assert "\n" not in line
 
 
 @pytest.mark.parametrize("first", SIZES)
-def test_the_first_way_that_does_is_told_with_its_own_reason(first: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_way_that_does_is_told_with_its_own_reason(
+    first: str, caplog: pytest.LogCaptureFixture
+) -> None:
     problem = (net(3, 4, 2), nn.MSELoss(), *data())
     with caplog.at_level(logging.INFO):
         found = hessian(*problem, strategy=SIZES[first])
@@ -141,7 +149,9 @@ def test_where_all_fail_it_names_all_ways_the_first_reason_and_a_remedy_that_is_
 ) -> None:
     problem = (Between(function.apply), nn.MSELoss(), *data())
     with caplog.at_level(logging.INFO):
-        line = assert_refused(problem, f"^none of {first}, .* gives the right matrix; ", strategy=SIZES[first])
+        line = assert_refused(
+            problem, f"^none of {first}, .* gives the right matrix; ", strategy=SIZES[first]
+        )
     assert not caplog.messages
     for name in ("hvp", "triangular", "autograd"):
         assert name in line.partition(" gives ")[0]

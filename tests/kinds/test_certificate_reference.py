@@ -117,8 +117,12 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
     "damped": lambda matrix: matrix + 0.01 * matrix.abs().max() * torch.eye(len(matrix)),
     "not a number": not_a_number,
     "infinite": lambda matrix: matrix / 0,
-    "positive part": lambda matrix: (lambda e, v: v @ e.clamp(min=0).diag() @ v.T)(*torch.linalg.eigh(matrix)),
-    "low rank": lambda matrix: (lambda e, v: v[:, -3:] @ e[-3:].diag() @ v[:, -3:].T)(*torch.linalg.eigh(matrix)),
+    "positive part": lambda matrix: (lambda e, v: v @ e.clamp(min=0).diag() @ v.T)(
+        *torch.linalg.eigh(matrix)
+    ),
+    "low rank": lambda matrix: (lambda e, v: v[:, -3:] @ e[-3:].diag() @ v[:, -3:].T)(
+        *torch.linalg.eigh(matrix)
+    ),
 }
 
 
@@ -140,9 +144,20 @@ def test_other_matrices(kind: str) -> None:
         problem = build()
         right = hessian(*problem, strategy="autograd", matrix=kind, verify=False)
         assert certificate_of(problem, right, kind).passed, build.__name__
-        for wrong in ("zeros", "twice", "one triangle", "no cross terms", "one entry", "one layer", "not a number"):
+        for wrong in (
+            "zeros",
+            "twice",
+            "one triangle",
+            "no cross terms",
+            "one entry",
+            "one layer",
+            "not a number",
+        ):
             other = WRONG[wrong](right)
-            assert torch.equal(other, right) or not certificate_of(problem, other, kind).passed, (build.__name__, wrong)
+            assert torch.equal(other, right) or not certificate_of(problem, other, kind).passed, (
+                build.__name__,
+                wrong,
+            )
 
 
 def test_the_matrix_of_another_kind_point_or_batch_is_refused() -> None:
@@ -188,7 +203,15 @@ def test_on_a_kink(kind: str) -> None:
     problem = (model, nn.MSELoss(), x, y)
     right = hessian(*problem, matrix=kind)
     assert certificate_of(problem, right, kind).passed
-    for wrong in ("zeros", "twice", "by two percent", "one triangle", "no cross terms", "one entry", "the diagonal"):
+    for wrong in (
+        "zeros",
+        "twice",
+        "by two percent",
+        "one triangle",
+        "no cross terms",
+        "one entry",
+        "the diagonal",
+    ):
         assert not certificate_of(problem, WRONG[wrong](right), kind).passed, wrong
 
 
@@ -297,7 +320,7 @@ def test_a_loss_that_is_not_the_same_twice_is_refused() -> None:
         return F.mse_loss(outputs, targets) * len(calls)
 
     for way in WAYS:
-        with pytest.raises(Exception, match="differentiated|differs|cannot") as caught:
+        with pytest.raises(Exception, match=r"differentiated|differs|cannot") as caught:
             hessian(net(3, 4, 2), criterion, *data(), strategy=WAYS[way])
         assert "\n" not in str(caught.value)
 
@@ -310,4 +333,6 @@ def test_it_shares_nothing_with_the_ways() -> None:
     v = directions(len(expected))[:, 0]
     found = reference.hessian(v)
     assert float((found.value - expected @ v).norm()) <= 1e-8 * float((expected @ v).norm())
-    assert float((reference.hessian_by_autograd(v) - expected @ v).norm()) <= 1e-8 * float((expected @ v).norm())
+    assert float((reference.hessian_by_autograd(v) - expected @ v).norm()) <= 1e-8 * float(
+        (expected @ v).norm()
+    )

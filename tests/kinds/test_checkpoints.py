@@ -1,9 +1,10 @@
-"""`torch.utils.checkpoint` inside the model: what is computed again is computed elsewhere, at other weights, or not at all."""
+"""`torch.utils.checkpoint` inside the model: what is computed again is so elsewhere, or at other weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from pipeline.dense import hessian
+from pipeline.errors import PipelineError
 
 
 class Body(nn.Module):
@@ -101,7 +103,10 @@ def same_net() -> nn.Module:
     return nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 2))
 
 
-MAY_REFUSE = {"reentrant": ("khatri_rao", "hvp", "func"), "offloaded": ("khatri_rao", "hvp", "func")}  # by PyTorch
+MAY_REFUSE = {
+    "reentrant": ("khatri_rao", "hvp", "func"),
+    "offloaded": ("khatri_rao", "hvp", "func"),
+}  # by PyTorch
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "anew": (Anew, Plainly),
     "reentrant": (Reentrant, Plainly),
@@ -137,7 +142,9 @@ def test_hessian(kind: str, way: str) -> None:
 def test_gauss_newton(kind: str, matrix: str, way: str) -> None:
     (model, plain), (x, y) = twin(kind), data()
     expected = once((__name__, kind, 0), lambda: gauss_newton(plain, nn.MSELoss(), x, y))
-    assert_right(way, (model, nn.MSELoss(), x, y), expected, may_refuse=MAY_REFUSE.get(kind, ()), matrix=matrix)
+    assert_right(
+        way, (model, nn.MSELoss(), x, y), expected, may_refuse=MAY_REFUSE.get(kind, ()), matrix=matrix
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -159,10 +166,8 @@ def test_the_switch_is_put_back() -> None:
     calls = []
     model.a.register_forward_pre_hook(lambda *_: calls.append(1))
     for criterion in (nn.MSELoss(), nn.MSELoss(reduction="none")):
-        try:
+        with suppress(PipelineError):
             hessian(model, criterion, x, y)
-        except Exception as error:
-            assert "0-d tensor" in str(error)
         assert {name: value for name, value in vars(checkpoints).items() if name in before} == before
     calls.clear()
     nn.MSELoss()(model(x), y).backward()
@@ -173,7 +178,9 @@ def test_checkpoints_in_the_criterion() -> None:
     model, (x, y) = net(3, 4, 2), data()
 
     def criterion(outputs: Any, targets: Any) -> Tensor:
-        return checkpoint(lambda f: nn.functional.mse_loss(torch.sin(f), targets), outputs, use_reentrant=False)
+        return checkpoint(
+            lambda f: nn.functional.mse_loss(torch.sin(f), targets), outputs, use_reentrant=False
+        )
 
     problem = (model, criterion, x, y)
     expected = differences(*problem)
@@ -184,7 +191,9 @@ def test_checkpoints_in_the_criterion() -> None:
 
 def test_dropout_under_a_checkpoint_takes_one_mask() -> None:
     """Of a seed that is fixed; the plain net with the same seed has the same matrix."""
-    with_it = nn.Sequential(Stepwise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))), nn.Tanh(), nn.Linear(8, 2))
+    with_it = nn.Sequential(
+        Stepwise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))), nn.Tanh(), nn.Linear(8, 2)
+    )
     without = copy.deepcopy(with_it)
     without[0] = without[0].block
     x, y = data()

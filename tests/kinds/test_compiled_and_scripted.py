@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from pipeline.dense import hessian
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -166,13 +168,18 @@ SCRIPTED: dict[str, Callable[[], nn.Module]] = {
 @each_way
 def test_scripted_modules_are_refused(kind: str, way: str) -> None:
     model, (x, y) = SCRIPTED[kind](), data()
-    match = "has no parameter" if kind == "frozen" else "is scripted.*give the module that it was scripted from"
+    match = (
+        "has no parameter" if kind == "frozen" else "is scripted.*give the module that it was scripted from"
+    )
     assert_refused((model, nn.MSELoss(), x, y), match, strategy=way if way in {"hvp", "func"} else "auto")
 
 
 def test_a_scripted_criterion_is_refused() -> None:
     model, (x, y) = net(3, 4, 2), data()
-    assert_refused((model, torch.jit.script(nn.MSELoss()), x, y), "is scripted.*give the module that it was scripted from")
+    assert_refused(
+        (model, torch.jit.script(nn.MSELoss()), x, y),
+        "is scripted.*give the module that it was scripted from",
+    )
 
 
 def test_an_exported_program() -> None:

@@ -132,7 +132,14 @@ class Memory(nn.Module):
         return self.b(torch.stack(states))
 
 
-MODELS = {"weakly": Weak, "sorted": Sorted, "attention": Attending, "twos": SmallBatches, "graphs": Segments, "memory": Memory}
+MODELS = {
+    "weakly": Weak,
+    "sorted": Sorted,
+    "attention": Attending,
+    "twos": SmallBatches,
+    "graphs": Segments,
+    "memory": Memory,
+}
 KINDS: dict[str, Callable[[], Built]] = {
     "triplets": by_criterion(triplets),
     "contrastive": by_criterion(contrastive),
@@ -149,14 +156,26 @@ KINDS: dict[str, Callable[[], Built]] = {
 def test_hessian(kind: str, way: str) -> None:
     problem = KINDS[kind]()
     may_refuse = ("func",) if kind in MODELS else ()
-    assert_right(way, problem, once((__name__, kind), lambda: differences(*problem)), may_refuse=may_refuse, verify=False)
+    assert_right(
+        way,
+        problem,
+        once((__name__, kind), lambda: differences(*problem)),
+        may_refuse=may_refuse,
+        verify=False,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["khatri_rao", "hvp", "auto from khatri_rao"])
 def test_gauss_newton(kind: str, way: str) -> None:
     problem = KINDS[kind]()
-    assert_right(way, problem, once((__name__, kind, 0), lambda: gauss_newton(*problem)), matrix="ggn", verify=way.startswith("auto"))
+    assert_right(
+        way,
+        problem,
+        once((__name__, kind, 0), lambda: gauss_newton(*problem)),
+        matrix="ggn",
+        verify=way.startswith("auto"),
+    )
 
 
 def test_two_samples_and_one() -> None:

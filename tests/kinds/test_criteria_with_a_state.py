@@ -45,14 +45,20 @@ class Tempered(nn.Module):
         return F.mse_loss(torch.tanh(outputs / self.temperature), targets)
 
 
-KINDS: dict[str, Callable[[], nn.Module]] = {"moves": Centred, "is assigned": Assigned, "is trained": Tempered}
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "moves": Centred,
+    "is assigned": Assigned,
+    "is trained": Tempered,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @each_way
 def test_it_begins_each_time_where_it_is_and_stays_there(kind: str, way: str) -> None:
     criterion, model, (x, y) = KINDS[kind](), net(3, 4, 2), data()
-    before = {name: (id(value), value.clone()) for name, value in criterion.state_dict(keep_vars=True).items()}
+    before = {
+        name: (id(value), value.clone()) for name, value in criterion.state_dict(keep_vars=True).items()
+    }
 
     def alone(outputs: Tensor, targets: Tensor) -> Tensor:
         return copy.deepcopy(criterion)(outputs, targets)

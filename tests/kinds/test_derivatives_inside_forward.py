@@ -128,14 +128,27 @@ def problem(kind: str) -> tuple[nn.Module, Any, Tensor, Tensor]:
 @each_way
 def test_hessian(kind: str, way: str) -> None:
     one = problem(kind)
-    assert_right(way, one, once((__name__, kind), lambda: differences(*one)), may_refuse=MAY_REFUSE, verify=way.startswith("auto"))
+    assert_right(
+        way,
+        one,
+        once((__name__, kind), lambda: differences(*one)),
+        may_refuse=MAY_REFUSE,
+        verify=way.startswith("auto"),
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @each_way
 def test_gauss_newton(kind: str, way: str) -> None:
     one = problem(kind)
-    assert_right(way, one, once((__name__, kind, 0), lambda: gauss_newton(*one)), may_refuse=MAY_REFUSE, matrix="ggn", verify=way == "auto")
+    assert_right(
+        way,
+        one,
+        once((__name__, kind, 0), lambda: gauss_newton(*one)),
+        may_refuse=MAY_REFUSE,
+        matrix="ggn",
+        verify=way == "auto",
+    )
 
 
 @pytest.mark.parametrize("kind", ["forces", "laplacian", "by func"])

@@ -61,7 +61,9 @@ def test_the_mean_over_draws_goes_to_the_expectation(kind: str) -> None:
     """Within 8 %: the error of a mean over so many draws is some percent."""
     problem = KINDS[kind]()
     expected = gauss_newton(*problem)
-    assert_right("khatri_rao", problem, expected, tolerance=0.08, matrix=Fisher(num_draws=DRAWS), verify=False)
+    assert_right(
+        "khatri_rao", problem, expected, tolerance=0.08, matrix=Fisher(num_draws=DRAWS), verify=False
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Called where autograd is switched off around, or set to another mode: the same matrix, and the mode is left as it was."""
+"""Called where autograd is switched off around, or set to another mode: the same matrix, and the mode stays."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ def test_the_same_matrix(mode: str, way: str) -> None:
     model, x, y = net(3, 4, 2), *data()
     expected = differences(model, nn.MSELoss(), x, y)
     with MODES[mode]():
-        before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+        before = (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+        )
         found = hessian(model, nn.MSELoss(), x, y, strategy=WAYS[way], verify=way == "auto")
         after = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
     assert is_right(found, expected)

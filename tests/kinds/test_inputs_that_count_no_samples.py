@@ -1,4 +1,4 @@
-"""Inputs that do not count samples: masks, graphs, flags, grids; of one form with the samples, or shorter, or none at all."""
+"""Inputs that do not count samples: masks, graphs, flags, grids; as long as the batch, shorter, or none."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class Keywords(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 2)
 
-    def forward(self, ids: Tensor | None = None, mask: Any = None, cache: bool = True, name: str = "", **_: Any) -> Tensor:
+    def forward(
+        self, ids: Tensor | None = None, mask: Any = None, cache: bool = True, name: str = "", **_: Any
+    ) -> Tensor:
         h = torch.tanh(self.a(ids))
         return self.b(h if mask is None else h * mask[..., None])
 
@@ -132,13 +134,19 @@ KINDS: dict[str, Callable[[], Built]] = {
     "edges": lambda: with_targets(Graph(), (torch.randn(N, 3), EDGES)),
     "as many edges as nodes": lambda: with_targets(Graph(), (torch.randn(N, 3), EDGES[:, :N])),
     "edges with strengths": lambda: with_targets(Graph(), (torch.randn(N, 3), EDGES, torch.rand(7))),
-    "strengths as long as the batch": lambda: with_targets(Graph(), (torch.randn(N, 3), EDGES[:, :N], torch.rand(N))),
+    "strengths as long as the batch": lambda: with_targets(
+        Graph(), (torch.randn(N, 3), EDGES[:, :N], torch.rand(N))
+    ),
     "two nodes": lambda: with_targets(Graph(), (torch.randn(2, 3), torch.tensor([[0, 1], [1, 0]])), 2, 2),
     "dense adjacency": lambda: with_targets(Adjacency(), (torch.randn(N, 3), row_normalised())),
     "grid": lambda: with_targets(OnGrid(), (torch.randn(N, 3), torch.linspace(0, 1, 4)[:, None]), N, 4),
-    "grid as long as the batch": lambda: with_targets(OnGrid(), (torch.randn(N, 3), torch.linspace(0, 1, N)[:, None]), N, N),
+    "grid as long as the batch": lambda: with_targets(
+        OnGrid(), (torch.randn(N, 3), torch.linspace(0, 1, N)[:, None]), N, N
+    ),
     "None first": lambda: with_targets(Keywords(), {"mask": None, "ids": torch.randn(N, 3)}),
-    "flag and name": lambda: with_targets(Keywords(), {"cache": False, "name": "x", "ids": torch.randn(N, 3)}),
+    "flag and name": lambda: with_targets(
+        Keywords(), {"cache": False, "name": "x", "ids": torch.randn(N, 3)}
+    ),
     "a list of words": lambda: with_targets(Keywords(), {"words": ["a"] * N, "ids": torch.randn(N, 3)}),
     "support": lambda: with_targets(Two(), (torch.randn(N, 3), torch.randn(3, 3))),
     "support that is longer": lambda: with_targets(Two(), (torch.randn(N, 3), torch.randn(2 * N, 3))),
@@ -158,14 +166,26 @@ def plain(problem: Built) -> Built:
 @each_way
 def test_hessian(kind: str, way: str) -> None:
     problem = KINDS[kind]()
-    assert_right(way, problem, once((__name__, kind), lambda: differences(*plain(problem))), may_refuse=("func",), verify=way == "auto")
+    assert_right(
+        way,
+        problem,
+        once((__name__, kind), lambda: differences(*plain(problem))),
+        may_refuse=("func",),
+        verify=way == "auto",
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["khatri_rao", "auto"])
 def test_gauss_newton(kind: str, way: str) -> None:
     problem = KINDS[kind]()
-    assert_right(way, problem, once((__name__, kind, 0), lambda: gauss_newton(*plain(problem))), matrix="ggn", verify=way == "auto")
+    assert_right(
+        way,
+        problem,
+        once((__name__, kind, 0), lambda: gauss_newton(*plain(problem))),
+        matrix="ggn",
+        verify=way == "auto",
+    )
 
 
 @each_way
@@ -195,4 +215,4 @@ def test_no_inputs_at_all(way: str) -> None:
             return self.u @ self.v
 
     problem = (Table(), nn.MSELoss(), (), torch.randn(3, 4))
-    assert_right(way, problem, once((__name__, kind), lambda: differences(*problem)))
+    assert_right(way, problem, differences(*problem))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kinds.asked import WAYS, assert_refused, assert_right, data, differences, net
+from kinds.asked import WAYS, assert_refused, assert_right, differences, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,35 +75,83 @@ def infinite() -> nn.Module:
 
 
 MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] = {
-    "lazy": (lambda: (nn.Sequential(nn.LazyLinear(2)), MSE, x(), y()), {}, "made at its first call: call the model once"),
+    "lazy": (
+        lambda: (nn.Sequential(nn.LazyLinear(2)), MSE, x(), y()),
+        {},
+        "made at its first call: call the model once",
+    ),
     "lazy inside": (
         lambda: (nn.Sequential(nn.Linear(3, 4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)), MSE, x(), y()),
         {},
         r"\(1\) has parameters that are made at its first call",
     ),
-    "dtype by name": (lambda: (net(3, 4, 2), MSE, x(), y()), {"dtype": "float64"}, "dtype='float64': choose torch.float32"),
-    "dtype by number": (lambda: (net(3, 4, 2), MSE, x(), y()), {"dtype": 64}, "dtype=64: choose torch.float32"),
-    "half": (lambda: (net(3, 4, 2), MSE, x(), y()), {"dtype": torch.float16}, "dtype=torch.float16: choose torch.float32"),
+    "dtype by name": (
+        lambda: (net(3, 4, 2), MSE, x(), y()),
+        {"dtype": "float64"},
+        "dtype='float64': choose torch.float32",
+    ),
+    "dtype by number": (
+        lambda: (net(3, 4, 2), MSE, x(), y()),
+        {"dtype": 64},
+        "dtype=64: choose torch.float32",
+    ),
+    "half": (
+        lambda: (net(3, 4, 2), MSE, x(), y()),
+        {"dtype": torch.float16},
+        "dtype=torch.float16: choose torch.float32",
+    ),
     "whole": (lambda: (net(3, 4, 2), MSE, x(), y()), {"dtype": torch.int64}, "dtype=torch.int64: choose"),
-    "complex dtype": (lambda: (net(3, 4, 2), MSE, x(), y()), {"dtype": torch.complex128}, "dtype=torch.complex128: choose"),
-    "half weights": (lambda: (net(3, 4, 2).half(), MSE, x().half(), y().half()), {}, "weights are torch.float16, which is too"),
-    "bfloat16 weights": (lambda: (net(3, 4, 2).bfloat16(), MSE, x(), y()), {}, "torch.bfloat16, which is too coarse"),
-    "several dtypes": (lambda: (several_dtypes(), MSE, x(), y()), {}, "of several dtypes .*choose one for all by dtype="),
+    "complex dtype": (
+        lambda: (net(3, 4, 2), MSE, x(), y()),
+        {"dtype": torch.complex128},
+        "dtype=torch.complex128: choose",
+    ),
+    "half weights": (
+        lambda: (net(3, 4, 2).half(), MSE, x().half(), y().half()),
+        {},
+        "weights are torch.float16, which is too",
+    ),
+    "bfloat16 weights": (
+        lambda: (net(3, 4, 2).bfloat16(), MSE, x(), y()),
+        {},
+        "torch.bfloat16, which is too coarse",
+    ),
+    "several dtypes": (
+        lambda: (several_dtypes(), MSE, x(), y()),
+        {},
+        "of several dtypes .*choose one for all by dtype=",
+    ),
     "complex weights": (lambda: (Complex(), MSE, x(), y()), {}, "complex parameter 'w'.*view_as_real"),
     "complex loss": (
         lambda: (ComplexOut(), lambda f, t: (f - t).square().mean(), x(), y()),
         {},
         "cannot be computed|complex|0-d",
     ),
-    "float32 inputs": (lambda: (net(3, 4, 2), MSE, x().float(), y()), {}, "cannot be computed on these inputs.*dtype"),
-    "wrong width": (lambda: (net(3, 4, 2), MSE, torch.randn(5, 4), y()), {}, "cannot be computed on these inputs"),
+    "float32 inputs": (
+        lambda: (net(3, 4, 2), MSE, x().float(), y()),
+        {},
+        "cannot be computed on these inputs.*dtype",
+    ),
+    "wrong width": (
+        lambda: (net(3, 4, 2), MSE, torch.randn(5, 4), y()),
+        {},
+        "cannot be computed on these inputs",
+    ),
     "wrong targets": (
         lambda: (net(3, 4, 2), nn.CrossEntropyLoss(), x(), torch.tensor([0, 1, 5, 0, 1])),
         {},
         "cannot be computed on these inputs and targets.*out of bounds",
     ),
-    "one target too few": (lambda: (net(3, 4, 2), nn.CrossEntropyLoss(), x(), torch.ones(4).long()), {}, "cannot be computed"),
-    "targets of another kind": (lambda: (net(3, 4, 2), nn.CrossEntropyLoss(), x(), ["a"] * 5), {}, "cannot be computed"),
+    "one target too few": (
+        lambda: (net(3, 4, 2), nn.CrossEntropyLoss(), x(), torch.ones(4).long()),
+        {},
+        "cannot be computed",
+    ),
+    "targets of another kind": (
+        lambda: (net(3, 4, 2), nn.CrossEntropyLoss(), x(), ["a"] * 5),
+        {},
+        "cannot be computed",
+    ),
     "inputs of another kind": (lambda: (net(3, 4, 2), MSE, [[1.0, 2.0, 3.0]], y()), {}, "cannot be computed"),
     "no inputs": (lambda: (net(3, 4, 2), MSE, None, y()), {}, "cannot be computed"),
     "no samples": (
@@ -113,20 +161,36 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
     ),
     "wrong keyword": (lambda: (net(3, 4, 2), MSE, {"image": x()}, y()), {}, "cannot be computed"),
     "no criterion": (lambda: (net(3, 4, 2), None, x(), y()), {}, "cannot be computed"),
-    "criterion of one argument": (lambda: (net(3, 4, 2), lambda f: f.mean(), x(), y()), {}, "cannot be computed"),
+    "criterion of one argument": (
+        lambda: (net(3, 4, 2), lambda f: f.mean(), x(), y()),
+        {},
+        "cannot be computed",
+    ),
     "loss without a graph": (
         lambda: (net(3, 4, 2), lambda f, t: [f.mean()], x(), y()),
         {},
         "returned list, expected a 0-d tensor",
     ),
     "nothing to train": (lambda: (nn.Tanh(), MSE, x(), x()), {}, "has no parameter that requires grad"),
-    "all frozen": (lambda: (net(3, 4, 2).requires_grad_(False), MSE, x(), y()), {}, "no parameter that requires grad"),
+    "all frozen": (
+        lambda: (net(3, 4, 2).requires_grad_(False), MSE, x(), y()),
+        {},
+        "no parameter that requires grad",
+    ),
     "no name": (lambda: (net(3, 4, 2), MSE, x(), y()), {"parameters": []}, "no parameter"),
     "infinite weights": (lambda: (infinite(), MSE, x(), y()), {}, "the loss is (nan|inf)"),
     "on no device": (lambda: (on_meta(), MSE, x(), y()), {}, "cannot be computed|meta"),
     "negative seed": (lambda: (net(3, 4, 2), MSE, x(), y()), {"randomness": -1}, "randomness"),
-    "no such device": (lambda: (net(3, 4, 2), MSE, x(), y()), {"device": "gpu"}, "device='gpu' is unknown: choose"),
-    "no module": (lambda: (lambda inputs: inputs, MSE, x(), y()), {}, "of type function, not a torch.nn.Module"),
+    "no such device": (
+        lambda: (net(3, 4, 2), MSE, x(), y()),
+        {"device": "gpu"},
+        "device='gpu' is unknown: choose",
+    ),
+    "no module": (
+        lambda: (lambda inputs: inputs, MSE, x(), y()),
+        {},
+        "of type function, not a torch.nn.Module",
+    ),
     "the class": (lambda: (nn.Tanh, MSE, x(), x()), {}, "the class Tanh, not a torch.nn.Module"),
 }
 
@@ -139,7 +203,9 @@ def test_a_mistake_is_told_in_one_line(mistake: str, way: str) -> None:
     assert len(line) < 400
 
 
-@pytest.mark.parametrize("mistake", [name for name, (_, options, _) in MISTAKES.items() if "randomness" not in options])
+@pytest.mark.parametrize(
+    "mistake", [name for name, (_, options, _) in MISTAKES.items() if "randomness" not in options]
+)
 @pytest.mark.parametrize("call", [layer_hessians, sample_hessians])
 def test_layers_and_samples_tell_it_too(mistake: str, call: Callable[..., Any]) -> None:
     build, options, _ = MISTAKES[mistake]
@@ -183,7 +249,9 @@ def test_outputs_of_odd_kinds() -> None:
             self.a = net(3, 4, 2)
 
         def forward(self, inputs: Tensor) -> Any:
-            return SimpleNamespace(logits=self.a(inputs), name="a", none=None, several=[(torch.arange(3), {})])
+            return SimpleNamespace(
+                logits=self.a(inputs), name="a", none=None, several=[(torch.arange(3), {})]
+            )
 
     problem = (Odd(), lambda f, t: F.mse_loss(f.logits, t), x(), y())
     expected = differences(*problem)

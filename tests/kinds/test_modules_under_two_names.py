@@ -1,4 +1,4 @@
-"""A module, or a weight, that is registered in several places: right, and the model holds the same objects afterwards."""
+"""A module, or a weight, that is registered in several places: right, and the model keeps its objects."""
 
 from __future__ import annotations
 
@@ -153,6 +153,9 @@ def test_an_optimizer_made_before_still_moves_every_weight(kind: str, way: str) 
     after = list(model.parameters())
     assert all(value.grad is not None for value in after)
     moved = [not torch.equal(one, other) for one, other in zip(before, after, strict=True)]
-    assert all(moved) or kind in {"a norm in training mode", "parametrised"}  # a bias before a norm has no influence
+    assert all(moved) or kind in {
+        "a norm in training mode",
+        "parametrised",
+    }  # a bias before a norm has no influence
     found = hessian(model, nn.MSELoss(), x, y, strategy=WAYS[way])
     assert is_right(found, differences(copy.deepcopy(model), nn.MSELoss(), x, y))

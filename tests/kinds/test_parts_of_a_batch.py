@@ -1,4 +1,4 @@
-"""Nets that are taken on parts of the batch, since the tangents of one unit would not fit: the parts make up the whole."""
+"""Nets that are taken on parts of the batch, since the tangents of a unit would not fit: they make up the whole."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class ResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(1, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+            nn.Conv2d(1, 4, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
         )
         self.body = nn.Sequential(Block(4, 4, 1), Block(4, 4, 2), Block(4, 4, 2), Block(4, 6, 2))
         self.head = nn.Linear(6, 3)
@@ -58,11 +61,15 @@ def resnet() -> tuple[nn.Module, Tensor, Tensor]:
     return model.eval(), torch.randn(5, 1, 32, 32), torch.tensor([0, 2, 1, 1, 0])
 
 
-def rows_by_two_backward_passes(model: nn.Module, criterion: Any, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
+def rows_by_two_backward_passes(
+    model: nn.Module, criterion: Any, x: Tensor, y: Tensor, rows: list[int]
+) -> Tensor:
     weights = list(model.parameters())
     parts = torch.autograd.grad(criterion(model(x), y), weights, create_graph=True)
     flat = torch.cat([part.reshape(-1) for part in parts])
-    found = [torch.autograd.grad(flat[row], weights, retain_graph=True, materialize_grads=True) for row in rows]
+    found = [
+        torch.autograd.grad(flat[row], weights, retain_graph=True, materialize_grads=True) for row in rows
+    ]
     return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in found])
 
 
@@ -106,10 +113,20 @@ def coupled(outputs: Tensor, _: Any) -> Tensor:
 
 KINDS: dict[str, tuple[Callable[[], tuple[Any, ...]], int]] = {
     "mean": (lambda: by_size(lambda: net(3, 4, 3), nn.CrossEntropyLoss(), torch.randn(5, 3), labels()), 3),
-    "sum": (lambda: by_size(lambda: net(3, 4, 3), nn.CrossEntropyLoss(reduction="sum"), torch.randn(5, 3), labels()), 3),
+    "sum": (
+        lambda: by_size(
+            lambda: net(3, 4, 3), nn.CrossEntropyLoss(reduction="sum"), torch.randn(5, 3), labels()
+        ),
+        3,
+    ),
     "class weights": (lambda: by_size(lambda: net(3, 4, 3), weighted(), torch.randn(5, 3), labels()), 1),
     "ignored": (
-        lambda: by_size(lambda: net(3, 4, 3), nn.CrossEntropyLoss(), torch.randn(5, 3), torch.tensor([0, -100, 1, 1, -100])),
+        lambda: by_size(
+            lambda: net(3, 4, 3),
+            nn.CrossEntropyLoss(),
+            torch.randn(5, 3),
+            torch.tensor([0, -100, 1, 1, -100]),
+        ),
         1,
     ),
     "coupled": (lambda: by_size(lambda: net(3, 4, 3), coupled, torch.randn(5, 3), None), 1),

@@ -68,9 +68,7 @@ def by_state_dict() -> Built:
 
 
 def flattened() -> Built:
-    return penalised(
-        lambda model: 0.05 * nn.utils.parameters_to_vector(model.parameters()).pow(3).sum()
-    )
+    return penalised(lambda model: 0.05 * nn.utils.parameters_to_vector(model.parameters()).pow(3).sum())
 
 
 def of_those_that_are_trained() -> Built:
@@ -78,8 +76,10 @@ def of_those_that_are_trained() -> Built:
     model[0].bias.requires_grad_(False)
     return (
         model,
-        lambda outputs, targets: F.mse_loss(outputs, targets)
-        + 0.1 * sum(value.pow(4).sum() for value in model.parameters() if value.requires_grad),
+        lambda outputs, targets: (
+            F.mse_loss(outputs, targets)
+            + 0.1 * sum(value.pow(4).sum() for value in model.parameters() if value.requires_grad)
+        ),
         *data(),
     )
 
@@ -112,16 +112,22 @@ def called_in_the_criterion() -> Built:
 
 
 def spectral() -> Built:
-    return penalised(lambda model: 0.1 * torch.linalg.matrix_norm(model[0].weight + 2 * torch.eye(4, 3), "nuc"))
+    return penalised(
+        lambda model: 0.1 * torch.linalg.matrix_norm(model[0].weight + 2 * torch.eye(4, 3), "nuc")
+    )
 
 
 def groups_of_an_optimizer() -> Built:
     """The weights of a group of an optimizer, which holds them by itself."""
     model = net(3, 4, 2)
-    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.1
+    )
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(outputs, targets) + 0.1 * sum(p.pow(4).sum() for p in optimizer.param_groups[1]["params"])
+        return F.mse_loss(outputs, targets) + 0.1 * sum(
+            p.pow(4).sum() for p in optimizer.param_groups[1]["params"]
+        )
 
     return model, criterion, *data()
 
@@ -146,7 +152,9 @@ KINDS = {
 def test_every_way_counts_them(kind: str, way: str) -> None:
     problem = KINDS[kind]()
     refuses = ("func",) if kind == "called in the criterion" else ()
-    assert_right(way, problem, once((__name__, kind), lambda: differences(*problem)), may_refuse=refuses, verify=False)
+    assert_right(
+        way, problem, once((__name__, kind), lambda: differences(*problem)), may_refuse=refuses, verify=False
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
