@@ -1,10 +1,10 @@
 """Products with a matrix, found on the user's own module, by a way that shares nothing with any strategy.
 
-The module itself is called, as the user calls it, but for `torch.utils.checkpoint`, which `autograd.grad` takes no
-reentrant form of: it leaves out weights whose inputs need no gradient, without a word. Its parameters are moved in
-place, and it is differentiated once, by
-plain backward passes: no functional call, no function mode, no forward mode, no vmap. What is a second derivative
-elsewhere is a difference quotient here, in float64, extrapolated, with the rounding of what is differenced measured.
+The module itself is called, as the user calls it, but for `torch.utils.checkpoint`, of whose reentrant form
+`autograd.grad` leaves out the weights, without a word, where its inputs need no gradient. Its parameters are moved in
+place, and it is differentiated once, by plain backward passes: no functional call, no function mode, no forward mode,
+no vmap. What is a second derivative elsewhere is a difference quotient here, in float64, extrapolated, with the
+rounding of what is differenced measured.
 
 Autograd does not see through `torch.no_grad()` and `detach()`; differences do. Where the two disagree in that way,
 and where a difference quotient is not sharp, as on a kink, `by_autograd` gives what two backward passes through the

@@ -71,6 +71,5 @@ def refusal(failures: Failures) -> StrategyError:
 
 
 LOOK = (
-    "look for a layer or a loss with a wrong derivative, or with none of second order, and write it in "
-    "other functions"
+    "look for a layer or a loss with a wrong derivative, or with none of second order, and write it otherwise"
 )

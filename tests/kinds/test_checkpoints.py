@@ -1,11 +1,10 @@
-"""`torch.utils.checkpoint` inside the model: what is computed again is computed elsewhere, at other weights, or not
-at all.
-"""
+"""`torch.utils.checkpoint` inside the model: what is computed again is so elsewhere, or at other weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from pipeline.dense import hessian
+from pipeline.errors import PipelineError
 
 
 class Body(nn.Module):
@@ -166,10 +166,8 @@ def test_the_switch_is_put_back() -> None:
     calls = []
     model.a.register_forward_pre_hook(lambda *_: calls.append(1))
     for criterion in (nn.MSELoss(), nn.MSELoss(reduction="none")):
-        try:
+        with suppress(PipelineError):
             hessian(model, criterion, x, y)
-        except Exception as error:
-            assert "0-d tensor" in str(error)
         assert {name: value for name, value in vars(checkpoints).items() if name in before} == before
     calls.clear()
     nn.MSELoss()(model(x), y).backward()

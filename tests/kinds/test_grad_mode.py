@@ -1,6 +1,4 @@
-"""Called where autograd is switched off around, or set to another mode: the same matrix, and the mode is left as it
-was.
-"""
+"""Called where autograd is switched off around, or set to another mode: the same matrix, and the mode stays."""
 
 from __future__ import annotations
 

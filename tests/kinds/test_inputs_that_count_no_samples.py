@@ -1,6 +1,4 @@
-"""Inputs that do not count samples: masks, graphs, flags, grids; of one form with the samples, or shorter, or none at
-all.
-"""
+"""Inputs that do not count samples: masks, graphs, flags, grids; as long as the batch, shorter, or none."""
 
 from __future__ import annotations
 

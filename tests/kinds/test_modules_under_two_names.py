@@ -1,6 +1,4 @@
-"""A module, or a weight, that is registered in several places: right, and the model holds the same objects
-afterwards.
-"""
+"""A module, or a weight, that is registered in several places: right, and the model keeps its objects."""
 
 from __future__ import annotations
 

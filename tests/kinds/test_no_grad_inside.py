@@ -262,9 +262,7 @@ FOCAL: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", FOCAL)
 @each_way
 def test_weights_of_samples_that_are_read_off_the_outputs(kind: str, way: str) -> None:
-    """What autograd makes of it without a certificate; with one it is refused, as its gradients are those of another
-    loss.
-    """
+    """Without a certificate what autograd makes of it; with one a refusal: its gradients are another loss's."""
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
         log = outputs.log_softmax(-1).gather(1, targets[:, None])[:, 0]

@@ -1,6 +1,4 @@
-"""Nets that are taken on parts of the batch, since the tangents of one unit would not fit: the parts make up the
-whole.
-"""
+"""Nets that are taken on parts of the batch, since the tangents of a unit would not fit: they make up the whole."""
 
 from __future__ import annotations
 

@@ -122,9 +122,7 @@ def test_a_loss_in_single_precision() -> None:
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_inside_is_refused_or_near(kind: torch.dtype) -> None:
-    """The rounding inside is so coarse that no difference of gradients tells much: either answer is one line or
-    near.
-    """
+    """The rounding is so coarse that no difference of gradients tells much: one line, or a matrix that is near."""
     model, exact = Inside(rms, kind), Inside(rms, None)
     exact.load_state_dict(model.state_dict())
     x = data()[0]

@@ -1,6 +1,4 @@
-"""Functions whose derivative the framework, or whoever wrote them, has wrong in one mode: `auto` goes on to one that
-is right.
-"""
+"""Functions whose derivative the framework, or their writer, has wrong in one mode: `auto` goes on to a right one."""
 
 from __future__ import annotations
 
@@ -12,21 +10,17 @@ import pytest
 import torch
 from kinds.asked import (
     AUTOS,
-    TOLERANCE,
     WAYS,
     assert_refused,
     assert_right,
+    assert_right_or_refused,
     data,
     differences,
     gauss_newton,
-    off,
     once,
 )
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from pipeline.dense import hessian
-from pipeline.errors import PipelineError
 
 
 class Between(nn.Module):
@@ -204,12 +198,7 @@ def test_a_way_that_is_wrong_is_refused(function: str, matrix: str, way: str) ->
         expected = moment_of_gradients(*problem)
     else:
         expected = (differences if matrix == "hessian" else gauss_newton)(*problem)
-    try:
-        found = hessian(*problem, strategy=WAYS[way], matrix=matrix)
-    except PipelineError as error:
-        assert "\n" not in str(error)
-    else:
-        assert off(found, expected) <= TOLERANCE
+    assert_right_or_refused(way, problem, expected, matrix=matrix)
 
 
 def moment_of_gradients(model: nn.Module, criterion: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -274,12 +263,7 @@ WRONG_TWICE: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_no_way_gets_right_is_refused(function: str, way: str) -> None:
     problem = (Between(WRONG_TWICE[function]), nn.MSELoss(), *data())
     expected = differences(*problem)
-    try:
-        found = hessian(*problem, strategy=WAYS[way])
-    except PipelineError as error:
-        assert "\n" not in str(error)
-    else:
-        assert off(found, expected) <= 1e-6, f"off by {off(found, expected):.2g}"
+    assert_right_or_refused(way, problem, expected, 1e-6)
 
 
 class Flow(nn.Module):
