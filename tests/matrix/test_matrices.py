@@ -138,7 +138,7 @@ def test_the_expected_fisher_is_the_ggn_and_draws_tend_to_it(id: str) -> None:
         ]
         return sum(errors) / len(errors)
 
-    few, many = error(40), error(640)
+    few, many = error(10), error(160)
     assert 2.8 < few / many < 5.6
 
 
