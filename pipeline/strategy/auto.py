@@ -41,7 +41,7 @@ class Auto:
 
     few_weights: int = 400
     very_few_weights: int = 100
-    some_weights: int = 4000
+    some_weights: int = 2000
     megabytes: int = 1024
 
     def __post_init__(self) -> None:
