@@ -284,7 +284,8 @@ def _place(device: torch.device | str | None) -> torch.device | None:
     try:
         return torch.device(device) if device is not None else None
     except (RuntimeError, TypeError) as error:
-        raise PipelineError(f"device={device!r} is unknown: choose 'cpu', 'cuda' or another that PyTorch knows.") from error
+        line = f"device={device!r} is unknown: choose 'cpu', 'cuda' or another that PyTorch knows."
+        raise PipelineError(line) from error
 
 
 def _named(choice: str | Kind, kinds: Mapping[str, type[Kind]], what: str) -> Kind:
