@@ -74,7 +74,7 @@ def rows_by_two_backward_passes(
 
 
 def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `auto`, which certifies it, as a whole and in parts of two samples; against some rows of double backward."""
+    """By `auto` and in parts of two samples by `khatri_rao`, certified; against some rows of double backward."""
     model, x, y = resnet()
     num_weights = sum(value.numel() for value in model.parameters())
     rows = list(range(7, num_weights, num_weights // 12))
@@ -90,7 +90,7 @@ def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return nets
 
     monkeypatch.setattr(KhatriRao, "_captured", in_twos)
-    parts = hessian(model, nn.CrossEntropyLoss(), x, y)
+    parts = hessian(model, nn.CrossEntropyLoss(), x, y, strategy="khatri_rao")
     assert taken == [3]
     assert off(parts, whole) <= 1e-12
 
