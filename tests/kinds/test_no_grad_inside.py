@@ -218,11 +218,11 @@ def test_hessian(kind: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@each_way
+@pytest.mark.parametrize("way", ["khatri_rao", "hvp", "func", "auto"])
 def test_gauss_newton(kind: str, way: str) -> None:
     problem = (MODELS[kind](), nn.MSELoss(), *data())
     expected = once((__name__, kind, 0), lambda: gauss_newton(*problem))
-    assert_right(way, problem, expected, matrix="ggn")
+    assert_right(way, problem, expected, matrix="ggn", verify=way == "auto")
 
 
 class Bootstrapped(nn.Module):
