@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.dense import hessian
 from pipeline.objective import Batch, objective_of
-from pipeline.strategy import KhatriRao
+from pipeline.strategy import Auto, KhatriRao
 from pipeline.strategy.captured import Net
 
 
@@ -74,7 +74,7 @@ def rows_by_two_backward_passes(
 
 
 def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `auto`, which certifies it, as a whole and in parts of two samples; against some rows of double backward."""
+    """By `auto`, which certifies it, as a whole, and through units in parts of two samples; against some rows of double backward."""
     model, x, y = resnet()
     num_weights = sum(value.numel() for value in model.parameters())
     rows = list(range(7, num_weights, num_weights // 12))
@@ -90,7 +90,7 @@ def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return nets
 
     monkeypatch.setattr(KhatriRao, "_captured", in_twos)
-    parts = hessian(model, nn.CrossEntropyLoss(), x, y)
+    parts = hessian(model, nn.CrossEntropyLoss(), x, y, Auto(some_weights=1))
     assert taken == [3]
     assert off(parts, whole) <= 1e-12
 
