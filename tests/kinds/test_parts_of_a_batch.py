@@ -74,7 +74,7 @@ def rows_by_two_backward_passes(
 
 
 def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `auto`, which certifies it, as a whole, and through units in parts of two samples; against some rows of double backward."""
+    """By `auto`, which certifies it: as a whole, and through units in parts of two samples. Oracle: double backward."""
     model, x, y = resnet()
     num_weights = sum(value.numel() for value in model.parameters())
     rows = list(range(7, num_weights, num_weights // 12))
