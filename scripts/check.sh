@@ -11,4 +11,5 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # as in pipeline/run.py: tests m
 "$bin/mypy"
 [ "${1:-}" = --quick ] && exit
 export OMP_NUM_THREADS=1  # the nets are small, and the workers take the cores
-exec "$bin/python" -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile  # a file's fixtures and references are made once
+# A file's fixtures and references are made once; in the order of names, the files that take longest are not the last.
+exec "$bin/python" -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder

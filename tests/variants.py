@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy
+from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy, Triangular
 
 FOLDER = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -40,7 +41,9 @@ class Variant(NamedTuple):
 
 
 SIZE_OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
-AS_IF_LARGE = Variant("auto", "few_weights,very_few_weights", 1)  # what `auto` does above 400 weights
+AS_IF_LARGE = Variant(
+    "auto", "few_weights,very_few_weights,some_weights", 1
+)  # what `auto` does for larger nets
 VARIANTS = [
     *(Variant(name) for name in NAMES),
     AS_IF_LARGE,
@@ -65,14 +68,14 @@ def distinct(num_weights: int, num_samples: int, takes_products: bool) -> list[V
 def _in_effect(strategy: Strategy, num_weights: int, num_samples: int, takes_products: bool) -> Strategy:
     """What the strategy comes to; one that is not named here may do something else with each of its options."""
     match strategy:
-        case Auto(_, very_few) if num_weights <= very_few:
+        case Auto(very_few_weights=very_few) if num_weights <= very_few:
             return Autograd(num_weights)
-        case Auto(few, _) if num_weights <= few:
+        case Auto(few_weights=few) if num_weights <= few:
             return HVP(num_weights)
-        case Auto():
-            return Auto(1, 1)
-        case Autograd(rows):
-            return Autograd(min(rows, num_weights))
+        case Auto(some_weights=some):
+            return Auto(1, 1, some)
+        case Autograd(rows) | Triangular(rows):
+            return replace(strategy, rows_at_once=min(rows, num_weights))
         case HVP(chunk):
             return HVP(min(chunk, num_weights))
         case Func(chunk):
