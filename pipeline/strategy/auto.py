@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
@@ -15,10 +15,12 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.options import check_count
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
+from pipeline.strategy.captured import uses_of
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.hvp import HVP, rows_at_once
+from pipeline.strategy.hvp import HVP, Counts, count_numbers, rows_at_once
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
+from pipeline.strategy.uses import Use
 from pipeline.strategy.wanted import Wanted, everything
 
 log = logging.getLogger(__name__)
@@ -35,13 +37,13 @@ class Auto:
 
     few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
     many, one pass of `autograd` is over before one of `hvp`. some_weights: up to so many, `khatri_rao` has to need
-    several times fewer tangents than there are weights, since a pass of `hvp` takes hundreds at once and no rows are
-    made by small matrix products. megabytes: for the tangents of such a pass.
+    less work by the estimates of `_work_by_units` and `_work_by_rows`; above, fewer tangents than there are weights.
+    megabytes: for the tangents of a pass of `hvp`.
     """
 
     few_weights: int = 400
     very_few_weights: int = 100
-    some_weights: int = 2000
+    some_weights: int = 10_000
     megabytes: int = 1024
 
     def __post_init__(self) -> None:
@@ -92,15 +94,24 @@ class Auto:
             return Choice(Autograd(num_weights), "autograd", f"{num_weights} weights take one pass")
         if num_weights <= self.few_weights:
             return Choice(HVP(num_weights), "hvp", f"{num_weights} weights take one pass")
-        cost = KhatriRao().cost(objective, params, batch)
-        fewer = SEVERAL if num_weights <= self.some_weights else 1
-        if cost.num_tangents * fewer < num_weights:
-            reason = f"{cost.num_tangents:,} tangents in place of {num_weights:,}"
-            return Choice(KhatriRao(), "khatri_rao", reason)
-        reason = f"units would need {cost.num_tangents:,} tangents, the weights {num_weights:,}"
+        counts = count_numbers(objective, params, batch)
+        rows = rows_at_once(counts, params, self.megabytes)
+        estimated = num_weights <= self.some_weights
+        if estimated and num_weights * counts.numbers <= WORK_OF_A_CALL * counts.calls:
+            return Choice(
+                HVP(rows), "hvp", f"rows of {num_weights:,} weights are over before units are found"
+            )
+        units = KhatriRao(tangents_per_product=rows)
+        uses = uses_of(objective, params, batch, tuple(params))
+        cost = units.cost_of(uses, params, batch)
         if cost.num_tangents >= num_weights:
-            reason = "no weight enters the model linearly"
-        return Choice(HVP(rows_at_once(objective, params, batch, self.megabytes)), "hvp", reason)
+            return Choice(HVP(rows), "hvp", "no weight enters the model linearly")
+        if estimated:
+            by_units, by_rows = _work_by_units(cost, uses, counts), _work_by_rows(num_weights, uses, counts)
+            if by_units >= by_rows:
+                reason = f"units would need {cost.num_tangents:,} tangents and their products, rows {num_weights:,}"
+                return Choice(HVP(rows), "hvp", reason)
+        return Choice(units, "khatri_rao", f"{cost.num_tangents:,} tangents in place of {num_weights:,}")
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         cost: Cost = self.choose(objective, params, batch).strategy.cost(objective, params, batch)
@@ -114,6 +125,27 @@ class Auto:
         return max(products, KhatriRao().memory(num_parameters, itemsize))
 
 
+def _work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
+    """Estimated work of `khatri_rao`, in numbers that one tangent moves in the model (about 4 ns each on one core).
+
+    The coefficients were fitted to the nets of `scripts/benchmark_zoo.py`: the tangents, the calls that the guards
+    repeat, the blocks of pairs of parameters, and the matrix products.
+    """
+    blocks = sum(len(use.names) for use in uses) ** 2 / 2
+    return (
+        1.5 * cost.num_tangents * counts.numbers
+        + WORK_OF_A_CALL * counts.calls
+        + 50_000 * blocks
+        + cost.flop / 16
+    )
+
+
+def _work_by_rows(num_weights: int, uses: Sequence[Use], counts: Counts) -> float:
+    """Estimated work of `hvp`, in the same unit: the numbers and the multiplications by weights, for each row."""
+    products = sum(use.num_samples * use.num_positions * max(use.num_weights, use.num_units) for use in uses)
+    return num_weights * (counts.numbers + products / 10)
+
+
 def because(choice: Choice, failures: Failures) -> Choice:
     """The choice, with the reasons for which others were not taken."""
     if not failures:
@@ -122,7 +154,7 @@ def because(choice: Choice, failures: Failures) -> Choice:
     return choice._replace(reason=reasons)
 
 
-SEVERAL = 4
+WORK_OF_A_CALL = 80_000
 ROWS_AT_ONCE = 64  # of two backward passes
 
 

@@ -182,30 +182,45 @@ def _product(
     return push(gradient, {name: params[name] for name in tangents}, tangents)
 
 
-def rows_at_once(objective: Objective, params: Params, batch: Batch, megabytes: int) -> int:
+def rows_at_once(counts: Counts, params: Params, megabytes: int) -> int:
     """How many rows a pass may take: what the model computes on the batch is held about four times for each.
 
-    It is counted in one run of the model, from shapes.
+    On a CPU, more rows than fill its caches make a pass slower again: some 512, or up to 1,024 where the model
+    computes little.
     """
+    value = next(iter(params.values()))
+    num_weights = Layout.of(params).num_parameters
+    each = 4 * counts.numbers * value.element_size() + 2 * num_weights * value.element_size()
+    most = min(num_weights, megabytes * 2**20 // each)
+    if value.device.type == "cpu":
+        most = min(most, 1024, max(512, CACHED_BYTES // (counts.numbers * value.element_size())))
+    return max(LEAST_AT_ONCE, most)
+
+
+class Counts(NamedTuple):
+    """Of one run of the objective: floating-point numbers that functions returned, and calls of functions."""
+
+    numbers: int
+    calls: int
+
+
+def count_numbers(objective: Objective, params: Params, batch: Batch) -> Counts:
     with _Counter() as counter:
         objective.loss(leaves_of(params), batch)
-    itemsize: int = next(iter(params.values())).element_size()
-    num_weights = Layout.of(params).num_parameters
-    each = 4 * counter.numbers * itemsize + 2 * num_weights * itemsize
-    most: int = max(LEAST_AT_ONCE, min(num_weights, megabytes * 2**20 // each))
-    return most
+    return Counts(counter.numbers, counter.calls)
 
 
 class _Counter(TorchFunctionMode):
-    """Counts the floating-point numbers that functions return."""
-
     numbers = 1
+    calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.calls += 1
         if isinstance(result, Tensor) and result.is_floating_point():
             self.numbers += result.numel()
         return result
 
 
 LEAST_AT_ONCE = 32
+CACHED_BYTES = 28 * 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.blocks import Block
@@ -14,6 +14,7 @@ from pipeline.strategy.hvp import rows_by_products
 from pipeline.strategy.response import mixes_samples
 from pipeline.strategy.rows import numbers_of, pieces_of, tangents_of_use
 from pipeline.strategy.sums import Sums
+from pipeline.strategy.uses import Use
 from pipeline.strategy.wanted import Wanted, everything
 
 
@@ -77,7 +78,10 @@ class KhatriRao:
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         """As long as the guards find nothing: only the shapes are looked at."""
-        uses = uses_of(objective, params, batch, tuple(params))
+        return self.cost_of(uses_of(objective, params, batch, tuple(params)), params, batch)
+
+    def cost_of(self, uses: Sequence[Use], params: Params, batch: Batch) -> Cost:
+        """The cost where the uses of the weights are known."""
         captured = {name for use in uses for name in use.names}
         rest = sum(value.numel() for name, value in params.items() if name not in captured)
         flop = 0.0
