@@ -56,7 +56,7 @@ class Cubic(nn.Module):
 
 def test_products_where_no_weight_enters_linearly(caplog):
     with caplog.at_level(logging.INFO):
-        choice, _ = Auto(very_few_weights=1, few_weights=1).start(*problem(Cubic()))
+        choice, _ = Auto(very_few_weights=1, few_weights=1, some_weights=1).start(*problem(Cubic()))
     assert choice.name == "hvp"
     assert caplog.messages == ["strategy=auto takes hvp: no weight enters the model linearly."]
 
