@@ -5,9 +5,11 @@
 
 1. Each case of `tests/cases.py`, each strategy, float64, on the device, against `triangular` or `hvp` on the CPU (1e-10
    of the largest entry). A strategy that refuses must refuse by name.
-2. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
+2. Each net of `tests/zoo/` whose library is there, its Hessian and GGN by `auto`, on the device, against products by
+   differences of the plain module's gradients on the CPU (1e-5 of their size).
+3. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
    N P² FLOP at the rate of multiplying square matrices, and the bytes of the matrix at the rate of writing memory.
-3. All eigenvalues of a random symmetric matrix of `--rows` rows, float32, by spectrum=exact, there and on the CPU.
+4. All eigenvalues of a random symmetric matrix of `--rows` rows, float32, by spectrum=exact, there and on the CPU.
 Ends with status 1 if any number is wrong. It needs torch, NumPy and h5py only.
 """
 
@@ -31,8 +33,12 @@ from pipeline.strategy import STRATEGIES, KhatriRao
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cases import CASES, Case
+from zoo.nets import NETS
+from zoo.problem import Net
+from zoo.reference import Reference, each_tensor
 
 TOLERANCE = 1e-10
+TOLERANCE_OF_NETS = 1e-5
 
 
 def difference(case: Case, name: str, device: torch.device) -> float | str:
@@ -67,6 +73,58 @@ def check(device: torch.device, pattern: str) -> int:
                 num_wrong += 1
                 print(f"{case.id}, {name}: off by {found:.1e}")
     print(f"{len(cases)} cases: {num_right} right, {num_refused} refused, {num_wrong} wrong")
+    return num_wrong
+
+
+def difference_of_net(net: Net, matrix: str, device: torch.device) -> float | str:
+    """Of the product with a random direction, as a part of its size and that of the Hessian's, as a GGN may be zero; or
+    in what words the matrix is refused.
+    """
+    problem = net.build()
+    reference = Reference(problem)
+    direction = torch.randn(reference.size, dtype=torch.float64)
+    expected, of_hessian = (getattr(reference, one)(direction).value for one in (matrix, "hessian"))
+    size = expected.norm() + of_hessian.norm()
+    inputs, targets = (each_tensor(tree, lambda value: value.to(device)) for tree in problem[2:4])
+    criterion = problem.criterion
+    if isinstance(criterion, torch.nn.Module):
+        criterion = criterion.to(device)
+    try:
+        dense = hessian(
+            problem.model.to(device),
+            criterion,
+            inputs,
+            targets,
+            matrix=matrix,
+            parameters=problem.parameters,
+            dtype=torch.float64 if net.castable else None,
+            device=device,
+        )
+    except PipelineError as error:
+        return str(error)
+    return float((dense.cpu().double() @ direction - expected).norm() / size)
+
+
+def check_nets(device: torch.device, pattern: str) -> int:
+    """The number of wrong matrices, of the nets whose names match; what is raised raw counts as wrong."""
+    nets = [net for net in NETS.values() if fnmatch(net.id, pattern) and not (net.missing or net.refused)]
+    num_wrong = num_right = num_refused = 0
+    for net in nets:
+        for matrix in ("hessian", "ggn"):
+            try:
+                found = difference_of_net(net, matrix, device)
+            except Exception as error:
+                found = f"raw: {type(error).__name__}: {error}"
+                num_wrong += 1
+            if isinstance(found, str):
+                num_refused += 1
+                print(f"{net.id}, {matrix}: {found.partition(chr(10))[0]}")
+            elif found <= TOLERANCE_OF_NETS:
+                num_right += 1
+            else:
+                num_wrong += 1
+                print(f"{net.id}, {matrix}: off by {found:.1e}")
+    print(f"{len(nets)} nets: {num_right} right, {num_refused} refused, {num_wrong} wrong or raw")
     return num_wrong
 
 
@@ -116,13 +174,14 @@ def main() -> None:
         "--sizes", default="64-100-10@128,64-267-10@256,64-667-10@512", help="64-width-10@samples"
     )
     parser.add_argument("--cases", default="*", help="a glob of their names; all by default")
+    parser.add_argument("--real-nets", default="*", help="a glob of the names of nets; all by default")
     parser.add_argument("--rows", type=int, default=7510, help="of the matrix for the eigenvalues")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU: --device cpu tries the script without one.")
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}")
-    num_wrong = check(device, options.cases)
+    num_wrong = check(device, options.cases) + check_nets(device, options.real_nets)
     rates = Rates.of(torch.float32, device)
     print(rates)
     for name in options.sizes.split(","):
