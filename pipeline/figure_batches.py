@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.chart_batches import top_of_batches
 from pipeline.figure_style import (
     BLUE,
     HEAT,
@@ -20,12 +19,12 @@ from pipeline.figure_style import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 MOST_NUMBERS = 8
 
 
-def spread(results: Results) -> Figure | None:
+def spread(results: SpectraFile) -> Figure | None:
     """Top eigenvalues of each batch and of the mean; distances to the mean; overlap of top eigenspaces.
 
     Nothing to draw for one batch, which is its own mean.
@@ -40,9 +39,10 @@ def spread(results: Results) -> Figure | None:
     return figure
 
 
-def _eigenvalues(axes: Any, results: Results) -> None:
+def _eigenvalues(axes: Any, results: SpectraFile) -> None:
     mean = results.arrays["mean/top_eigenvalues"]
-    batches = top_of_batches(results)
+    assert results.several_batches is not None
+    batches = results.several_batches.top(results.num_top)
     num_batches, num_top = batches.shape
     ranks = np.arange(1, num_top + 1)
     # side by side in batch order, so that equal values do not hide one another
@@ -74,7 +74,7 @@ def _eigenvalues(axes: Any, results: Results) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.4)
 
 
-def _distances(axes: Any, results: Results) -> None:
+def _distances(axes: Any, results: SpectraFile) -> None:
     distances = results.arrays["batches/distance_to_mean"]
     batches = np.arange(len(distances))
     axes.vlines(batches, 0, distances, color=BLUE, alpha=0.35, linewidth=1.5 if len(batches) <= 40 else 0.6)
@@ -88,7 +88,7 @@ def _distances(axes: Any, results: Results) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _overlaps(figure: Figure, axes: Any, results: Results) -> None:
+def _overlaps(figure: Figure, axes: Any, results: SpectraFile) -> None:
     overlap = results.arrays["batches/overlap"]
     image = axes.imshow(overlap, cmap=HEAT, vmin=0.0, vmax=1.0)
     bar = figure.colorbar(image, ax=axes, shrink=0.82, pad=0.03, aspect=22)

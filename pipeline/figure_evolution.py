@@ -28,7 +28,7 @@ from pipeline.figure_style import (
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 MOST_NUMBERS = 8
 MOST_LABELS = 24
@@ -39,7 +39,7 @@ NUMBERS = (
 )
 
 
-def along_steps(results: Mapping[int, Results], limit: Limit) -> Figure | None:
+def along_steps(results: Mapping[int, SpectraFile], limit: Limit) -> Figure | None:
     """Largest eigenvalue, trace and effective rank of the mean at each step; nothing to draw for fewer than two."""
     if len(results) < 2:
         return None
@@ -76,7 +76,7 @@ def _step_axis(axes: Any, steps: Array) -> None:
     axes.set_xlim(-0.15 * first, 1.25 * float(steps.max()))
 
 
-def densities_along(results: Mapping[int, Results]) -> Figure | None:
+def densities_along(results: Mapping[int, SpectraFile]) -> Figure | None:
     """The density of the spectrum of the mean as a heat map, a row a step, with the top eigenvalues as marks."""
     found = common_densities(results) if len(results) > 1 else None
     if found is None:
@@ -114,7 +114,7 @@ def densities_along(results: Mapping[int, Results]) -> Figure | None:
     return figure
 
 
-def overlaps_along(results: Mapping[int, Results]) -> Figure | None:
+def overlaps_along(results: Mapping[int, SpectraFile]) -> Figure | None:
     """How far the top eigenspaces of any two steps are the same, as a matrix."""
     if len(results) < 2:
         return None
@@ -146,7 +146,7 @@ def _name_steps(axis: Any, steps: list[int]) -> None:
     axis.set_tick_params(length=0)
 
 
-def _context(results: Mapping[int, Results]) -> str:
+def _context(results: Mapping[int, SpectraFile]) -> str:
     """As of one step, but for the step."""
     first, _, rest = context_of(results[max(results)]).partition("  ·  ")
     return f"{first.partition(' at step')[0]} at {len(results)} steps  ·  {rest}"

@@ -21,13 +21,13 @@ from pipeline.figure_style import (
 from pipeline.report_words import number, short
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 MOST_LABELS = 50
 MOST_NUMBERS = 8
 
 
-def block_norms(results: Results) -> Figure:
+def block_norms(results: SpectraFile) -> Figure:
     """Frobenius norm of each block of the mean, a row and a column a parameter."""
     norms = np.asarray(results.arrays["layers/block_norms"], float)
     names = [literal(short(str(name))) for name in results.arrays["parameters/names"]]

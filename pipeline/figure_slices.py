@@ -8,17 +8,16 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from pipeline.chart_slices import quadratic
 from pipeline.figure_style import BLUE, GREEN, HEAT, VERMILLION, context_of, new_figure
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import LandscapeFile, SpectraFile
 
 COLORS = (BLUE, VERMILLION, GREEN)
 
 
-def landscape(results: Results, slices: Results | None) -> Figure | None:
+def landscape(results: SpectraFile, slices: LandscapeFile | None) -> Figure | None:
     """The loss on lines along the top eigenvectors and on the plane of two; None where it was not taken."""
     if slices is None or not np.isfinite(slices.arrays["lines/losses"]).any():
         return None
@@ -31,20 +30,20 @@ def landscape(results: Results, slices: Results | None) -> Figure | None:
     return figure
 
 
-def _lines(axes: Any, slices: Results) -> None:
+def _lines(axes: Any, slices: LandscapeFile) -> None:
     losses = slices.arrays["lines/losses"]
     for i, (eigenvalue, color) in enumerate(zip(slices.arrays["lines/eigenvalues"], COLORS, strict=False)):
         distances = slices.arrays["lines/distances"][i]
         label = rf"$v_{i + 1}$, $\lambda$ = {number(float(eigenvalue), 3)}"
         axes.plot(distances, losses[i], color=color, label=label)
-        axes.plot(distances, quadratic(slices, i), color=color, linestyle=":", linewidth=1.3)
+        axes.plot(distances, slices.lines.quadratic(i), color=color, linestyle=":", linewidth=1.3)
     high, low = float(np.nanmax(losses)), float(np.nanmin(losses))
     axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
     axes.set(xlabel=r"distance $t$ from the weights", ylabel="loss (dotted: quadratic)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.0)
 
 
-def _plane(figure: Figure, axes: Any, slices: Results) -> None:
+def _plane(figure: Figure, axes: Any, slices: LandscapeFile) -> None:
     first, second, losses = (slices.arrays[f"plane/{name}"] for name in ("first", "second", "losses"))
     seen = losses[np.isfinite(losses) & (losses > 0)]
     wide = len(seen) > 0 and seen.max() > 10 * seen.min()

@@ -25,10 +25,10 @@ from pipeline.figure_style import (
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 
-def density(results: Results) -> Figure | None:
+def density(results: SpectraFile) -> Figure | None:
     """Density of the spectrum of the mean over that of each batch, the top eigenvalues marked one by one.
 
     A density is NaN, and its line is broken, where Lanczos does not resolve the eigenvalues.
@@ -85,7 +85,7 @@ def _density_axes(axes: Any, grid: Array, curves: Array, num_parameters: int) ->
     return floor
 
 
-def by_rank(results: Results) -> Figure:
+def by_rank(results: SpectraFile) -> Figure:
     """Sizes of the positive and of the negative eigenvalues of the mean, each from the largest down."""
     eigenvalues = results.arrays["mean/eigenvalues"]
     threshold = float(results.attrs["negative_threshold"])

@@ -24,7 +24,7 @@ from pipeline.folder import replacing
 from pipeline.report_words import matrix_name, number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 Array = NDArray[Any]
 
@@ -93,7 +93,7 @@ def save_png(figure: Figure, path: Path) -> tuple[int, int]:
     return image.size
 
 
-def context_of(results: Results) -> str:
+def context_of(results: SpectraFile) -> str:
     """Which matrix, at which step, of how many weights, samples and batches."""
     attrs = results.attrs
     num_batches = int(attrs["num_batches"])

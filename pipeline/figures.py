@@ -19,10 +19,10 @@ from pipeline.figure_training import training_curve
 
 if TYPE_CHECKING:
     from pipeline.findings import Findings
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 Draw = Callable[[], Figure | None]
-OF_A_STEP: dict[str, Callable[[Results], Figure | None]] = {
+OF_A_STEP: dict[str, Callable[[SpectraFile], Figure | None]] = {
     "density": density,
     "eigenvalues": by_rank,
     "block_norms": block_norms,

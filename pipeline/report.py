@@ -56,25 +56,21 @@ def _draw(found: Findings, names: Collection[str], folder: Path) -> None:
 def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
     from pipeline.evolution import stability_limit
-    from pipeline.hdf5 import read_results
+    from pipeline.spectra_file import LandscapeFile, SpectraFile
 
     steps = folder.spectrum_steps()
     if not steps:
         raise PipelineError(
             f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
         )
-    results = {step: read_results(folder.spectrum(step)) for step in steps}
+    results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
     chosen, *_ = tables.load_config(folder, config)
-    slices = {step: read_results(folder.slices(step)) for step in steps if folder.slices(step).exists()}
+    slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
     return Findings(
         results,
         tables.read_history(folder.history),
-        stability_limit(chosen, str(results[steps[-1]].attrs["matrix"])),
-        {
-            step: each
-            for step, each in slices.items()
-            if each.attrs["inputs_hash"] == results[step].attrs.get("inputs_hash")
-        },
+        stability_limit(chosen, results[steps[-1]].matrix),
+        {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
     )
 
 
@@ -84,9 +80,9 @@ def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) 
 
     results, last = found.results, found.last_step
     chosen, yaml, command = tables.load_config(folder, config)
-    attrs, arrays = results[last].attrs, Arrays()
+    file, arrays = found.last, Arrays()
     sections = charts_of(found, arrays)
-    headline = tables.headline(found.last, found.history)
+    headline = tables.headline(file, found.history)
     return render(
         TEMPLATE,
         [chart for charts in sections.values() for chart in charts],
@@ -97,22 +93,22 @@ def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) 
         path=folder.path,
         step=last,
         all_steps=list(results),
-        attrs=attrs,
-        extent=EXTENT.get(str(attrs["spectrum"]), f"spectrum={attrs['spectrum']} of the mean matrix"),
-        matrix=matrix_name(str(attrs["matrix"])),
+        attrs=file.attrs,
+        extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
+        matrix=matrix_name(file.matrix),
         choices=_choices(chosen),
         seed=chosen.get("seed"),
         config=yaml,
         command=command,
         headline=headline,
         tiles=tables.tiles(headline),
-        batches=tables.batches(results[last]),
-        layers=tables.layers(results[last]),
+        batches=tables.batches(file),
+        layers=tables.layers(file),
         steps=tables.steps(results) if len(results) > 1 else [],
         files=tables.files(folder),
         shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
         spectrum=folder.spectrum(last),
-        versions=tables.versions(results[last]),
+        versions=tables.versions(file),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
