@@ -50,7 +50,7 @@ def lines(slices: Mapping[int, LandscapeFile], arrays: Arrays) -> Chart:
         traces,
         {
             "xaxis": {"title": "distance t from the weights"},
-            "yaxis": {"title": "loss", "rangemode": "tozero"},
+            "yaxis": {"title": "loss (dotted: the quadratic)", "rangemode": "tozero"},
         },
         span=3,
         height=HEIGHT,

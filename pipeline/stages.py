@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,6 @@ from pipeline.tracking import TrackedRun
 from pipeline.training import Training
 
 if TYPE_CHECKING:
-    from pipeline.figures_beside import Drawer
     from pipeline.recipe import Recipe
 
 log = logging.getLogger("pipeline")
@@ -236,9 +235,9 @@ def slices(diary: Diary, subject: Subject, settings: Mapping[str, Any]) -> None:
             pass
 
 
-def report(diary: Diary, settings: Mapping[str, Any], drawers: Sequence[Drawer] = ()) -> None:
+def report(diary: Diary, settings: Mapping[str, Any]) -> None:
     """Figures and the page."""
     from pipeline.report import make_report
 
     with diary.stage(Stage.report):
-        make_report(diary.folder, settings, drawers)
+        make_report(diary.folder, settings)

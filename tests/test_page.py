@@ -26,7 +26,7 @@ def page(tmp_path_factory, results):
     """A browser without a network, in which the report of four steps is open."""
     folder = RunFolder(tmp_path_factory.mktemp("page"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.figures.figures_of", lambda *_: {})  # the PNGs are tested elsewhere
+        patch.setattr("pipeline.figures.PICTURES", {})  # the PNGs are tested elsewhere
         bowl().write(folder.slices(120))
         make_report(put(folder, *results.values()), TRAINING)
     with browser(find_chromium()) as page:

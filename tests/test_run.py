@@ -355,8 +355,6 @@ def test_help_waits_for_no_heavy_library():
 def test_a_run_waits_for_no_library_that_it_does_not_need(tmp_path):
     """Dask asks for all of distributed where it is not told otherwise; garbage is looked for after the imports."""
     heavy = ["mlflow", "scipy", "sklearn", "distributed"]
-    if len(os.sched_getaffinity(0)) > 1:
-        heavy.append("matplotlib")  # figures are drawn by other processes
     code = f"""
 import atexit, gc, sys
 atexit.register(lambda: print([name for name in {heavy} if name in sys.modules], gc.isenabled()))
