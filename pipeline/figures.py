@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline.figure_style import Array, log_labels, new_figure, save_png, say, signed_log, style
@@ -95,7 +96,9 @@ class _Panel:
             before = getattr(self, f"_{trace['type']}")(trace, before)
         for shape in layout.get("shapes", ()):
             line = shape["line"]
-            axes.axvline(shape["x0"], color=_color(line["color"]), linestyle=LINES[line["dash"]], linewidth=1)
+            axes.axvline(
+                shape["x0"], color=_color(line["color"]), linestyle=LINES[line["dash"]], linewidth=1, zorder=1
+            )
         for which in "xy":
             self._finish(which, layout.get(f"{which}axis", {}))
         self._legend(layout)
@@ -229,7 +232,8 @@ class _Panel:
     def _names(self, which: str, ticks: Any) -> None:
         """Names at the ticks, as many as there is room for, upright where they are too long to lie."""
         names = [_text(name) for name in self.places[which]]
-        chosen = range(0, len(names), -(-len(names) // MOST_LABELS))
+        most = min(MOST_LABELS, int(6 * self.width))
+        chosen = range(0, len(names), -(-len(names) // most))
         size = 9.5 if len(names) <= 12 else 8 if len(names) <= 30 else 7
         room = 8.5 * self.width / max(1, len(chosen))  # characters that fit under one column
         lying = which == "y" or max(len(name) for name in names) <= room
@@ -254,7 +258,8 @@ class _Panel:
         corner = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0.1}
         legend = self.axes.legend(handles, labels, ncols=columns, columnspacing=1.2, **corner)
         for handle in legend.legend_handles:
-            handle.set_alpha(1.0)
+            if isinstance(handle, Line2D):  # lines that are faint are to be told apart here
+                handle.set_alpha(1.0)
         self.axes.set_title(self.chart.title, fontsize=size, pad=8 + 15 * rows)
 
 
