@@ -26,9 +26,8 @@ from pipeline.report_words import number
 Array = NDArray[Any]
 
 # Okabe and Ito's palette, told apart by all common forms of color vision.
-BLUE, VERMILLION, GREEN, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
+BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 INK, GREY, PALE = "#1F2430", "#6B7280", "#E5E7EB"
-HEAT = "viridis"  # even steps in lightness, also in grey print and to color-blind readers
 DPI = 200  # at a width of 5.3 inches on paper that is 300
 WIDTH, HEIGHT = 8.0, 4.5  # inches: 16:9, a slide
 

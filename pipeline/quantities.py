@@ -68,7 +68,7 @@ _REGISTERED = (
         "Length of the mean gradient; zero at a stationary point.",
     ),
     Quantity(
-        "largest_probe_error", "The run", "certificate", "certificate: error of H v", "‖Hv − D(v)‖ / ‖D(v)‖", "",
+        "largest_probe_error", "The run", "certificate: error of H v", "certificate: error of H v", "‖Hv − D(v)‖ / ‖D(v)‖", "",
         "{:.1e}", "Largest error of a batch's matrix: products against differences of the gradient.",
     ),
     Quantity(

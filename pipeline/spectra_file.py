@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,8 +23,7 @@ FORMAT_VERSION = 1
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _ResultFile:
+class _ResultFile(ABC):
     """What both files have in common: attributes and arrays, written whole and read back."""
 
     @property
