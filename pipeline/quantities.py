@@ -68,8 +68,9 @@ _REGISTERED = (
         "Length of the mean gradient; zero at a stationary point.",
     ),
     Quantity(
-        "largest_probe_error", "The run", "certificate: error of H v", "certificate: error of H v", "‖Hv − D(v)‖ / ‖D(v)‖", "",
-        "{:.1e}", "Largest error of a batch's matrix: products against differences of the gradient.",
+        "largest_probe_error", "The run", "certificate: error of H v", "certificate: error of H v",
+        "‖Hv − D(v)‖ / ‖D(v)‖", "", "{:.1e}",
+        "Largest error of a batch's matrix: products against differences of the gradient.",
     ),
     Quantity(
         "train_loss", "Training", "training loss", "training loss", "", "", "{:.4g}",
