@@ -28,14 +28,15 @@ from pipeline.densities import densities
 from pipeline.errors import PipelineError
 from pipeline.evidence import difference, shared
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import Array, sound_results, write_results
+from pipeline.hdf5 import Array
 from pipeline.limits import check_memory, in_words
 from pipeline.moments import Moments, Weighting, pool_tiles
 from pipeline.parts import Part
 from pipeline.shards import SHARED, Shard, Tile, open_shard, write_shard
+from pipeline.spectra_file import LayerBlocks, MeanSpectrum, SpectraFile
 from pipeline.spectrum import Decomposition, Spectrum
 from pipeline.spectrum.summary import sign_threshold
-from pipeline.step_numbers import arrays_of_batches, headline_of
+from pipeline.step_numbers import batch_spectra, headline_of
 from pipeline.terminal import progress
 from pipeline.unfinished import Remembered, Unfinished, remembered
 
@@ -48,8 +49,8 @@ LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is n
 
 def aggregate(
     folder: RunFolder, spectrum: Decomposition, cluster: Cluster, num_batches: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Write the spectra file of each step that has shards; give its attributes, the headline numbers.
+) -> Iterator[SpectraFile]:
+    """Write the spectra file of each step that has shards, and give it.
 
     A spectra file that was made from the same shards by the same choices is taken as it is.
     num_batches: aggregate the first so many batches; None takes all that were computed.
@@ -68,22 +69,20 @@ def aggregate(
             _check_memory(shards[0], spectrum, num_workers)
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
-            found = sound_results(path)
-            there = len(shards) == 1 or folder.mean(step).exists()
-            if there and found is not None and found.attrs.get("inputs_hash") == inputs_hash:
-                attrs = found.attrs
+            file = SpectraFile.read_if_sound(path)
+            has_mean = len(shards) == 1 or folder.mean(step).exists()
+            if has_mean and file is not None and file.inputs_hash == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
                 unfinished = Unfinished(folder.unfinished(step), inputs_hash)
-                attrs, arrays = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
-                attrs["inputs_hash"] = inputs_hash
-                write_results(path, attrs, arrays)
+                file = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
+                file.write(path)
                 unfinished.remove()
-            if attrs["frobenius_norm"] == 0:
+            if file.numbers["frobenius_norm"] == 0:
                 log.warning(
                     "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
                 )
-            yield attrs
+            yield file
 
 
 def _check_memory(shard: Shard, spectrum: Decomposition, num_workers: int) -> None:
@@ -152,8 +151,8 @@ def _aggregate_step(
     spectrum: Decomposition,
     num_workers: int,
     unfinished: Unfinished,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes and arrays of one spectra file."""
+) -> SpectraFile:
+    """The spectra file of one step, from its shards."""
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
     with threadpool_limits(1):  # its threads are Dask's
@@ -175,33 +174,33 @@ def _aggregate_step(
         parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
     top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, unfinished, "mean", num_threads=None)
     batches, layers = parts[: len(batch_paths)] or [top], parts[len(batch_paths) :]
-    attrs = {key: shards[0].attrs[key] for key in SHARED} | {
-        **shared(shards[0].attrs),
-        "format_version": 1,
-        "spectrum": _name(spectrum),
-        "num_top": len(top.top_eigenvalues),
-        "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
-        **headline_of(mean, top, batches, moments, shards, weighting),
-    }
-    arrays = {
-        "mean/eigenvalues": top.eigenvalues,
-        "mean/top_eigenvalues": top.top_eigenvalues,
-        "mean/top_eigenvectors": top.top_eigenvectors,
-        "mean/residuals": top.residuals,
-        "mean/gradient": mean.gradient,
-        "parameters/names": list(mean.parameters.names),
-        "parameters/shapes": [str(shape) for shape in mean.parameters.shapes],
-        "parameters/offsets": mean.parameters.offsets,
-        "layers/block_norms": np.sqrt(moments.block_squares),
-        "layers/trace": moments.layer_traces,
-        **{
-            f"layers/{name}/eigenvalues": layer.eigenvalues
-            for (name, _), layer in zip(spans, layers, strict=True)
+    origin = {key: shards[0].attrs[key] for key in SHARED} | shared(shards[0].attrs)
+    of_origin = {key: origin.pop(key) for key, value in [*origin.items()] if isinstance(value, float)}
+    return SpectraFile(
+        step=origin.pop("step"),
+        matrix=origin.pop("matrix"),
+        spectrum=_name(spectrum),
+        inputs_hash=unfinished.identity,
+        origin=origin,
+        numbers={
+            **of_origin,
+            "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
+            **headline_of(mean, top, batches, moments, shards, weighting),
         },
-        **arrays_of_batches(shards, top, batches, moments, weighting),
-        **densities(top, batches),
-    }
-    return attrs, arrays
+        mean=MeanSpectrum(
+            top.eigenvalues, top.top_eigenvalues, top.top_eigenvectors, top.residuals, mean.gradient
+        ),
+        layers=LayerBlocks(
+            mean.parameters.names,
+            mean.parameters.shapes,
+            np.asarray(mean.parameters.offsets),
+            block_norms=np.sqrt(moments.block_squares),
+            trace=moments.layer_traces,
+            eigenvalues={name: layer.eigenvalues for (name, _), layer in zip(spans, layers, strict=True)},
+        ),
+        batches=batch_spectra(shards, top, batches, moments, weighting),
+        density=densities(top, batches),
+    )
 
 
 def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,26 +11,28 @@ from pipeline.page import Array, Arrays, Chart, thinned, value_scale
 from pipeline.report_words import short
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import BatchSpectra, SpectraFile
 
 MOST_CELLS = 60  # a side of the matrix of overlaps
 MOST_NUMBERS = 8
 SQUARE = 380
 
 
-def top_of_batches(results: Results) -> Array:
-    """The top eigenvalues of each batch, (B, k) descending, whether the file holds k or all P of them."""
-    batches = results.arrays["batches/eigenvalues"]
-    num_top = len(results.arrays["mean/top_eigenvalues"])
-    ascending = batches.shape[1] > num_top or bool((np.diff(batches, axis=1) > 0).any())
-    return batches[:, ::-1][:, :num_top] if ascending else batches
+def _compared(results: Mapping[int, SpectraFile]) -> Iterator[tuple[int, SpectraFile, BatchSpectra]]:
+    """The steps that have several batches."""
+    for step, file in results.items():
+        if file.several_batches is not None:
+            yield step, file, file.several_batches
 
 
-def top_eigenvalues(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def top_eigenvalues(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """The top eigenvalues of each batch, side by side in batch order, beside those of the mean."""
     traces: list[dict[str, Any]] = []
-    for step, each in results.items():
-        mean, batches = each.arrays["mean/top_eigenvalues"], top_of_batches(each)
+    every: list[Array] = []
+    for step, file, spectra in _compared(results):
+        mean = file.mean.top_eigenvalues
+        batches = spectra.top(file.num_top)
+        every += [batches, mean]
         num_batches, num_top = batches.shape
         offsets = np.linspace(-0.22, 0.22, num_batches)[:, None]
         names = np.repeat(np.arange(num_batches), num_top)
@@ -56,8 +58,6 @@ def top_eigenvalues(results: Mapping[int, Results], arrays: Arrays) -> Chart:
                 "hovertemplate": "the mean, index %{x}<br>λ = %{y:.5~g}<extra></extra>",
             },
         ]
-    every = [top_of_batches(each) for each in results.values()]
-    every += [each.arrays["mean/top_eigenvalues"] for each in results.values()]
     return Chart(
         "batch_eigenvalues",
         "Top eigenvalues, batch by batch",
@@ -72,19 +72,19 @@ def top_eigenvalues(results: Mapping[int, Results], arrays: Arrays) -> Chart:
     )
 
 
-def distances(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def distances(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """How far the matrix of each batch is from the mean."""
     traces = []
     highest = 0.0
-    for step, each in results.items():
-        values = each.arrays["batches/distance_to_mean"]
+    for step, _, spectra in _compared(results):
+        values = spectra.distance_to_mean
         highest = max(highest, float(values.max()))
         traces.append(
             {
                 "type": "bar",
                 "x": arrays.put(np.arange(len(values))),
                 "y": arrays.put(values),
-                "customdata": arrays.put(each.arrays["batches/num_samples"]),
+                "customdata": arrays.put(spectra.num_samples),
                 "marker": {"color": "@blue"},
                 "width": 0.55,
                 "hovertemplate": "batch %{x}, %{customdata:,} samples<br>%{y:.4f}<extra></extra>",
@@ -105,23 +105,23 @@ def distances(results: Mapping[int, Results], arrays: Arrays) -> Chart:
     )
 
 
-def overlaps(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def overlaps(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """How far any two batches share their top eigenspace."""
-    last = results[max(results)]
-    shown = thinned(len(last.arrays["batches/overlap"]), MOST_CELLS)
+    *_, (_, last, spectra) = _compared(results)
+    shown = thinned(len(spectra), MOST_CELLS)
     labels = [str(batch) for batch in shown]
     traces = [
         {
-            **heat_map(arrays.put(each.arrays["batches/overlap"][np.ix_(shown, shown)]), labels, labels),
+            **heat_map(arrays.put(each.overlap[np.ix_(shown, shown)]), labels, labels),
             "hovertemplate": "batches %{x} and %{y}: %{z:.3f}<extra></extra>",
             "meta": {"step": step},
             **({"texttemplate": "%{z:.2f}"} if len(shown) <= MOST_NUMBERS else {}),
         }
-        for step, each in results.items()
+        for step, _, each in _compared(results)
     ]
     return Chart(
         "batch_overlaps",
-        f"Overlap of the batches' top-{last.attrs['num_top']} eigenspaces",
+        f"Overlap of the batches' top-{last.num_top} eigenspaces",
         "1 where two batches share their sharpest directions, 0 where those are orthogonal.",
         traces,
         square_axes("batch", "batch"),
@@ -154,11 +154,11 @@ def square_axes(columns: str, rows: str) -> dict[str, Any]:
     }
 
 
-def block_norms(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def block_norms(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """Frobenius norm of each block of the mean, a row and a column a parameter."""
-    norms = {step: np.asarray(each.arrays["layers/block_norms"], float) for step, each in results.items()}
+    norms = {step: np.asarray(each.layers.block_norms, float) for step, each in results.items()}
     last = results[max(results)]
-    names = _apart([short(str(name), 28) for name in last.arrays["parameters/names"]])
+    names = _apart([short(name, 28) for name in last.layers.names])
     every = np.concatenate([each.ravel() for each in norms.values()])
     high = float(every.max(initial=0.0))
     shown = every[every > max(high * 1e-8, 0.0)]  # rounding error must not take the colors of the others

@@ -7,38 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.page import Array, Arrays, Chart
+from pipeline.page import Arrays, Chart
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import LandscapeFile
 
 COLORS = ("@blue", "@orange", "@green")
 HEIGHT = 390
 
 
-def quadratic(found: Results, line: int) -> Array:
-    """L + (gᵀv) t + ½ λ t² on a line: what the loss would be if the matrix told all of it."""
-    arrays = found.arrays
-    distances, losses = arrays["lines/distances"][line], arrays["lines/losses"][line]
-    middle = float(losses[len(losses) // 2])
-    slope, curvature = float(arrays["lines/slopes"][line]), float(arrays["lines/eigenvalues"][line])
-    result: Array = middle + slope * distances + curvature * distances**2 / 2
-    return result
-
-
-def lines(slices: Mapping[int, Results], arrays: Arrays) -> Chart:
+def lines(slices: Mapping[int, LandscapeFile], arrays: Arrays) -> Chart:
     """The loss on a line along each of the top eigenvectors; dotted, the quadratic."""
     traces: list[dict[str, Any]] = []
-    for step, found in slices.items():
-        for i, eigenvalue in enumerate(found.arrays["lines/eigenvalues"]):
-            losses, model = found.arrays["lines/losses"][i], quadratic(found, i)
+    for step, file in slices.items():
+        for i, eigenvalue in enumerate(file.lines.eigenvalues):
+            losses, model = file.lines.losses[i], file.lines.quadratic(i)
             # the quadratic ends where the picture does
             within = np.where(model <= np.nanmax(losses) * 1.05, model, np.nan)
             common = {
                 "type": "scatter",
                 "mode": "lines",
-                "x": arrays.put(found.arrays["lines/distances"][i]),
+                "x": arrays.put(file.lines.distances[i]),
                 "legendgroup": str(i),
                 "meta": {"step": step},
                 "hovertemplate": f"v<sub>{i + 1}</sub>, distance %{{x:.3~g}}<br>%{{y:.5~g}}<extra></extra>",
@@ -60,28 +50,28 @@ def lines(slices: Mapping[int, Results], arrays: Arrays) -> Chart:
         traces,
         {
             "xaxis": {"title": "distance t from the weights"},
-            "yaxis": {"title": "loss", "rangemode": "tozero"},
+            "yaxis": {"title": "loss (dotted: the quadratic)", "rangemode": "tozero"},
         },
         span=3,
         height=HEIGHT,
     )
 
 
-def plane(slices: Mapping[int, Results], arrays: Arrays) -> Chart | None:
+def plane(slices: Mapping[int, LandscapeFile], arrays: Arrays) -> Chart | None:
     """The loss on the plane of the first two eigenvectors."""
     traces: list[dict[str, Any]] = []
-    for step, found in slices.items():
-        if "plane/losses" not in found.arrays:
+    for step, file in slices.items():
+        if file.plane is None:
             continue
-        losses = found.arrays["plane/losses"]
+        losses = file.plane.losses
         seen = losses[np.isfinite(losses) & (losses > 0)]
         if not len(seen):
             continue
         traces.append(
             {
                 "type": "contour",
-                "x": arrays.put(found.arrays["plane/first"]),
-                "y": arrays.put(found.arrays["plane/second"]),
+                "x": arrays.put(file.plane.first),
+                "y": arrays.put(file.plane.second),
                 "z": arrays.put(losses),
                 "zmin": float(seen.min()),
                 "zmax": float(seen.max()),

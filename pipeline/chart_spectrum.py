@@ -12,7 +12,7 @@ from pipeline.page import Array, Arrays, Chart, thinned, thinned_ranks
 from pipeline.report_words import short
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import Density, SpectraFile
 
 MOST_CURVES = 24  # of batches; more hide one another
 MOST_LAYERS = 60
@@ -21,24 +21,22 @@ EVERY = "every"
 OF_THE_MEAN = "mean"
 
 
-def density(results: Mapping[int, Results], arrays: Arrays) -> Chart | None:
+def density(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart | None:
     """Density of the spectrum of the mean over those of the batches, and the top eigenvalues; one of each step."""
-    known = {step: each for step, each in results.items() if "density/values" in each.arrays}
+    known = {step: (each, each.density) for step, each in results.items() if each.density is not None}
     if not known:
         return None
-    width = max(linear_width(each.arrays["density/grid"]) for each in known.values())
-    highest = max(_highest(each) for each in known.values())
-    floor = highest / (10 * max(max(int(each.attrs["num_parameters"]) for each in known.values()), 10))
-    num_batches = max(len(each.arrays["density/batches"]) for each in known.values())
+    width = max(linear_width(density.grid) for _, density in known.values())
+    highest = max(_highest(density) for _, density in known.values())
+    floor = highest / (10 * max(*(int(each.numbers["num_parameters"]) for each, _ in known.values()), 10))
+    num_batches = max(len(density.batches) for _, density in known.values())
     shown = thinned(num_batches, MOST_CURVES)
     ends: list[float] = []
     traces: list[dict[str, Any]] = []
-    for step, each in known.items():
-        grid, values = each.arrays["density/grid"], each.arrays["density/values"]
-        curves = [values, *each.arrays["density/batches"]]
-        seen = grid[np.any([curve > floor for curve in curves], axis=0)]
+    for step, (each, density) in known.items():
+        seen = density.grid[np.any([curve > floor for curve in (density.values, *density.batches)], axis=0)]
         ends += [float(seen[0]), float(seen[-1])]
-        traces += _density_traces(step, each, shown, floor, arrays)
+        traces += _density_traces(step, each, density, shown, floor, arrays)
     options = {EVERY: "all" if len(shown) == num_batches else f"{len(shown)} of {num_batches}"}
     options |= {str(batch): str(batch) for batch in shown}
     return Chart(
@@ -61,26 +59,25 @@ def density(results: Mapping[int, Results], arrays: Arrays) -> Chart | None:
     )
 
 
-def _highest(results: Results) -> float:
-    curves = [results.arrays["density/values"], *results.arrays["density/batches"]]
+def _highest(density: Density) -> float:
+    curves = [density.values, *density.batches]
     return float(np.nanmax([np.nanmax(curve) if np.isfinite(curve).any() else 0.0 for curve in curves]))
 
 
 def _density_traces(
-    step: int, results: Results, shown: Array, floor: float, arrays: Arrays
+    step: int, file: SpectraFile, density: Density, shown: Array, floor: float, arrays: Arrays
 ) -> Iterator[dict[str, Any]]:
-    found = results.arrays
-    grid = arrays.put(found["density/grid"])
+    grid = arrays.put(density.grid)
     hover = "λ = %{customdata:.4~g}<br>density %{y:.3~g}"
 
     def curve(values: Array, **more: Any) -> dict[str, Any]:
         y = arrays.put(np.where(np.isnan(values), np.nan, np.maximum(values, floor / 100)))
         return {"type": "scatter", "mode": "lines", "x": grid, "y": y, "hovertemplate": hover, **more}
 
-    if len(found["density/batches"]) > 1:
+    if len(density.batches) > 1:
         for i, batch in enumerate(shown):
             common = {"name": f"batch {batch}", "hovertemplate": hover}
-            values = found["density/batches"][batch]
+            values = density.batches[batch]
             thin = {
                 "line": {"width": 1, "color": "@grey", "simplify": False},
                 "opacity": 0.6,
@@ -90,15 +87,15 @@ def _density_traces(
             yield curve(values, **{**common, "name": "each batch"}, **thin, showlegend=i == 0, meta=meta)
             thick = {"line": {"width": 2, "color": "@orange", "dash": "dot"}}
             yield curve(values, **common, **thick, meta={"step": step, "batch": str(batch)})
-    if "density/standard_error" in found:
-        yield from _band(found, grid, floor, arrays, step)
-    top = found["mean/top_eigenvalues"]
+    if density.standard_error is not None:
+        yield from _band(density.values, density.standard_error, grid, floor, arrays, step)
+    top = file.mean.top_eigenvalues
     line = {
         "line": {"width": 2.4, "color": "@blue", "simplify": False},
         "fill": "tozeroy",
         "fillcolor": "@fill",
     }
-    yield curve(found["density/values"], name="the mean matrix", **line, meta={"step": step})
+    yield curve(density.values, name="the mean matrix", **line, meta={"step": step})
     yield {
         "type": "scatter",
         "mode": "markers",
@@ -112,10 +109,9 @@ def _density_traces(
 
 
 def _band(
-    found: Mapping[str, Array], grid: dict[str, int], floor: float, arrays: Arrays, step: int
+    values: Array, error: Array, grid: dict[str, int], floor: float, arrays: Arrays, step: int
 ) -> Iterator[dict[str, Any]]:
     """Two standard errors to both sides of a density that was estimated."""
-    values, error = found["density/values"], found["density/standard_error"]
     common = {"type": "scatter", "mode": "lines", "x": grid, "hoverinfo": "skip", "meta": {"step": step}}
     for sign in (-1, 1):
         y = arrays.put(np.maximum(np.nan_to_num(values + 2 * sign * error), floor / 100))
@@ -123,13 +119,13 @@ def _band(
         yield {**common, "y": y, "line": {"width": 0}, "showlegend": sign > 0, **fill}
 
 
-def by_rank(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def by_rank(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """Sizes of the positive and of the negative eigenvalues; of the mean, of a parameter's block, or of a batch."""
     traces: list[dict[str, Any]] = []
     options: dict[str, str] = {}
     largest, smallest, longest = 0.0, np.inf, 1
     for step, each in results.items():
-        threshold = float(each.attrs["negative_threshold"])
+        threshold = float(each.numbers["negative_threshold"])
         for part, label, eigenvalues in _parts(each):
             options.setdefault(part, label)
             sizes = np.abs(eigenvalues[eigenvalues != 0])
@@ -166,22 +162,19 @@ def by_rank(results: Mapping[int, Results], arrays: Arrays) -> Chart:
     )
 
 
-def _parts(results: Results) -> Iterator[tuple[str, str, Array]]:
+def _parts(file: SpectraFile) -> Iterator[tuple[str, str, Array]]:
     """The matrices whose eigenvalues are known: a name, what a person reads, and the eigenvalues."""
-    arrays, exact = results.arrays, results.attrs["spectrum"] == "exact"
-    yield (
-        OF_THE_MEAN,
-        "the mean, all weights" if exact else "the mean, what was computed",
-        arrays["mean/eigenvalues"],
-    )
-    names = [str(name) for name in arrays["parameters/names"]]
-    names = [name for name in names if f"layers/{name}/eigenvalues" in arrays]
-    sizes = np.diff(arrays["parameters/offsets"])
-    for name in [names[i] for i in np.sort(np.argsort(-sizes[: len(names)], kind="stable")[:MOST_LAYERS])]:
-        yield f"layer {name}", f"block of {short(name)}", arrays[f"layers/{name}/eigenvalues"]
-    if len(arrays["batches/eigenvalues"]) > 1:
-        for batch in thinned(len(arrays["batches/eigenvalues"]), MOST_CURVES):
-            yield f"batch {batch}", f"batch {batch}", arrays["batches/eigenvalues"][batch]
+    exact = file.spectrum == "exact"
+    label = "the mean, all weights" if exact else "the mean, what was computed"
+    yield OF_THE_MEAN, label, file.mean.eigenvalues
+    blocks = file.layers.eigenvalues
+    sizes = dict(zip(file.layers.names, file.layers.sizes, strict=True))
+    largest = sorted(blocks, key=lambda name: -int(sizes[name]))[:MOST_LAYERS]
+    for name in (name for name in blocks if name in largest):
+        yield f"layer {name}", f"block of {short(name)}", blocks[name]
+    if file.several_batches is not None:
+        for batch in thinned(len(file.several_batches), MOST_CURVES):
+            yield f"batch {batch}", f"batch {batch}", file.several_batches.eigenvalues[batch]
 
 
 def _rank_traces(eigenvalues: Array, arrays: Arrays, meta: dict[str, Any]) -> Iterator[dict[str, Any]]:

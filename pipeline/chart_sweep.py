@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.evolution import linear_width
 from pipeline.page import Array, Arrays, Chart, thinned_ranks, value_scale
+from pipeline.quantities import QUANTITIES, SWEEP_CHARTS
 
 COLORS = ("@blue", "@orange", "@green", "@purple", "@grey")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
@@ -18,15 +19,6 @@ LOOKS = list(product(DASHES, COLORS))
 MOST_POINTS = 600  # of the eigenvalues of one job; their ranks are drawn on a logarithmic axis
 MOST_NUMBERS = 6
 BY_JOB = "job"
-QUANTITIES = {  # drawn against the choices: name of the figure and how it is read
-    "lambda_max": ("Largest eigenvalue", "λ<sub>max</sub> of the mean matrix"),
-    "trace": ("Trace", "sum of all eigenvalues of the mean matrix"),
-    "effective_rank": ("Effective rank", "over how many directions the curvature is spread"),
-    "lambda_min": ("Smallest eigenvalue", "λ<sub>min</sub> of the mean matrix"),
-    "num_negative_eigenvalues": ("Negative eigenvalues", "how many lie below what rounding makes"),
-    "test_accuracy": ("Test accuracy", "on all test samples, at the last step of training"),
-    "train_loss": ("Training loss", "on all training samples, at the last step of training"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Line:
 def charts_of(lines: Sequence[Line], arrays: Arrays) -> dict[str, list[Chart]]:
     """The charts by section; none where no job has got far enough."""
     spectra = [density(lines, arrays), by_rank(lines, arrays)]
-    numbers = [against(key, lines, arrays) for key in QUANTITIES]
+    numbers = [against(key, lines, arrays) for key in SWEEP_CHARTS]
     return {
         "spectra": [chart for chart in spectra if chart],
         "numbers": [chart for chart in numbers if chart][:MOST_NUMBERS],
@@ -152,7 +144,7 @@ def against(key: str, lines: Sequence[Line], arrays: Arrays) -> Chart | None:
     varying = _varying(lines)
     if not known or not varying:
         return None
-    title, meaning = QUANTITIES[key]
+    quantity = QUANTITIES[key]
     traces: list[dict[str, Any]] = []
     for along in varying:
         places = _places([line.choices.get(along, "") for line in known])
@@ -173,8 +165,8 @@ def against(key: str, lines: Sequence[Line], arrays: Arrays) -> Chart | None:
         })  # fmt: skip
     return Chart(
         f"against-{key}",
-        title,
-        f"Each dot is a job: {meaning}. Bars: mean of the jobs that share the choice.",
+        quantity.title,
+        f"{quantity.sentence} Dots: the jobs. Bars: mean of the jobs that share the choice.",
         traces,
         {
             "xaxis": {},

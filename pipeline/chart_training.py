@@ -12,26 +12,17 @@ from pipeline.chart_batches import heat_map, square_axes
 from pipeline.evolution import Limit, common_densities, spread_out
 from pipeline.evolution import overlaps as overlaps_of
 from pipeline.page import Array, Arrays, Chart, value_scale
+from pipeline.quantities import QUANTITIES, STEP_CHARTS
 from pipeline.report_words import number
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 SERIES = (
     ("train", "training samples", "@blue", "solid", "circle"),
     ("test", "test samples", "@orange", "dash", "square"),
 )
-NUMBERS = (
-    ("lambda_max", "Largest eigenvalue", "λ<sub>max</sub>", "@blue", "The sharpest direction of the loss."),
-    ("trace", "Trace", "tr H", "@green", "Sum of all eigenvalues: P times the mean curvature."),
-    (
-        "effective_rank",
-        "Effective rank",
-        "exp(−Σ p ln p)",
-        "@purple",
-        "Over how many directions the curvature is spread.",
-    ),
-)
+COLORS = ("@blue", "@green", "@purple")  # of the numbers that are followed along training
 SMALL = 330
 MOST_MARKERS = 60
 
@@ -83,12 +74,14 @@ def training_curve(history: Mapping[str, Array], steps: list[int], kind: str, ar
     )
 
 
-def along_steps(results: Mapping[int, Results], limit: Limit, arrays: Arrays) -> list[Chart]:
+def along_steps(results: Mapping[int, SpectraFile], limit: Limit, arrays: Arrays) -> list[Chart]:
     """A chart for each number that is followed along training."""
     steps = np.array(list(results), float)
     charts = []
-    for name, title, symbol, color, reading in NUMBERS:
-        values = np.array([float(each.attrs.get(name, np.nan)) for each in results.values()])
+    for name, color in zip(STEP_CHARTS, COLORS, strict=True):
+        quantity = QUANTITIES[name]
+        symbol, reading = quantity.symbol, quantity.sentence
+        values = np.array([float(each.numbers.get(name, np.nan)) for each in results.values()])
         if not np.isfinite(values).any():
             continue
         traces: list[dict[str, Any]] = [
@@ -115,7 +108,9 @@ def along_steps(results: Mapping[int, Results], limit: Limit, arrays: Arrays) ->
                 values = np.append(values, limit.value)
         axes, signed = step_axis(steps)
         layout = {"xaxis": axes, "yaxis": {"title": symbol, **value_scale(values)}}
-        number_of = Chart(f"along_{name}", title, reading, traces, layout, signed, picks="step", height=SMALL)
+        number_of = Chart(
+            f"along_{name}", quantity.title, reading, traces, layout, signed, picks="step", height=SMALL
+        )
         charts.append(number_of)
     return [replace(chart, span=6 // len(charts)) for chart in charts]
 
@@ -144,7 +139,7 @@ def step_axis(steps: Array) -> tuple[dict[str, Any], dict[str, float]]:
     return {**title, "range": [-0.15 * first, 1.3 * last], "whole": True}, {"x": first / 2}
 
 
-def densities_along(results: Mapping[int, Results], arrays: Arrays) -> Chart | None:
+def densities_along(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart | None:
     """The density of the spectrum of the mean, a row a step, with the top eigenvalues as marks."""
     found = common_densities(results)
     if found is None:
@@ -153,7 +148,7 @@ def densities_along(results: Mapping[int, Results], arrays: Arrays) -> Chart | N
     seen: Array = np.any(np.nan_to_num(found.values) > found.floor, axis=0)
     first, last = int(np.argmax(seen)), len(seen) - int(np.argmax(seen[::-1]))
     grid, values = found.grid[first:last], np.nan_to_num(found.values[:, first:last])
-    tops = [results[step].arrays["mean/top_eigenvalues"] for step in found.steps]
+    tops = [results[step].mean.top_eigenvalues for step in found.steps]
     traces = [
         {
             **heat_map(arrays.put(np.where(values > found.floor, values, 0.0)), [], names),
@@ -193,11 +188,11 @@ def densities_along(results: Mapping[int, Results], arrays: Arrays) -> Chart | N
     )
 
 
-def overlaps_along(results: Mapping[int, Results], arrays: Arrays) -> Chart:
+def overlaps_along(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """How far the top eigenspaces of any two steps are the same."""
     names, values = [f"{step:,}" for step in results], overlaps_of(results)
     last = results[max(results)]
-    num_top, num_parameters = int(last.attrs["num_top"]), int(last.attrs["num_parameters"])
+    num_top, num_parameters = last.num_top, int(last.numbers["num_parameters"])
     return Chart(
         "overlap_steps",
         f"Overlap of top-{num_top} eigenspaces between steps",

@@ -19,19 +19,18 @@ def charts_of(found: Findings, arrays: Arrays) -> Sections:
     A chart of one step holds all steps, of which the reader chooses one.
     """
     results, slices = found.results, found.slices
-    several = len(found.last.arrays["batches/num_samples"]) > 1
     kinds = ("loss", "accuracy")
     return {
         "spectrum": _drawn(chart_spectrum.density(results, arrays), chart_spectrum.by_rank(results, arrays)),
         "landscape": _drawn(chart_slices.lines(slices, arrays), chart_slices.plane(slices, arrays))
         if slices
         else [],
-        "batches": [
+        "batches": _drawn(
             chart_batches.top_eigenvalues(results, arrays),
             chart_batches.distances(results, arrays),
             chart_batches.overlaps(results, arrays),
-        ]
-        if several
+        )
+        if found.last.several_batches is not None
         else [],
         "layers": [chart_batches.block_norms(results, arrays)],
         "along": _drawn(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.spectra_file import Density
 from pipeline.spectrum import Spectrum
 from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.protocol import Array
 
 
-def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> dict[str, Array]:
+def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> Density:
     """Densities of the mean and of each batch on one grid, with the standard error of the mean's.
 
     Where the mean's is estimated, the grid is linear within what its nodes resolve. A batch's is NaN where its nodes
@@ -24,12 +25,8 @@ def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> dict[str, Array]:
     resolution = _resolution(whole) / (max(abs(smallest), abs(largest)) or 1.0)
     grid = fit_grid(smallest, largest, relative_threshold=max(1e-6, resolution))
     values, error = _density(whole, grid)
-    return {
-        "density/grid": grid.eigenvalues,
-        "density/values": values,
-        **({} if whole.complete else {"density/standard_error": error}),
-        "density/batches": np.array([_density(batch, grid)[0] for batch in batches]),
-    }
+    of_batches = np.array([_density(batch, grid)[0] for batch in batches])
+    return Density(grid.eigenvalues, values, of_batches, None if whole.complete else error)
 
 
 def _resolution(spectrum: Spectrum) -> float:

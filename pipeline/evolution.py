@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 Array = NDArray[Any]
 NUM_POINTS = 600
@@ -77,38 +77,38 @@ class Densities:
     floor: float  # a tenth of what one eigenvalue of P adds
 
 
-def common_densities(results: Mapping[int, Results]) -> Densities | None:
+def common_densities(results: Mapping[int, SpectraFile]) -> Densities | None:
     """The densities that the spectra files hold, each on a grid of its own, brought to one grid.
 
     A density is of a coordinate that depends on its file's width w, so it is multiplied by √(λ²+W²)/√(λ²+w²), which
     keeps its integral, with W the largest of the widths.
     """
-    files = {step: each.arrays for step, each in results.items() if "density/values" in each.arrays}
+    files = {step: each.density for step, each in results.items() if each.density is not None}
     if not files:
         return None
-    widths = {step: linear_width(arrays["density/grid"]) for step, arrays in files.items()}
+    widths = {step: linear_width(density.grid) for step, density in files.items()}
     width = max(widths.values())
-    ends = np.array([arrays["density/grid"][[0, -1]] for arrays in files.values()])
+    ends = np.array([density.grid[[0, -1]] for density in files.values()])
     low, high = np.arcsinh(np.array([ends[:, 0].min(), ends[:, 1].max()]) / width)
     grid = width * np.sinh(np.linspace(low, high, NUM_POINTS))
     rows = []
-    for step, arrays in files.items():
-        own, values = arrays["density/grid"], arrays["density/values"]
+    for step, density in files.items():
+        own, values = density.grid, density.values
         factor = np.sqrt((own**2 + width**2) / (own**2 + widths[step] ** 2))
         # interpolated over the coordinate: between two points of the grid λ itself may grow by a tenth
         rows.append(np.interp(np.arcsinh(grid / width), np.arcsinh(own / width), values * factor, 0.0, 0.0))
-    num_parameters = max(int(each.attrs["num_parameters"]) for each in results.values())
+    num_parameters = max(int(each.numbers["num_parameters"]) for each in results.values())
     values = np.array(rows)
     floor = float(np.nanmax(values)) / (10 * max(num_parameters, 10))
     return Densities(list(files), grid, values, width, floor)
 
 
-def overlaps(results: Mapping[int, Results]) -> Array:
+def overlaps(results: Mapping[int, SpectraFile]) -> Array:
     """(S, S): ‖UᵢᵀUⱼ‖² / k for the top eigenspaces of the steps; 1 where they are the same, about k/P by chance.
 
     Of two eigenspaces of different dimension the smaller one counts. Cost: S² products of (k, P) and (P, k).
     """
-    spaces = [each.arrays["mean/top_eigenvectors"] for each in results.values()]
+    spaces = [each.mean.top_eigenvectors for each in results.values()]
     return np.array(
         [
             [float(np.sum((a.T @ b) ** 2)) / max(1, min(a.shape[1], b.shape[1])) for b in spaces]

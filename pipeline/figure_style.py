@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,17 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.folder import replacing
-from pipeline.report_words import matrix_name, number
-
-if TYPE_CHECKING:
-    from pipeline.hdf5 import Results
+from pipeline.report_words import number
 
 Array = NDArray[Any]
 
 # Okabe and Ito's palette, told apart by all common forms of color vision.
-BLUE, VERMILLION, GREEN, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
+BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 INK, GREY, PALE = "#1F2430", "#6B7280", "#E5E7EB"
-HEAT = "viridis"  # even steps in lightness, also in grey print and to color-blind readers
 DPI = 200  # at a width of 5.3 inches on paper that is 300
 WIDTH, HEIGHT = 8.0, 4.5  # inches: 16:9, a slide
 
@@ -93,20 +89,6 @@ def save_png(figure: Figure, path: Path) -> tuple[int, int]:
     return image.size
 
 
-def context_of(results: Results) -> str:
-    """Which matrix, at which step, of how many weights, samples and batches."""
-    attrs = results.attrs
-    num_batches = int(attrs["num_batches"])
-    return "  ·  ".join(
-        [
-            f"{matrix_name(str(attrs['matrix']))} at step {attrs['step']:,}",
-            f"$P$ = {attrs['num_parameters']:,} weights",
-            f"$N$ = {attrs['num_samples']:,} samples",
-            "1 batch" if num_batches == 1 else f"{num_batches:,} batches",
-        ]
-    )
-
-
 def say(axes: Any, text: str) -> None:
     """A sentence in the middle of axes that have nothing to draw."""
     axes.grid(visible=False)
@@ -114,30 +96,18 @@ def say(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def literal(text: str) -> str:
-    """A name as matplotlib must be given it, so that no character of it starts a formula."""
-    return text.replace("$", r"\$")
-
-
 def power(exponent: int, sign: int = 1) -> str:
     """A power of ten as a tick label."""
     return f"${'-' if sign < 0 else ''}10^{{{exponent}}}$"
 
 
-def annotate(axes: Any, image: Any, values: Array, texts: Array) -> None:
-    """Write a text into each cell of a heat map, in the shade that can be read on its color."""
-    colors = image.cmap(image.norm(values))
-    dark = colors[..., :3] @ np.array([0.299, 0.587, 0.114]) < 0.5
-    for (row, column), text in np.ndenumerate(texts):
-        shade = "white" if dark[row, column] else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=shade)
-
-
-def signed_log(axes: Any, which: str, low: float, high: float, threshold: float, num_ticks: int = 9) -> None:
+def signed_log(
+    axes: Any, which: str, low: float, high: float, threshold: float, num_ticks: int = 9, whole: bool = False
+) -> None:
     """Make `which` ("x" or "y") logarithmic on both sides of zero and linear within about +-threshold.
 
     The coordinate is asinh(value / threshold), which has no kink. Ticks: zero and powers of ten, so few that
-    their labels keep apart.
+    their labels keep apart. whole: labels are whole numbers, as of steps.
     """
 
     def decades(value: float) -> float:
@@ -150,7 +120,7 @@ def signed_log(axes: Any, which: str, low: float, high: float, threshold: float,
         exponent = math.floor(math.log10(end) + 1e-9) if end > 0 else 0
         while end > 0 and decades(10.0**exponent) >= 0.8 * room:
             ticks.append(sign * 10.0**exponent)
-            labels.append(power(exponent, sign))
+            labels.append(f"{sign * 10**exponent:,}" if whole else power(exponent, sign))
             exponent -= stride
     getattr(axes, f"set_{which}scale")("asinh", linear_width=threshold)
     axis = getattr(axes, f"{which}axis")
@@ -172,24 +142,3 @@ def log_labels(axis: Any, low: float, high: float) -> None:
     if high < 30 * low:
         axis.set_major_formatter(PlainLabels())
         axis.set_minor_formatter(PlainLabels(minor_thresholds=(2, 0.5)))
-
-
-def index_ticks(axis: Any, first: int, last: int, most: int = 10) -> None:
-    """Whole numbers from `first` to `last` as ticks, at most about `most` of them."""
-    axis.set_major_locator(FixedLocator(range(first, last + 1, max(1, -(-(last - first) // most)))))
-
-
-def value_axis(axes: Any, which: str, values: Array) -> None:
-    """A scale that fits: logarithmic for positive values of many sizes, signed if some are negative."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest == 0:
-        getattr(axes, f"set_{which}lim")(-1.0, 1.0)
-    elif values.min() > 0:
-        if largest / values.min() > 10:
-            getattr(axes, f"set_{which}scale")("log")
-            log_labels(getattr(axes, f"{which}axis"), values.min(), largest)
-    elif largest > 30 * np.abs(values[values != 0]).min():
-        low, high = float(values.min()), float(values.max())
-        signed_log(axes, which, min(1.5 * low, 0.0), max(1.5 * high, 0.0), largest * 1e-3, num_ticks=6)

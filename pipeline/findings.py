@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pipeline.evolution import Limit
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import LandscapeFile, SpectraFile
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Findings:
     limit: the line beside the largest eigenvalues. slices: the loss along eigenvectors, of those steps that have it.
     """
 
-    results: Mapping[int, Results]
+    results: Mapping[int, SpectraFile]
     history: Mapping[str, NDArray[Any]]
     limit: Limit
-    slices: Mapping[int, Results]
+    slices: Mapping[int, LandscapeFile]
 
     @property
     def last_step(self) -> int:
         return max(self.results)
 
     @property
-    def last(self) -> Results:
+    def last(self) -> SpectraFile:
         """The spectra of the last step."""
         return self.results[self.last_step]

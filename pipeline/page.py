@@ -60,6 +60,13 @@ class Arrays:
             self._size += rounded.size
         return {"$": self._places[key]}
 
+    def get(self, held: Any) -> Array:
+        """The numbers that a chart holds: those that were put, or a list of its own."""
+        if not (isinstance(held, dict) and "$" in held):
+            return np.asarray(held)
+        place = held["$"]
+        return np.frombuffer(self._parts[place], np.float32).reshape(self.index[place][1:])
+
     def packed(self) -> str:
         return _packed(b"".join(self._parts))
 
@@ -98,11 +105,24 @@ class Chart:
     span: int = 6
     height: int = 400
 
+    @property
+    def choice(self) -> dict[str, str]:
+        """The choices of this chart that are made at first."""
+        return {key: next(iter(options)) for key, (_, options) in self.choices.items()}
+
+    def visible(self, choice: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The traces that are drawn where the page's choices are these."""
+        every = {**choice, **self.choice}
+        return [
+            trace
+            for trace in self.traces
+            if all(str(value) == every.get(key) for key, value in trace.get("meta", {}).items())
+        ]
+
     def described(self) -> dict[str, Any]:
         """What `page.js` needs of it."""
-        made = {key: next(iter(options)) for key, (_, options) in self.choices.items()}
         names = ("name", "traces", "layout", "signed", "picks")
-        return {**{name: getattr(self, name) for name in names}, "choice": made}
+        return {**{name: getattr(self, name) for name in names}, "choice": self.choice}
 
 
 def value_scale(*values: Array) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import report_tables as tables
 from pipeline.errors import PipelineError
-from pipeline.figures_beside import Drawer, drawing
 from pipeline.findings import Findings
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.report_words import matrix_name
+
+if TYPE_CHECKING:
+    from pipeline.charts import Sections
+    from pipeline.page import Arrays
 
 TEMPLATE = "report.html.jinja"
 EXTENT = {
@@ -22,97 +25,112 @@ EXTENT = {
 }
 
 
-def make_report(
-    folder: RunFolder, config: Mapping[str, Any] | None = None, drawers: Sequence[Drawer] = ()
-) -> Path:
+def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> Path:
     """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
 
     config: the resolved config; None reads the one that the run left in its folder. The page opens from disk
     with no network: plotly, numbers and style are inside. Each file is written whole or not at all.
-    drawers: processes that draw the figures meanwhile; what they do not, and all where there are none, is drawn here.
 
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
     """
-    found = _findings(folder, config)
-    with drawing(drawers, found, folder.figures) as left:
-        folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
-        page = _page(folder, config, found)
-    if left:
-        _draw(found, set(left), folder.figures)
+    from pipeline.charts import charts_of
+    from pipeline.page import Arrays
+    from pipeline.terminal import progress
+
+    found, arrays = _findings(folder, config), Arrays()
+    sections = charts_of(found, arrays)
+    folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
+    page = _page(folder, config, found, sections, arrays)
+    from pipeline.figures import PICTURES, draw_pictures  # matplotlib: not before it is needed
+
+    charts = [chart for charts in sections.values() for chart in charts]
+    drawn = draw_pictures(charts, arrays, _choice(found), _context(found), folder.figures)
+    for _ in progress(drawn, "report", total=len(PICTURES)):
+        pass
     write_atomically(folder.report, page)
     return folder.report
 
 
-def _draw(found: Findings, names: Collection[str], folder: Path) -> None:
-    from pipeline.figures import figures_of, save_figures  # matplotlib: not before it is needed
-    from pipeline.terminal import progress
+def _choice(found: Findings) -> dict[str, str]:
+    """What a reader sees at first: the last step."""
+    return {"step": str(found.last_step)}
 
-    figures = {name: draw for name, draw in figures_of(found).items() if name in names}
-    for _ in progress(save_figures(figures, folder), "report", total=len(figures)):
-        pass
+
+def _context(found: Findings) -> str:
+    """Which matrix, at which steps, of how many weights, samples and batches."""
+    file, several = found.last, len(found.results) > 1
+    counts = [(file.numbers[key], key.removeprefix("num_")) for key in ("num_samples", "num_batches")]
+    at = f"step {file.step:,}" + (f", the last of {len(found.results)}" if several else "")
+    return "  ·  ".join(
+        [
+            f"{matrix_name(file.matrix)} at {at}",
+            f"P = {file.numbers['num_parameters']:,} weights",
+            *(f"{count:,} {name if count != 1 else name.removesuffix('es')}" for count, name in counts),
+        ]
+    )
 
 
 def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
     from pipeline.evolution import stability_limit
-    from pipeline.hdf5 import read_results
+    from pipeline.spectra_file import LandscapeFile, SpectraFile
 
     steps = folder.spectrum_steps()
     if not steps:
         raise PipelineError(
             f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
         )
-    results = {step: read_results(folder.spectrum(step)) for step in steps}
+    results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
     chosen, *_ = tables.load_config(folder, config)
-    slices = {step: read_results(folder.slices(step)) for step in steps if folder.slices(step).exists()}
+    slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
     return Findings(
         results,
         tables.read_history(folder.history),
-        stability_limit(chosen, str(results[steps[-1]].attrs["matrix"])),
-        {
-            step: each
-            for step, each in slices.items()
-            if each.attrs["inputs_hash"] == results[step].attrs.get("inputs_hash")
-        },
+        stability_limit(chosen, results[steps[-1]].matrix),
+        {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
     )
 
 
-def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) -> str:
-    from pipeline.charts import charts_of
-    from pipeline.page import Arrays, render
+def _page(
+    folder: RunFolder,
+    config: Mapping[str, Any] | None,
+    found: Findings,
+    sections: Sections,
+    arrays: Arrays,
+) -> str:
+    from pipeline.page import render
 
     results, last = found.results, found.last_step
     chosen, yaml, command = tables.load_config(folder, config)
-    attrs, arrays = results[last].attrs, Arrays()
-    sections = charts_of(found, arrays)
-    headline = tables.headline(found.last, found.history)
+    file = found.last
+    headline = tables.headline(file, found.history)
     return render(
         TEMPLATE,
         [chart for charts in sections.values() for chart in charts],
         arrays,
-        {"step": str(last)},
+        _choice(found),
         sections=sections,
         name=folder.path.resolve().name,
         path=folder.path,
         step=last,
         all_steps=list(results),
-        attrs=attrs,
-        extent=EXTENT.get(str(attrs["spectrum"]), f"spectrum={attrs['spectrum']} of the mean matrix"),
-        matrix=matrix_name(str(attrs["matrix"])),
+        attrs=file.attrs,
+        extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
+        matrix=matrix_name(file.matrix),
         choices=_choices(chosen),
         seed=chosen.get("seed"),
         config=yaml,
         command=command,
         headline=headline,
         tiles=tables.tiles(headline),
-        batches=tables.batches(results[last]),
-        layers=tables.layers(results[last]),
+        batches=tables.batches(file),
+        layers=tables.layers(file),
         steps=tables.steps(results) if len(results) > 1 else [],
         files=tables.files(folder),
         shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
         spectrum=folder.spectrum(last),
-        versions=tables.versions(results[last]),
+        versions=tables.versions(file),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.report_words import HEADLINE, TILES, UNKNOWN, number, percent
+from pipeline.quantities import BATCH_TABLE, QUANTITIES, STEP_TABLE, TILES, Quantity
+from pipeline.report_words import UNKNOWN, number
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.folder import RunFolder
-    from pipeline.hdf5 import Results
+    from pipeline.spectra_file import SpectraFile
 
 Array = NDArray[Any]
 Rows = list[list[str]]
@@ -48,104 +49,72 @@ def read_history(path: Path) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Number:
-    """A number of the headline as a person reads it, by the name that it has in summary.json.
+    """A headline number of a run: what it is, as a person reads it, and with all its digits."""
 
-    exact: all its digits.
-    """
-
-    key: str
-    name: str
-    symbol: str
+    quantity: Quantity
     value: str
-    meaning: str
     exact: str
 
 
-def headline(results: Results, history: Mapping[str, Array]) -> list[tuple[str, list[Number]]]:
-    """Numbers in groups; those that are not defined for this run are left out."""
-    groups = []
-    attrs = results.attrs
-    rounded = {key: number(value, 2) for key, value in attrs.items()}
-    for title, quantities in HEADLINE.items():
-        rows = [
-            Number(
-                q.key,
-                q.name,
-                q.symbol,
-                number(attrs[q.key]),
-                q.meaning.format_map(rounded),
-                repr(attrs[q.key]),
-            )
-            for q in quantities
-            if q.key in attrs
-        ]
-        if rows:
-            groups.append((title, rows))
-    training = _training(history)
-    return [*groups, ("Training", training)] if training else groups
-
-
-def _training(history: Mapping[str, Array]) -> list[Number]:
-    rows = []
-    for who, samples in (("train", "training"), ("test", "test")):
-        for kind, show in (("loss", number), ("accuracy", percent)):
-            values = history.get(f"{who}_{kind}", np.empty(0))
-            if len(values) and np.isfinite(values[-1]):
-                last, step = float(values[-1]), int(history["step"][-1])
-                meaning = f"On all {samples} samples, at the last step of training, {step:,}."
-                rows.append(Number(f"{who}_{kind}", f"{samples} {kind}", "", show(last), meaning, repr(last)))
-    return rows
+def headline(file: SpectraFile, history: Mapping[str, Array]) -> list[tuple[str, list[Number]]]:
+    """Numbers of the step and of the end of training, in groups; those that are not defined are left out."""
+    ends = {key: float(values[-1]) for key, values in history.items() if key != "step" and len(values)}
+    numbers = file.numbers | {key: value for key, value in ends.items() if np.isfinite(value)}
+    groups: dict[str, list[Number]] = {}
+    for key, quantity in QUANTITIES.items():
+        if key in numbers:
+            row = Number(quantity, quantity.text(numbers[key]), repr(numbers[key]))
+            groups.setdefault(quantity.group, []).append(row)
+    return list(groups.items())
 
 
 def tiles(groups: list[tuple[str, list[Number]]]) -> list[tuple[str, str]]:
-    """What a reader wants to see first: label and value."""
-    known = {row.key: row for _, rows in groups for row in rows}
-    return [(label, known[key].value) for key, label in TILES.items() if key in known]
+    """What a reader wants to see first: name and value."""
+    values = {row.quantity.key: row.value for _, rows in groups for row in rows}
+    return [(QUANTITIES[key].name, values[key]) for key in TILES if key in values]
 
 
-def batches(results: Results) -> Rows:
-    """A row a batch, and the mean matrix as the last row."""
-    columns = ["loss", "gradient_norm", "trace", "frobenius_norm", "lambda_max"]
-    own = ["distance_to_mean", "overlap_with_mean"]
-    arrays, attrs = results.arrays, results.attrs
-    rows = []
-    for b, num_samples in enumerate(arrays["batches/num_samples"]):
-        values = [number(float(arrays[f"batches/{name}"][b])) for name in columns + own]
-        rows.append([str(b), number(int(num_samples)), *values])
-    mean = [number(attrs.get(name)) for name in columns]
-    return [*rows, ["mean", number(attrs["num_samples"]), *mean, *[UNKNOWN] * len(own)]]
+def labels(keys: Sequence[str]) -> list[str]:
+    """The heads of columns of headline numbers."""
+    return [QUANTITIES[key].label for key in keys]
 
 
-def layers(results: Results) -> Rows:
+def batches(file: SpectraFile) -> tuple[list[str], Rows]:
+    """Head and rows: a row a batch, and the mean matrix as the last row; no rows where there are no batches."""
+    head = ["batch", "samples", *labels(BATCH_TABLE), "distance to mean", "overlap with mean"]
+    each = file.batches
+    if each is None:
+        return head, []
+    columns = [getattr(each, key) for key in BATCH_TABLE] + [each.distance_to_mean, each.overlap_with_mean]
+    rows = [
+        [str(b), number(int(each.num_samples[b])), *(number(float(column[b])) for column in columns)]
+        for b in range(len(each))
+    ]
+    mean = [number(file.numbers.get(key)) for key in BATCH_TABLE]
+    return head, [*rows, ["mean", number(file.numbers["num_samples"]), *mean, UNKNOWN, UNKNOWN]]
+
+
+def layers(file: SpectraFile) -> Rows:
     """A row a parameter: name, shape, weights; trace, largest eigenvalue and norm of its diagonal block."""
-    arrays = results.arrays
-    sizes = np.diff(arrays["parameters/offsets"])
-    rows = []
-    for i, (name, shape) in enumerate(
-        zip(arrays["parameters/names"], arrays["parameters/shapes"], strict=True)
-    ):
-        eigenvalues = arrays.get(f"layers/{name}/eigenvalues", np.empty(0))
+    blocks, rows = file.layers, []
+    for i, (name, shape) in enumerate(zip(blocks.names, blocks.shapes, strict=True)):
+        eigenvalues = blocks.eigenvalues.get(name, np.empty(0))
         largest = float(eigenvalues.max()) if len(eigenvalues) else None
-        trace, norm = float(arrays["layers/trace"][i]), float(arrays["layers/block_norms"][i, i])
-        rows.append([str(name), _shape(str(shape)), *map(number, (int(sizes[i]), trace, largest, norm))])
+        values = (int(blocks.sizes[i]), float(blocks.trace[i]), largest, float(blocks.block_norms[i, i]))
+        rows.append([name, " × ".join(map(str, shape)) or "scalar", *map(number, values)])
     return rows
 
 
-def _shape(shape: str) -> str:
-    inner = shape.strip("()[] ").rstrip(",")
-    return " × ".join(part.strip() for part in inner.split(",")) if inner else "scalar"
-
-
-def steps(results: Mapping[int, Results]) -> Rows:
-    """A row a step: loss, gradient norm, largest and smallest eigenvalue, trace, and so on."""
-    names = ["loss", "gradient_norm", "lambda_max", "lambda_min", "trace"]
-    names += ["effective_rank", "num_negative_eigenvalues"]
-    return [
-        [number(step), *(number(each.attrs.get(name)) for name in names)] for step, each in results.items()
+def steps(results: Mapping[int, SpectraFile]) -> tuple[list[str], Rows]:
+    """Head and rows: a row a step."""
+    rows = [
+        [number(step), *(number(each.numbers.get(key)) for key in STEP_TABLE)]
+        for step, each in results.items()
     ]
+    return ["step", *labels(STEP_TABLE)], rows
 
 
-def versions(results: Results) -> Rows:
+def versions(file: SpectraFile) -> Rows:
     """What the report was written with; a version that the shards recorded is the one that computed them."""
     rows = [["Python", platform.python_version()]]
     for package in PACKAGES:
@@ -154,7 +123,7 @@ def versions(results: Results) -> Rows:
         except metadata.PackageNotFoundError:
             continue
     recorded = [
-        [key.replace("_", " "), str(results.attrs[key])] for key in ("torch_version",) if key in results.attrs
+        [key.replace("_", " "), str(file.origin[key])] for key in ("torch_version",) if key in file.origin
     ]
     return [*rows, *recorded, ["platform", f"{platform.system()} {platform.machine()}"]]
 

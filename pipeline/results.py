@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.config import is_config
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, refuse_file
-from pipeline.hdf5 import Results, read_results
 from pipeline.shards import Shard, open_shard
+from pipeline.spectra_file import SpectraFile
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Run:
         }
 
     @cached_property
-    def spectra(self) -> dict[int, Results]:
-        """The spectra file of each step: `.attrs` and `.arrays["mean/eigenvalues"]` and so on."""
-        return {step: read_results(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
+    def spectra(self) -> dict[int, SpectraFile]:
+        """The spectra file of each step: `.mean.eigenvalues`, `.numbers["trace"]`, and so on."""
+        return {step: SpectraFile.read(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
 
     @cached_property
     def summary(self) -> dict[str, Any]:

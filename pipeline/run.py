@@ -33,7 +33,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pipeline.config import Config, Stage, check_settings, flat, keep, run_name, settings_of, settle
 from pipeline.errors import PipelineError
 from pipeline.explain import CONF, explain
-from pipeline.figures_beside import drawers
 from pipeline.folder import RunFolder
 from pipeline.given import SIZES, Given, check_hydra, check_top, trim
 from pipeline.launcher import NAME, LaunchError, Slurm
@@ -99,7 +98,6 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 "run folder: %s (to go on after a kill: the same command, with hydra.run.dir=that folder)",
                 folder.path,
             )
-        artists = drawers() if Stage.report in wanted else ()
         with tracker.start(folder, *_labels(settings), _sweep()) as tracked:
             diary = stages.Diary(folder, tracked)
             if subject is not None and Stage.train in wanted:
@@ -112,7 +110,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             if subject is not None and Stage.slices in wanted:
                 stages.slices(diary, subject, settings)
             if Stage.report in wanted:
-                stages.report(diary, settings, artists)
+                stages.report(diary, settings)
             diary.close()
 
 

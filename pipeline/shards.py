@@ -224,7 +224,7 @@ def _check_kind(path: Path, file: File, ours: bool) -> None:
     """Refuse HDF5 files that hold something else; of a file that need not be ours more is asked for."""
     version, matrix = file.attrs.get("format_version"), file.get("matrix")
     if not isinstance(version, int | np.integer) or getattr(matrix, "ndim", 0) != 2:
-        if "mean/eigenvalues" in file:
+        if "spectrum" in file.attrs:
             raise NotAShard(
                 f"{path} is not a shard but a spectra file: pipeline.open_run(FOLDER).spectra has it."
             )

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 from pipeline.checkpoints import load_weights
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import Results, read_results, sound_results, write_results
 from pipeline.moments import Weighting
 from pipeline.objective import Batch, Criterion, Params, flatten, objective_of
+from pipeline.spectra_file import LandscapeFile, Lines, Plane, SpectraFile
 from pipeline.terminal import progress
 
 NUM_LINES = 3
@@ -45,7 +45,7 @@ class Landscape:
     num_points: int
 
 
-def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, Results]]:
+def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, LandscapeFile]]:
     """Write the slices of each step that has a spectrum and give them; those that are there are taken as they are.
 
     Raises:
@@ -55,55 +55,40 @@ def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, 
     if not steps:
         raise PipelineError(f"{folder.spectra} has no eigenvectors: run the stage aggregate before slices.")
     for step in progress(steps, "loss along eigenvectors"):
-        spectra, path = read_results(folder.spectrum(step)), folder.slices(step)
-        identity = {
-            "format_version": 1,
-            "step": step,
-            "inputs_hash": spectra.attrs["inputs_hash"],
-            "num_points": landscape.num_points,
-        }
-        found = sound_results(path)
-        if found is None or any(found.attrs.get(key) != value for key, value in identity.items()):
+        spectra, path = SpectraFile.read(folder.spectrum(step)), folder.slices(step)
+        identity = (step, spectra.inputs_hash, landscape.num_points)
+        file = LandscapeFile.read_if_sound(path)
+        if file is None or (file.step, file.inputs_hash, file.num_points) != identity:
             load_weights(folder.checkpoint(step), landscape.model)
-            arrays = _slices(landscape, spectra, _largest_loss(folder))
-            write_results(path, identity, arrays)
-            found = Results(identity, arrays)
-        yield step, found
+            file = LandscapeFile(*identity, *_slices(landscape, spectra, _largest_loss(folder)))
+            file.write(path)
+        yield step, file
 
 
-def _slices(landscape: Landscape, spectra: Results, reference: float) -> dict[str, Any]:
-    """Distances and losses on the lines (k, n) and on the plane (m,), (m,), (m, m).
+def _slices(landscape: Landscape, spectra: SpectraFile, reference: float) -> tuple[Lines, Plane | None]:
+    """Distances and losses on the lines and on the plane.
 
     A line reaches as far as the quadratic ½λt² gains what training took from the loss, and at most ‖θ‖.
     Cost: k n + m² losses of all samples in float64, 249 for n = 27; no derivative.
     """
-    arrays = spectra.arrays
-    eigenvalues = arrays["mean/top_eigenvalues"][:NUM_LINES].astype(float)
-    vectors = arrays["mean/top_eigenvectors"][:, :NUM_LINES].astype(float)
-    loss, weights = _loss_of(landscape, float(spectra.attrs["loss"]))
-    gain = max(reference, float(spectra.attrs["loss"]))
+    mean, loss_there = spectra.mean, float(spectra.numbers["loss"])
+    eigenvalues = mean.top_eigenvalues[:NUM_LINES].astype(float)
+    vectors = mean.top_eigenvectors[:, :NUM_LINES].astype(float)
+    loss, weights = _loss_of(landscape, loss_there)
+    gain = max(reference, loss_there)
     furthest = float(np.linalg.norm(weights)) or 1.0
     reaches = [min(np.sqrt(2 * gain / abs(value)), furthest) if value else furthest for value in eigenvalues]
     places = np.linspace(-1, 1, landscape.num_points | 1)  # odd: zero is one of them
-    lines = np.array([reach * places for reach in reaches])
-    values = [[loss(weights + t * v) for t in line] for line, v in zip(lines, vectors.T, strict=True)]
-    result = {
-        "lines/eigenvalues": eigenvalues,
-        "lines/slopes": vectors.T @ arrays["mean/gradient"].astype(float),
-        "lines/distances": lines,
-        "lines/losses": np.array(values),
-    }
-    if len(eigenvalues) > 1:
-        side = np.linspace(-1, 1, (landscape.num_points // 2) | 1)
-        first, second = reaches[0] * side, reaches[1] * side
-        steps = [weights + s * vectors[:, 1] for s in second]
-        plane = [[loss(start + t * vectors[:, 0]) for t in first] for start in steps]
-        result |= {
-            "plane/first": first,
-            "plane/second": second,
-            "plane/losses": np.array(plane),
-        }  # (second, first)
-    return result
+    distances = np.array([reach * places for reach in reaches])
+    losses = [[loss(weights + t * v) for t in line] for line, v in zip(distances, vectors.T, strict=True)]
+    lines = Lines(eigenvalues, vectors.T @ mean.gradient.astype(float), distances, np.array(losses))
+    if len(eigenvalues) < 2:
+        return lines, None
+    side = np.linspace(-1, 1, (landscape.num_points // 2) | 1)
+    first, second = reaches[0] * side, reaches[1] * side
+    starts = [weights + s * vectors[:, 1] for s in second]
+    plane = [[loss(start + t * vectors[:, 0]) for t in first] for start in starts]
+    return lines, Plane(first, second, np.array(plane))
 
 
 def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], float], Losses]:

@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from pipeline.config import Blocks, Keep, Stage, Verify
 from pipeline.elsewhere import Elsewhere, Processes, Work
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder, set_aside, write_atomically
-from pipeline.headline import HEADLINE
 from pipeline.matrix import MATRICES, Matrix
 from pipeline.objective import Batch
 from pipeline.options import name_of
+from pipeline.quantities import QUANTITIES, TABLE
 from pipeline.results import open_run
 from pipeline.spectrum import Decomposition
 from pipeline.storage import AS_COMPUTED, Storage
@@ -31,7 +31,6 @@ from pipeline.tracking import TrackedRun
 from pipeline.training import Training
 
 if TYPE_CHECKING:
-    from pipeline.figures_beside import Drawer
     from pipeline.recipe import Recipe
 
 log = logging.getLogger("pipeline")
@@ -66,7 +65,7 @@ class Diary:
                 *_, last = csv.DictReader(file)
             numbers |= {key: float(value) for key, value in last.items() if key != "step" and value}
         if run.spectra:
-            numbers |= headline(run.spectra[max(run.spectra)].attrs)
+            numbers |= run.spectra[max(run.spectra)].metrics
         return numbers
 
     def close(self) -> None:
@@ -79,7 +78,7 @@ class Diary:
                 self.tracked.log_artifact(path)
         for path in sorted(self.folder.figures.glob("*.png")):
             self.tracked.log_artifact(path, under="figures")
-        rows = {label: form.format(numbers[key]) for key, (label, form) in HEADLINE.items() if key in numbers}
+        rows = {QUANTITIES[key].label: QUANTITIES[key].plain(numbers[key]) for key in TABLE if key in numbers}
         seconds = [
             f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f} s"
             for stage in Stage
@@ -88,17 +87,6 @@ class Diary:
         table("Hessian spectrum", rows, note=", ".join(seconds))
         report, path = self.folder.report, self.folder.path
         say(f"report: {report}" if report.exists() else f"run folder: {path}")
-
-
-def headline(attrs: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among a spectra file's attributes."""
-    return {
-        key: value
-        for key, value in attrs.items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and key not in ("format_version", "num_top")
-    }
 
 
 def train(
@@ -224,8 +212,8 @@ def aggregate(diary: Diary, spectrum: Decomposition, cluster: Cluster, num_batch
 
     with diary.stage(Stage.aggregate):
         try:
-            for attrs in aggregate_folder(diary.folder, spectrum, cluster, num_batches):
-                diary.tracked.log_metrics(headline(attrs), attrs["step"])
+            for file in aggregate_folder(diary.folder, spectrum, cluster, num_batches):
+                diary.tracked.log_metrics(file.metrics, file.step)
         except DamagedFile as damage:
             raise set_aside(damage) from damage
 
@@ -247,9 +235,9 @@ def slices(diary: Diary, subject: Subject, settings: Mapping[str, Any]) -> None:
             pass
 
 
-def report(diary: Diary, settings: Mapping[str, Any], drawers: Sequence[Drawer] = ()) -> None:
+def report(diary: Diary, settings: Mapping[str, Any]) -> None:
     """Figures and the page."""
     from pipeline.report import make_report
 
     with diary.stage(Stage.report):
-        make_report(diary.folder, settings, drawers)
+        make_report(diary.folder, settings)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.hdf5 import Array
 from pipeline.moments import Moments, Weighting
 from pipeline.shards import Shard
+from pipeline.spectra_file import BatchSpectra
 from pipeline.spectrum import Spectrum
 from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
 
@@ -51,16 +53,17 @@ def headline_of(
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def arrays_of_batches(
+def batch_spectra(
     shards: Sequence[Shard],
     whole: Spectrum,
     batches: Sequence[Spectrum],
     moments: Moments,
     weighting: Weighting,
-) -> dict[str, Array]:
+) -> BatchSpectra:
+    """The numbers of each batch's own matrix."""
     frobenius = np.sqrt(moments.block_squares.sum())
     all_known = all(spectrum.complete for spectrum in batches)
-    columns = {
+    columns: dict[str, Any] = {
         "eigenvalues": [s.eigenvalues if all_known else s.top_eigenvalues for s in batches],
         "num_samples": [shard.attrs["num_samples"] for shard in shards],
         "loss": [shard.attrs["loss"] for shard in shards],
@@ -74,7 +77,7 @@ def arrays_of_batches(
         ],
         "overlap": _overlaps(batches),
     }
-    return {f"batches/{name}": np.asarray(values) for name, values in columns.items()}
+    return BatchSpectra(**{name: np.asarray(values) for name, values in columns.items()})
 
 
 def _overlaps(spectra: Sequence[Spectrum]) -> Array:

@@ -20,22 +20,13 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.folder import write_atomically
-from pipeline.report_words import number, percent
+from pipeline.quantities import COLUMNS, QUANTITIES
+from pipeline.report_tables import labels
 from pipeline.sweep_jobs import Job, Sweep, open_sweep
 from pipeline.terminal import grid, say
 from pipeline.tracking.parent import record
 
 TABLE, REPORT = "summary.csv", "report.html"
-COLUMNS = {  # of the table in the terminal, the ones that do not fit left out; `summary.csv` has them all
-    "lambda_max": "λ max",
-    "lambda_min": "λ min",
-    "trace": "trace",
-    "test_accuracy": "test acc.",
-    "num_negative_eigenvalues": "negative",
-    "effective_rank": "eff. rank",
-    "train_loss": "train loss",
-    "num_parameters": "P",
-}
 log = logging.getLogger("pipeline")
 
 
@@ -66,7 +57,7 @@ def show(sweep: Sweep) -> None:
     """Print the table, each job that is not finished with its reason, and where the files are."""
     unfinished = sweep.unfinished
     head = ["job", *(["state"] if unfinished else []), *(key.rpartition(".")[2] for key in sweep.varying)]
-    head += [label for key, label in COLUMNS.items() if key in sweep.table]
+    head += labels([key for key in COLUMNS if key in sweep.table])
     grid(f"sweep of {_count(len(sweep.jobs))}", head, [_cells(sweep, job) for job in sweep.jobs])
     for job in unfinished:
         choices = " ".join(f"{key}={job.overrides[key]}" for key in sweep.varying if key in job.overrides)
@@ -79,14 +70,9 @@ def show(sweep: Sweep) -> None:
 
 def _cells(sweep: Sweep, job: Job) -> list[str]:
     state = [job.status.state] if sweep.unfinished else []
-    numbers = [_text(key, job.summary.get(key)) for key in COLUMNS if key in sweep.table]
+    shown = [key for key in COLUMNS if key in sweep.table]
+    numbers = [QUANTITIES[key].text(job.summary[key]) if key in job.summary else "" for key in shown]
     return [str(job.number), *state, *(job.overrides.get(key, "") for key in sweep.varying), *numbers]
-
-
-def _text(key: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return percent(value) if key.endswith("accuracy") else number(value)
 
 
 def _count(jobs: int) -> str:

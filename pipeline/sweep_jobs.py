@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, refuse_file, write_atomically
-from pipeline.headline import HEADLINE
+from pipeline.quantities import TABLE
 from pipeline.status import FINISHED, Status, status_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Sweep:
         import pandas as pd
 
         known = {key for job in self.jobs for key in job.summary}
-        numbers = [key for key in HEADLINE if key in known]
+        numbers = [key for key in TABLE if key in known]
         numbers += sorted(key for key in known if key.startswith("seconds_"))
         rows = [
             {

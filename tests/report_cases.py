@@ -1,10 +1,19 @@
-"""Synthetic spectra files: matrices with a bulk, outliers and both signs, summed up by NumPy alone."""
+"""Spectra files of synthetic matrices with a bulk, outliers and both signs, summed up by NumPy alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pipeline.hdf5 import Results, write_results
+from pipeline.spectra_file import (
+    BatchSpectra,
+    Density,
+    LandscapeFile,
+    LayerBlocks,
+    Lines,
+    MeanSpectrum,
+    Plane,
+    SpectraFile,
+)
 
 ROWS_OF_A_LAYER = (24, 8, 12, 4)
 HISTORY = """step,train_loss,train_accuracy,test_loss,test_accuracy
@@ -56,85 +65,82 @@ def spectra(
     distances = np.array([np.linalg.norm(matrix - mean) for matrix in each]) / (norm or 1.0)
     overlap = np.array([[np.sum((a.T @ b) ** 2) / num_top for b in tops] for a in tops])
     exact = spectrum == "exact"
-    attrs = {
-        "format_version": 1,
-        "step": step,
-        "matrix": "hessian",
-        "strategy": "func",
-        "spectrum": spectrum,
-        "blocks": "all",
-        "reduction": "mean",
-        "dtype": "float64",
-        "config_hash": "0f1e2d3c",
-        "inputs_hash": "fedcba98",
-        "num_parameters": int(offsets[-1]),
-        "num_samples": int(num_samples.sum()),
-        "num_batches": num_batches,
-        "num_top": num_top,
-        "negative_threshold": norm * 1e-4,
-        "loss": 0.0421,
-        "gradient_norm": 0.0312,
-        "trace": float(np.trace(mean)),
-        "lambda_max": float(values[-1]),
-        "lambda_min": float(values[0]),
-        "frobenius_norm": norm,
-        "gradient_share_in_top_eigenspace": 0.71,
-        **({"num_negative_eigenvalues": int((values < -norm * 1e-4).sum())} if exact else {}),
-        **({"mean_overlap_between_batches": 0.66} if num_batches > 1 else {}),
-    }
-    arrays = {
-        "mean/eigenvalues": values if exact else np.concatenate([values[:1], values[-num_top:]]),
-        "mean/top_eigenvalues": values[::-1][:num_top],
-        "mean/top_eigenvectors": top,
-        "mean/residuals": np.zeros(num_top),
-        "mean/gradient": np.ones(offsets[-1]),
-        "batches/eigenvalues": np.array([pair[0][::-1][:num_top] for pair in own]),
-        "batches/num_samples": num_samples,
-        "batches/loss": np.linspace(0.03, 0.05, num_batches),
-        "batches/gradient_norm": np.linspace(0.1, 0.2, num_batches),
-        "batches/trace": np.trace(each, axis1=1, axis2=2),
-        "batches/frobenius_norm": np.linalg.norm(each, axis=(1, 2)),
-        "batches/lambda_max": np.array([pair[0][-1] for pair in own]),
-        "batches/distance_to_mean": distances,
-        "batches/overlap_with_mean": np.array([np.sum((a.T @ top) ** 2) / num_top for a in tops]),
-        "batches/overlap": overlap,
-        "parameters/names": np.array(names, dtype=object),
-        "parameters/offsets": offsets,
-        "parameters/shapes": np.array([f"({size // 2}, 2)" for size in sizes], dtype=object),
-        "layers/block_norms": np.array([[np.linalg.norm(mean[a, b]) for b in blocks] for a in blocks]),
-        "layers/trace": np.array([np.trace(mean[a, a]) for a in blocks]),
-        **{
-            f"layers/{name}/eigenvalues": np.linalg.eigvalsh(mean[a, a])
-            for name, a in zip(names, blocks, strict=True)
+    return SpectraFile(
+        step=step,
+        matrix="hessian",
+        spectrum=spectrum,
+        inputs_hash="fedcba98",
+        origin={
+            "strategy": "func",
+            "blocks": "all",
+            "reduction": "mean",
+            "dtype": "float64",
+            "config_hash": "0f1e2d3c",
         },
-        "density/grid": grid,
-        "density/values": density(values, grid, 1e-3),
-        "density/batches": np.array([density(pair[0], grid, 1e-3) for pair in own]),
-    }
-    return Results(attrs, arrays)
+        numbers={
+            "num_parameters": int(offsets[-1]),
+            "num_samples": int(num_samples.sum()),
+            "num_batches": num_batches,
+            "negative_threshold": norm * 1e-4,
+            "loss": 0.0421,
+            "gradient_norm": 0.0312,
+            "trace": float(np.trace(mean)),
+            "lambda_max": float(values[-1]),
+            "lambda_min": float(values[0]),
+            "frobenius_norm": norm,
+            "gradient_share_in_top_eigenspace": 0.71,
+            **({"num_negative_eigenvalues": int((values < -norm * 1e-4).sum())} if exact else {}),
+            **({"mean_overlap_between_batches": 0.66} if num_batches > 1 else {}),
+        },
+        mean=MeanSpectrum(
+            eigenvalues=values if exact else np.concatenate([values[:1], values[-num_top:]]),
+            top_eigenvalues=values[::-1][:num_top],
+            top_eigenvectors=top,
+            residuals=np.zeros(num_top),
+            gradient=np.ones(offsets[-1]),
+        ),
+        batches=BatchSpectra(
+            eigenvalues=np.array([pair[0][::-1][:num_top] for pair in own]),
+            num_samples=num_samples,
+            loss=np.linspace(0.03, 0.05, num_batches),
+            gradient_norm=np.linspace(0.1, 0.2, num_batches),
+            trace=np.trace(each, axis1=1, axis2=2),
+            frobenius_norm=np.linalg.norm(each, axis=(1, 2)),
+            lambda_max=np.array([pair[0][-1] for pair in own]),
+            distance_to_mean=distances,
+            overlap_with_mean=np.array([np.sum((a.T @ top) ** 2) / num_top for a in tops]),
+            overlap=overlap,
+        ),
+        layers=LayerBlocks(
+            names=tuple(names),
+            shapes=tuple((size // 2, 2) for size in sizes),
+            offsets=offsets,
+            block_norms=np.array([[np.linalg.norm(mean[a, b]) for b in blocks] for a in blocks]),
+            trace=np.array([np.trace(mean[a, a]) for a in blocks]),
+            eigenvalues={name: np.linalg.eigvalsh(mean[a, a]) for name, a in zip(names, blocks, strict=True)},
+        ),
+        density=Density(
+            grid=grid,
+            values=density(values, grid, 1e-3),
+            batches=np.array([density(pair[0], grid, 1e-3) for pair in own]),
+        ),
+    )
 
 
-def bowl(eigenvalues=(4.0, 1.0, 0.5), loss=0.1):
+def bowl(eigenvalues=(4.0, 1.0, 0.5), loss=0.1, inputs_hash="fedcba98", step=120):
     """Slices of a loss that is a quadratic along its eigenvectors."""
     first, second = np.linspace(-1, 1, 13), np.linspace(-2, 2, 13)
-    lines = np.array([np.linspace(-1, 1, 27) / np.sqrt(value) for value in eigenvalues])
-    arrays = {
-        "lines/eigenvalues": np.array(eigenvalues),
-        "lines/slopes": np.array([0.2, -0.1, 0.0]),
-        "lines/distances": lines,
-        "plane/first": first,
-        "plane/second": second,
-        "plane/losses": loss + 2 * first**2 + second[:, None] ** 2 / 2,
-    }
-    slopes, curvatures = (arrays[f"lines/{name}"][:, None] for name in ("slopes", "eigenvalues"))
-    arrays["lines/losses"] = loss + slopes * lines + curvatures * lines**2 / 2
-    return Results({"inputs_hash": "fedcba98"}, arrays)
+    distances = np.array([np.linspace(-1, 1, 27) / np.sqrt(value) for value in eigenvalues])
+    slopes, curvatures = np.array([0.2, -0.1, 0.0]), np.array(eigenvalues)
+    losses = loss + slopes[:, None] * distances + curvatures[:, None] * distances**2 / 2
+    plane = Plane(first, second, loss + 2 * first**2 + second[:, None] ** 2 / 2)
+    return LandscapeFile(step, inputs_hash, 27, Lines(curvatures, slopes, distances, losses), plane)
 
 
 def put(folder, *results, history=HISTORY):
     """Make a run folder that holds these spectra."""
     for each in results:
-        write_results(folder.spectrum(each.attrs["step"]), each.attrs, each.arrays)
+        each.write(folder.spectrum(each.step))
     if history:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         folder.history.write_text(history)

@@ -19,8 +19,8 @@ from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
 from pipeline.shards import open_shard
+from pipeline.spectra_file import SpectraFile
 from pipeline.spectrum import SLQ, Exact, TopK
 
 STEP = ATTRS["step"]
@@ -44,10 +44,11 @@ CASES = pytest.mark.parametrize(
 
 
 def of_folder(folder, spectrum=SPECTRA["exact"]):
-    [attrs] = aggregate(folder, spectrum, Threads(2))
-    results = read_results(folder.spectrum(STEP))
-    assert results.attrs == attrs
-    return results
+    [made] = aggregate(folder, spectrum, Threads(2))
+    file = SpectraFile.read(folder.spectrum(STEP))
+    assert file.attrs == made.attrs
+    assert file.arrays.keys() == made.arrays.keys()
+    return file
 
 
 def eigh(matrix):
@@ -77,13 +78,13 @@ def test_the_spectrum_of_the_mean_is_that_of_numpy_in_one_piece(folder, name, re
     values, vectors = eigh(whole)
     tolerance = PRECISION[dtype] * np.abs(values).max()
     wanted = values if name == "exact" else np.concatenate([values[:2], values[-4:]])
-    arrays = results.arrays
-    np.testing.assert_allclose(arrays["mean/eigenvalues"], wanted, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(arrays["mean/top_eigenvalues"], values[:-5:-1], rtol=0, atol=tolerance)
-    cosines = np.abs((arrays["mean/top_eigenvectors"] * vectors[:, :-5:-1]).sum(0))
+    file = results
+    np.testing.assert_allclose(file.mean.eigenvalues, wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(file.mean.top_eigenvalues, values[:-5:-1], rtol=0, atol=tolerance)
+    cosines = np.abs((file.mean.top_eigenvectors * vectors[:, :-5:-1]).sum(0))
     np.testing.assert_allclose(cosines, 1, rtol=0, atol=1e-5)
-    assert arrays["mean/residuals"].max() <= 2 * tolerance
-    np.testing.assert_allclose(arrays["mean/gradient"], problem.pooled(problem.gradients), rtol=1e-5)
+    assert file.mean.residuals.max() <= 2 * tolerance
+    np.testing.assert_allclose(file.mean.gradient, problem.pooled(problem.gradients), rtol=1e-5)
     stored = open_shard(folder.mean(STEP))
     np.testing.assert_allclose(stored.dense(), whole, rtol=0, atol=tolerance)
     assert stored.attrs["num_samples"] == sum(NUM_SAMPLES)
@@ -92,48 +93,46 @@ def test_the_spectrum_of_the_mean_is_that_of_numpy_in_one_piece(folder, name, re
 @CASES
 def test_each_batch_has_the_numbers_of_its_own_matrix(folder, name, reduction, dtype):
     problem = known(reduction, dtype)
-    arrays = of_folder(write(folder, problem), SPECTRA[name]).arrays
+    file = of_folder(write(folder, problem), SPECTRA[name])
     norm = np.linalg.norm(problem.mean)
-    assert arrays["batches/num_samples"].tolist() == list(NUM_SAMPLES)
-    np.testing.assert_array_equal(arrays["batches/loss"], problem.losses)
+    assert file.batches.num_samples.tolist() == list(NUM_SAMPLES)
+    np.testing.assert_array_equal(file.batches.loss, problem.losses)
     for index, matrix in enumerate(problem.matrices):
         values = eigh(matrix)[0]
         close = {"rtol": 0, "atol": 1e-5 * np.abs(values).max()}
-        np.testing.assert_allclose(arrays["batches/eigenvalues"][index], values[:-5:-1], **close)
-        np.testing.assert_allclose(arrays["batches/lambda_max"][index], values[-1], **close)
-        np.testing.assert_allclose(arrays["batches/trace"][index], values.sum(), **close)
-        np.testing.assert_allclose(arrays["batches/frobenius_norm"][index], np.linalg.norm(values), rtol=1e-6)
+        np.testing.assert_allclose(file.batches.eigenvalues[index], values[:-5:-1], **close)
+        np.testing.assert_allclose(file.batches.lambda_max[index], values[-1], **close)
+        np.testing.assert_allclose(file.batches.trace[index], values.sum(), **close)
+        np.testing.assert_allclose(file.batches.frobenius_norm[index], np.linalg.norm(values), rtol=1e-6)
         distance = np.linalg.norm(problem.estimates[index] - problem.mean) / norm
-        np.testing.assert_allclose(arrays["batches/distance_to_mean"][index], distance, rtol=1e-4)
+        np.testing.assert_allclose(file.batches.distance_to_mean[index], distance, rtol=1e-4)
         with_mean = overlap(top_space(matrix), top_space(problem.mean))
-        np.testing.assert_allclose(arrays["batches/overlap_with_mean"][index], with_mean, atol=1e-4)
+        np.testing.assert_allclose(file.batches.overlap_with_mean[index], with_mean, atol=1e-4)
         for other, its in enumerate(problem.matrices):
             expected = overlap(top_space(matrix), top_space(its))
-            np.testing.assert_allclose(arrays["batches/overlap"][index, other], expected, atol=1e-4)
-    assert 0.5 < arrays["batches/overlap"][0, 1] < 0.9999  # neither trivial
+            np.testing.assert_allclose(file.batches.overlap[index, other], expected, atol=1e-4)
+    assert 0.5 < file.batches.overlap[0, 1] < 0.9999  # neither trivial
 
 
 @CASES
 def test_each_parameter_has_the_numbers_of_its_own_block(folder, name, reduction, dtype):
     problem = known(reduction, dtype)
-    arrays = of_folder(write(folder, problem), SPECTRA[name]).arrays
-    assert arrays["parameters/names"].tolist() == list(LAYOUT.names)
-    assert arrays["parameters/offsets"].tolist() == [0, 21, 24, 24, 25, 37]
-    assert arrays["parameters/shapes"].tolist() == ["(7, 3)", "(3,)", "(0,)", "()", "(4, 3)"]
-    assert "layers/nothing/eigenvalues" not in arrays
+    file = of_folder(write(folder, problem), SPECTRA[name])
+    assert file.layers.names == LAYOUT.names
+    assert file.layers.offsets.tolist() == [0, 21, 24, 24, 25, 37]
+    assert file.layers.shapes == LAYOUT.shapes == ((7, 3), (3,), (0,), (), (4, 3))
+    assert "nothing" not in file.layers.eigenvalues
     spans = dict(zip(LAYOUT.names, [(0, 21), (21, 24), (24, 24), (24, 25), (25, 37)], strict=True))
     for index, (layer, (start, stop)) in enumerate(spans.items()):
         block = problem.mean[start:stop, start:stop]
-        np.testing.assert_allclose(arrays["layers/trace"][index], np.trace(block), atol=1e-4)
-        np.testing.assert_allclose(
-            arrays["layers/block_norms"][index, index], np.linalg.norm(block), rtol=1e-5
-        )
+        np.testing.assert_allclose(file.layers.trace[index], np.trace(block), atol=1e-4)
+        np.testing.assert_allclose(file.layers.block_norms[index, index], np.linalg.norm(block), rtol=1e-5)
         if stop == start:
             continue
         values = eigh(block)[0]
         if name != "exact" and len(values) > 6:
             values = np.concatenate([values[:2], values[-4:]])
-        found = arrays[f"layers/{layer}/eigenvalues"]
+        found = file.layers.eigenvalues[layer]
         np.testing.assert_allclose(
             found, values, rtol=0, atol=PRECISION[dtype] * np.abs(problem.mean).max() * 10
         )
@@ -186,18 +185,18 @@ def test_what_topk_does_not_know_is_left_out(folder):
 
 def test_all_eigenvalues_of_every_batch_on_request(folder):
     problem = known()
-    arrays = of_folder(write(folder, problem), Exact(num_top=4, all_of_batches=True)).arrays
+    file = of_folder(write(folder, problem), Exact(num_top=4, all_of_batches=True))
     expected = [eigh(matrix)[0] for matrix in problem.matrices]
-    np.testing.assert_allclose(arrays["batches/eigenvalues"], expected, rtol=0, atol=1e-12 * 20)
+    np.testing.assert_allclose(file.batches.eigenvalues, expected, rtol=0, atol=1e-12 * 20)
 
 
 def test_densities_are_of_the_mean_and_of_each_batch(folder):
     problem = known()
     problem.matrices[1] = problem.matrices[0]
     problem.matrices[2] = -problem.matrices[0]
-    arrays = of_folder(write(folder, problem), Exact(num_top=4, all_of_batches=True)).arrays
-    grid, batches = arrays["density/grid"], arrays["density/batches"]
-    assert arrays["density/values"].shape == grid.shape
+    file = of_folder(write(folder, problem), Exact(num_top=4, all_of_batches=True))
+    grid, batches = file.density.grid, file.density.batches
+    assert file.density.values.shape == grid.shape
     assert batches.shape == (3, len(grid))
     assert (np.diff(grid) > 0).all()
     assert (batches >= 0).all()
@@ -219,14 +218,14 @@ def test_spectra_that_are_up_to_date_stay_and_others_are_made_again(folder):
     assert version(Exact(num_top=4)) == first
     second = version(Exact(num_top=5))
     assert second != first
-    assert read_results(folder.spectrum(STEP)).attrs["num_top"] == 5
+    assert SpectraFile.read(folder.spectrum(STEP)).num_top == 5
     third = version(TopK(num_top=5))
     assert third != second
     write(folder, problem, weights_hash="0" * 16)
     fourth = version(TopK(num_top=5))
     assert fourth != third
-    *_, attrs = aggregate(folder, TopK(num_top=5), Threads(1), num_batches=2)
-    assert attrs["num_batches"] == 2
+    *_, file = aggregate(folder, TopK(num_top=5), Threads(1), num_batches=2)
+    assert file.numbers["num_batches"] == 2
     assert version(TopK(num_top=5)) != fourth
 
 
@@ -283,8 +282,8 @@ def test_one_batch_is_its_own_mean(folder):
     folder.mean(STEP).write_bytes(b"of more batches, once")
     results = of_folder(folder)
     assert not folder.mean(STEP).exists()  # no copy of the one shard, and none that is of something else
-    np.testing.assert_allclose(results.arrays["mean/eigenvalues"], eigh(problem.matrices[0])[0], atol=1e-12)
-    assert results.arrays["batches/distance_to_mean"].tolist() == [0]
+    np.testing.assert_allclose(results.mean.eigenvalues, eigh(problem.matrices[0])[0], atol=1e-12)
+    assert results.batches.distance_to_mean.tolist() == [0]
     assert "mean_overlap_between_batches" not in results.attrs
 
 
@@ -292,7 +291,7 @@ def test_a_matrix_of_zeros_has_zeros(folder):
     problem = known()
     problem.matrices[:] = 0
     results = of_folder(write(folder, problem))
-    assert not results.arrays["mean/eigenvalues"].any()
+    assert not results.mean.eigenvalues.any()
     assert results.attrs["num_zero_rows"] == NUM_ROWS
     assert not {"effective_rank", "stable_rank"} & results.attrs.keys()
 
@@ -317,7 +316,7 @@ def test_a_folder_of_shards_needs_neither_model_nor_data(folder):
     assert lines[-1] == f"report: {folder.report}"
     found = pipeline.open_run(folder.path)
     np.testing.assert_allclose(
-        found.spectra[STEP].arrays["mean/eigenvalues"], eigh(problem.mean)[0], rtol=0, atol=1e-12
+        found.spectra[STEP].mean.eigenvalues, eigh(problem.mean)[0], rtol=0, atol=1e-12
     )
     assert found.summary["lambda_max"] == found.spectra[STEP].attrs["lambda_max"]
     assert folder.config.read_bytes() == before
@@ -339,8 +338,8 @@ def test_topk_aggregates_where_torch_is_not_installed(folder):
     )
     subprocess.run([sys.executable, "-c", code, folder.path], env=environment(), check=True, timeout=300)
     other = RunFolder(folder.path.parent / "with")
-    expected = of_folder(other, TopK(num_top=4)).arrays["mean/eigenvalues"]
-    found = read_results(folder.spectrum(STEP)).arrays["mean/eigenvalues"]
+    expected = of_folder(other, TopK(num_top=4)).mean.eigenvalues
+    found = SpectraFile.read(folder.spectrum(STEP)).mean.eigenvalues
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 

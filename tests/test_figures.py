@@ -1,25 +1,24 @@
+"""Charts as PNG files: the numbers of the charts, texts that keep off one another, files that are whole."""
+
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import LogNorm, to_rgba
 from PIL import Image
 from report_cases import CASES, bowl, spectra
 
-from pipeline.chart_batches import top_of_batches
-from pipeline.evolution import stability_limit
-from pipeline.figure_batches import spread
-from pipeline.figure_layers import block_norms
-from pipeline.figure_slices import landscape
-from pipeline.figure_spectrum import by_rank, density
+from pipeline.charts import charts_of
+from pipeline.evolution import common_densities, stability_limit
 from pipeline.figure_style import new_figure, save_png, signed_log, style
-from pipeline.figure_training import training_curve
-from pipeline.figures import OF_A_STEP, figures_of, save_figures
+from pipeline.figures import PICTURES, _color, _text, draw_pictures, picture
 from pipeline.findings import Findings
+from pipeline.page import THEMES, Arrays, Chart
 from pipeline.report_words import short
 
-NO_LIMIT = stability_limit({}, "hessian")
-EMPTY = np.full(3, np.nan)
+LIMIT = stability_limit({"training": {"_target_": "GD", "learning_rate": 0.1}}, "hessian")
 HISTORY = {
     "step": np.array([0.0, 60.0, 120.0]),
     "train_loss": np.array([2.3, 0.4, 0.05]),
@@ -27,6 +26,8 @@ HISTORY = {
     "test_loss": np.array([2.31, np.nan, 0.11]),
     "test_accuracy": np.array([0.09, 0.88, 0.97]),
 }
+CONTEXT = "Hessian at step 120  ·  P = 48 weights  ·  317 samples  ·  6 batches"
+STEP = {"step": "120"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,144 +36,165 @@ def look():
         yield
 
 
+def described(*files, history=HISTORY, slices=None):
+    """The charts of these spectra by name, and their arrays."""
+    arrays, results = Arrays(), {file.step: file for file in files}
+    found = Findings(results, history, LIMIT, {120: bowl()} if slices is None else slices)
+    sections = charts_of(found, arrays)
+    return {chart.name: chart for charts in sections.values() for chart in charts}, arrays
+
+
+def drawn(name, *files, **options):
+    """The axes of a picture, those of color bars among them."""
+    charts, arrays = described(*files, **options)
+    return picture([charts[part] for part in PICTURES[name] if part in charts], arrays, STEP, CONTEXT).axes
+
+
 @pytest.fixture(scope="module")
-def results():
-    return spectra()
+def several():
+    return [spectra(step=step, num_layers=3) for step in (60, 120)]
 
 
 def line(axes, label):
-    """The data of the line whose label starts so."""
-    (found,) = [each for each in axes.get_lines() if str(each.get_label()).startswith(label)]
+    """The data of the line of that label."""
+    (found,) = [each for each in axes.get_lines() if str(each.get_label()) == label]
     return found.get_xdata(), found.get_ydata()
 
 
-def test_density_draws_the_mean_the_batches_and_the_top_eigenvalues(results):
-    axes = density(results).axes[0]
-    grid, values = results.arrays["density/grid"], results.arrays["density/values"]
-    np.testing.assert_array_equal(line(axes, "spectrum of the mean"), (grid, values))
-    np.testing.assert_array_equal(line(axes, "its top 5")[0], results.arrays["mean/top_eigenvalues"])
-    (batches,) = [each for each in axes.collections if len(each.get_paths()) == 6]
-    low = axes.get_ylim()[0]
-    for path, expected in zip(batches.get_paths(), results.arrays["density/batches"], strict=True):
-        np.testing.assert_array_equal(path.vertices[:, 0], grid)
-        seen = expected > low
-        np.testing.assert_array_equal(path.vertices[seen, 1], expected[seen])
+def near(actual, expected):
+    """To the five digits that a page keeps."""
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-30)
 
 
-def test_a_density_that_was_estimated_has_a_band_of_two_standard_errors(results):
-    values = results.arrays["density/values"]
-    estimated = type(results)(results.attrs, {**results.arrays, "density/standard_error": 0.1 * values})
-    axes = density(estimated).axes[0]
-    (band,) = [each for each in axes.collections if each.get_label() == "± 2 standard errors"]
-    top = band.get_paths()[0].vertices[:, 1].max()
-    assert top == pytest.approx(1.2 * values.max())
-    assert not [each for each in density(results).axes[0].collections if "errors" in str(each.get_label())]
-
-
-def test_density_has_both_signs_and_a_logarithm_on_both_axes(results):
-    axes = density(results).axes[0]
-    low, high = axes.get_xlim()
-    assert low < results.attrs["lambda_min"] < 0 < results.attrs["lambda_max"] < high
+def test_the_density_has_the_numbers_of_the_file_and_a_logarithm_on_both_sides_of_zero(several):
+    file, (axes,) = several[-1], drawn("density", *several)
+    grid, values = line(axes, "the mean matrix")
+    near(grid, file.density.grid)
+    seen = file.density.values > axes.get_ylim()[0]
+    near(values[seen], file.density.values[seen])
+    near(line(axes, "its top 5 eigenvalues")[0], file.mean.top_eigenvalues)
+    assert len([each for each in axes.get_lines() if each.get_linewidth() < 1]) == 6  # batches
     assert (axes.get_xscale(), axes.get_yscale()) == ("asinh", "log")
-    width = axes.xaxis.get_transform().linear_width
-    assert width == pytest.approx(1e-3, rel=0.05)  # the coordinate in which the file's grid has even steps
+    low, high = axes.get_xlim()
+    assert low < file.numbers["lambda_min"] < 0 < file.numbers["lambda_max"] < high
     assert {"$10^{1}$", "0", "$-10^{-2}$"} <= {label.get_text() for label in axes.get_xticklabels()}
 
 
-def test_one_eigenvalue_of_all_is_above_the_floor_of_the_density():
-    results = spectra(num_layers=40)
-    axes = density(results).axes[0]
-    grid, values = results.arrays["density/grid"], results.arrays["density/values"]
-    assert np.interp(results.attrs["lambda_max"], grid, values) > 3 * axes.get_ylim()[0]
+def test_a_density_that_was_estimated_has_a_band_of_two_standard_errors():
+    file = spectra()
+    estimated = replace(file, density=replace(file.density, standard_error=0.1 * file.density.values))
+    (axes,) = drawn("density", estimated)
+    (band,) = [each for each in axes.collections if each.get_label() == "± 2 standard errors"]
+    path = band.get_paths()[0].vertices
+    assert path[:, 1].max() == pytest.approx(1.2 * file.density.values.max(), rel=1e-4)
+    highest = file.density.grid[file.density.values.argmax()]
+    ends = path[np.isclose(path[:, 0], highest, rtol=1e-4), 1]
+    near(sorted(ends), file.density.values.max() * np.array([0.8, 1.2]))
+    assert not [each for each in drawn("density", file)[0].collections if "errors" in str(each.get_label())]
 
 
-def test_by_rank_splits_the_signs(results):
-    axes = by_rank(results).axes[0]
-    eigenvalues, threshold = results.arrays["mean/eigenvalues"], results.attrs["negative_threshold"]
-    num_positive, num_negative = (eigenvalues > threshold).sum(), (eigenvalues < -threshold).sum()
-    ranks, positive = line(axes, f"{num_positive} positive")
-    np.testing.assert_array_equal(positive, np.sort(eigenvalues[eigenvalues > 0])[::-1])
+def test_eigenvalues_are_split_by_sign(several):
+    (axes,) = drawn("eigenvalues", *several)
+    values = several[-1].mean.eigenvalues
+    ranks, positive = line(axes, "positive")
+    near(positive, np.sort(values[values > 0])[::-1])
     np.testing.assert_array_equal(ranks, 1 + np.arange(len(positive)))
-    negative = line(axes, f"{num_negative} negative")[1]
-    np.testing.assert_array_equal(negative, np.sort(-eigenvalues[eigenvalues < 0])[::-1])
-    np.testing.assert_array_equal(line(axes, "noise floor")[1], threshold)
+    near(line(axes, "negative")[1], np.sort(-values[values < 0])[::-1])
+    near(line(axes, "noise floor")[1], several[-1].numbers["negative_threshold"])
 
 
-def test_by_rank_does_not_pass_some_eigenvalues_off_as_all():
-    axes = by_rank(spectra(spectrum="topk")).axes[0]
-    assert len(line(axes, "5 positive computed")[1]) == 5
-    assert len(line(axes, "1 negative computed")[1]) == 1
-
-
-def test_block_norms_are_those_of_the_file_and_readable(results):
-    axes, bar = block_norms(results).axes
-    image = axes.get_images()[0]
-    np.testing.assert_array_equal(image.get_array(), results.arrays["layers/block_norms"])
-    assert isinstance(image.norm, matplotlib.colors.LogNorm)
-    names = list(results.arrays["parameters/names"])
-    assert [label.get_text() for label in axes.get_yticklabels()] == names
-    assert [label.get_text() for label in axes.get_xticklabels()] == names
-    assert len(axes.texts) == 16
-    assert "H_{ij}" in bar.get_ylabel()
+def test_block_norms_have_numbers_names_and_colors_by_the_logarithm(several):
+    axes, bar = drawn("block_norms", *several)
+    (image,) = axes.get_images()
+    layers = several[-1].layers
+    near(image.get_array(), layers.block_norms)
+    assert isinstance(image.norm, LogNorm)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(layers.names)
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(layers.names)
+    assert len(axes.texts) == 9
+    assert bar.get_ylabel() == "norm of the block"
 
 
 def test_zero_blocks_have_no_color_and_many_blocks_no_numbers():
-    results = spectra(num_layers=40)
-    results.arrays["layers/block_norms"][3, 5] = 0.0
-    axes = block_norms(results).axes[0]
+    file = spectra(num_layers=40)
+    file.layers.block_norms[3, 5] = 0.0
+    axes = drawn("block_norms", file)[0]
     assert np.argwhere(np.ma.getmaskarray(axes.get_images()[0].get_array())).tolist() == [[3, 5]]
     assert not axes.texts
 
 
-def test_spread_shows_batches_beside_the_mean(results):
-    eigenvalues, distances, overlap, _ = spread(results).axes
-    np.testing.assert_array_equal(
-        line(eigenvalues, "each batch")[1], results.arrays["batches/eigenvalues"].ravel()
-    )
-    (mean,) = eigenvalues.collections
-    drawn = [segment[0, 1] for segment in mean.get_segments()]
-    np.testing.assert_array_equal(drawn, results.arrays["mean/top_eigenvalues"])
-    np.testing.assert_array_equal(
-        distances.get_lines()[0].get_ydata(), results.arrays["batches/distance_to_mean"]
-    )
-    np.testing.assert_array_equal(overlap.get_images()[0].get_array(), results.arrays["batches/overlap"])
-    assert overlap.get_images()[0].get_clim() == (0.0, 1.0)
+def test_batches_stand_beside_the_mean():
+    file = spectra()
+    eigenvalues, distances, overlap, _ = drawn("batches", file)
+    near(np.sort(line(eigenvalues, "each batch")[1]), np.sort(file.batches.eigenvalues.ravel()))
+    near(line(eigenvalues, "the mean matrix")[1], file.mean.top_eigenvalues)
+    near([bar.get_height() for bar in distances.patches], file.batches.distance_to_mean)
+    (image,) = overlap.get_images()
+    near(image.get_array(), file.batches.overlap)
+    assert image.get_clim() == (0.0, 1.0)
 
 
-def test_all_eigenvalues_of_a_batch_give_the_same_top(results):
-    top = results.arrays["batches/eigenvalues"]
-    every = np.sort(np.concatenate([top, top - 100], axis=1), axis=1)
-    arrays = {**results.arrays, "batches/eigenvalues": every}
-    np.testing.assert_array_equal(top_of_batches(type(results)(results.attrs, arrays)), top)
-    np.testing.assert_array_equal(top_of_batches(results), top)
-
-
-def test_the_landscape_is_the_loss_with_its_quadratic_and_the_plane(results):
-    lines, plane, _ = landscape(results, bowl()).axes
-    arrays = bowl().arrays
+def test_the_landscape_is_the_loss_with_its_quadratic_and_the_plane(several):
+    lines, plane, _ = drawn("landscape", *several)
     solid, dotted = lines.get_lines()[:2]
     np.testing.assert_allclose(
-        solid.get_xydata().T, [arrays["lines/distances"][0], arrays["lines/losses"][0]]
+        solid.get_xydata().T, [bowl().lines.distances[0], bowl().lines.losses[0]], rtol=2e-5, atol=1e-5
     )
-    np.testing.assert_allclose(dotted.get_ydata(), arrays["lines/losses"][0])
-    assert plane.get_xlim() == (-1, 1)
-    assert plane.get_ylim() == (-2, 2)
-    assert landscape(results, None) is None
+    near(dotted.get_ydata(), bowl().lines.losses[0])
+    assert (plane.get_xlim(), plane.get_ylim()) == ((-1, 1), (-2, 2))
+    assert plane.get_xlabel() == r"distance t$_{\mathrm{1}}$ along v$_{\mathrm{1}}$"
 
 
-def test_training_curve_draws_what_is_known_and_marks_the_steps():
-    loss, accuracy = training_curve(HISTORY, [0, 120]).axes
-    np.testing.assert_array_equal(line(loss, "training")[1], HISTORY["train_loss"])
-    np.testing.assert_array_equal(line(loss, "test"), ([0, 120], [2.31, 0.11]))
-    np.testing.assert_array_equal(line(accuracy, "test")[1], HISTORY["test_accuracy"])
-    assert [mark.get_xdata()[0] for mark in loss.get_lines() if mark.get_linestyle() == ":"] == [0, 120]
+def test_training_curves_are_what_is_known_and_the_steps_are_marked(several):
+    loss, accuracy = drawn("training", *several)
+    near(line(loss, "training samples")[1], HISTORY["train_loss"])
+    near(line(loss, "test samples"), ([0, 120], [2.31, 0.11]))
+    near(line(accuracy, "test samples")[1], HISTORY["test_accuracy"])
+    assert [mark.get_xdata()[0] for mark in loss.get_lines() if mark.get_linestyle() == ":"] == [60, 120]
     assert loss.get_yscale() == "log"
+    unknown = HISTORY | dict.fromkeys(("train_accuracy", "test_accuracy"), np.full(3, np.nan))
+    assert len(drawn("training", *several, history=unknown)) == 1
 
 
-def test_training_curve_without_accuracies_or_without_anything():
-    (loss,) = training_curve(HISTORY | {"train_accuracy": EMPTY, "test_accuracy": EMPTY}, [120]).axes
-    assert loss.get_title(loc="left") == "loss"
-    assert training_curve({}, [120]) is None
+def test_along_the_steps_there_is_a_point_each_and_the_limit(several):
+    ranked = [replace(file, numbers=file.numbers | {"effective_rank": 3.0 + file.step}) for file in several]
+    largest, trace, rank = drawn("steps", *ranked)
+    for axes, key in ((largest, "lambda_max"), (trace, "trace"), (rank, "effective_rank")):
+        near(axes.get_lines()[0].get_xydata().T, ([60, 120], [file.numbers[key] for file in ranked]))
+    near(line(largest, "2/η = 20.0")[1], [20.0, 20.0])
+    assert rank.get_title(loc="left") == "Effective rank"
+
+
+def test_steps_that_crowd_at_the_start_have_a_logarithm_and_whole_labels():
+    files = [spectra(step=step, num_layers=1) for step in (0, 1, 10, 100, 1000, 10_000)]
+    axes = drawn("steps", *files, slices={})[0]
+    assert axes.get_xscale() == "asinh"
+    labels = {label.get_text() for label in axes.get_xticklabels()}
+    assert "0" in labels
+    assert "10,000" in labels
+
+
+def test_densities_along_have_a_row_a_step_and_marks_at_the_top_eigenvalues(several):
+    axes, _ = drawn("density_steps", *several)
+    mesh = axes.collections[0]
+    found = common_densities({file.step: file for file in several})
+    shown = (found.values > found.floor).any(axis=0)
+    assert (np.ma.filled(mesh.get_array(), 0) > 0).sum() == (found.values[:, shown] > found.floor).sum()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["60", "120"]
+    (marks,) = axes.get_lines()
+    near(marks.get_xdata(), np.concatenate([file.mean.top_eigenvalues for file in several]))
+    np.testing.assert_array_equal(marks.get_ydata(), np.repeat([0, 1], 5))
+
+
+def test_one_step_has_no_pictures_of_an_evolution():
+    charts, _ = described(spectra())
+    assert not {*PICTURES["steps"], *PICTURES["density_steps"], *PICTURES["overlap_steps"]} & charts.keys()
+
+
+def test_every_chart_of_a_run_stands_in_one_picture(several):
+    ranked = [replace(file, numbers=file.numbers | {"effective_rank": 3.0}) for file in several]
+    charts, _ = described(*ranked)
+    assert sorted(charts) == sorted(part for parts in PICTURES.values() for part in parts)
 
 
 def inside(figure, text):
@@ -188,13 +210,7 @@ def apart(labels):
     return not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
-@pytest.mark.parametrize("draw", OF_A_STEP.values(), ids=OF_A_STEP)
-@pytest.mark.parametrize("case", CASES)
-def test_texts_of_odd_cases_neither_overlap_nor_leave_the_figure(case, draw):
-    figure = draw(spectra(**CASES[case]))
-    if case == "one batch" and draw is spread:
-        assert figure is None
-        return
+def readable(figure):
     figure.draw_without_rendering()
     assert inside(figure, figure._suptitle)
     for axes in figure.axes:
@@ -204,22 +220,54 @@ def test_texts_of_odd_cases_neither_overlap_nor_leave_the_figure(case, draw):
             assert not text.get_text() or inside(figure, text)
         if axes.get_legend():
             assert all(inside(figure, text) for text in axes.get_legend().get_texts())
+            legend = axes.get_legend().get_window_extent()
+            assert not legend.overlaps(axes._left_title.get_window_extent())
         if all(label.get_rotation() in {0, 90} for label in axes.get_xticklabels()):
             assert apart(axes.get_xticklabels())
         assert apart(axes.get_yticklabels())
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_texts_of_odd_cases_neither_overlap_nor_leave_the_figure(case):
+    charts, arrays = described(spectra(**CASES[case]))
+    for parts in PICTURES.values():
+        shown = [charts[part] for part in parts if part in charts and charts[part].visible(STEP)]
+        if shown:
+            readable(picture(shown, arrays, STEP, CONTEXT))
+    assert ("batch_overlaps" in charts) == (case != "one batch")
+
+
+@pytest.mark.parametrize("steps", [(60, 120), (0, 1, 3, 10, 30, 60, 90, 120), tuple(range(0, 121, 2))])
+def test_texts_of_many_steps_neither_overlap_nor_leave_the_figure(steps):
+    charts, arrays = described(*(spectra(step=step, num_layers=1, num_batches=2) for step in steps))
+    for name in ("steps", "density_steps", "overlap_steps"):
+        readable(picture([charts[part] for part in PICTURES[name] if part in charts], arrays, STEP, CONTEXT))
+
+
 def test_an_all_zero_matrix_says_so():
-    results = spectra(zero=True)
-    assert by_rank(results).axes[0].texts[0].get_text() == "all 48 eigenvalues are zero"
-    assert block_norms(results).axes[0].texts[0].get_text() == "all blocks are zero"
+    assert "all blocks are zero" in drawn("block_norms", spectra(zero=True))[0].texts[0].get_text()
+    charts, _ = described(spectra(zero=True))
+    assert "all eigenvalues are zero" in charts["eigenvalues"].reading
 
 
 def test_names_with_dollars_and_of_any_length_are_no_formulas(tmp_path):
     names = ["$x", "a$b$", "_", "w" * 200]
-    axes = block_norms(spectra(names=names)).axes[0]
+    axes = drawn("block_norms", spectra(names=names))[0]
     assert axes.get_yticklabels()[0].get_text() == r"\$x"
     save_png(axes.figure, tmp_path / "figure.png")
+
+
+def test_html_and_colors_of_a_page_are_those_of_matplotlib():
+    assert _text('<span class="unbroken">λ</span><sub>max</sub>') == r"λ$_{\mathrm{max}}$"
+    assert _color("@blue") == to_rgba(THEMES["light"]["blue"])
+    assert _color("rgba(0,114,178,.22)") == (0, 114 / 255, 178 / 255, 0.22)
+
+
+def test_a_chart_shows_the_step_and_the_choice_that_is_made():
+    traces = [{"meta": {"step": step, "batch": batch}} for step in (60, 120) for batch in ("every", "3")]
+    traces.append({"name": "always"})
+    chart = Chart("x", "x", "x", traces, {}, choices={"batch": ("batch", {"every": "all", "3": "3"})})
+    assert chart.visible(STEP) == [traces[2], traces[4]]
 
 
 def test_short_keeps_both_ends():
@@ -238,36 +286,18 @@ def test_signed_log_has_zero_and_a_few_powers_of_ten(low, high):
     np.testing.assert_allclose(powers, np.round(powers), atol=1e-9)
 
 
-def test_pngs_are_whole_have_their_names_and_a_resolution(tmp_path, monkeypatch):
+def test_pngs_are_whole_have_their_names_and_a_resolution(several, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.figure_style.DPI", 100)
-    results = {60: spectra(step=60, num_layers=2), 120: spectra(step=120, num_layers=2)}
-    figures = figures_of(Findings(results, HISTORY, NO_LIMIT, {}))
-    paths = list(save_figures(figures, tmp_path))
-    of_a_step = {"density.png", "eigenvalues.png", "block_norms.png", "batches.png"}
-    of_all = {"training.png", "steps.png", "density_steps.png", "overlap_steps.png"}
-    assert {path.name for path in tmp_path.iterdir()} == of_a_step | of_all
-    assert {path.name for path in paths} == of_a_step | of_all | {"landscape.png"}  # which is not drawn here
+    (tmp_path / "landscape.png").write_bytes(b"of an earlier report")
+    charts, arrays = described(*several, slices={})
+    paths = list(draw_pictures(list(charts.values()), arrays, STEP, CONTEXT, tmp_path))
+    assert {path.stem for path in paths} == set(PICTURES)
+    assert {path.stem for path in tmp_path.iterdir()} == set(PICTURES) - {"landscape"}
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             image.load()
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.1)
             assert image.convert("L").getextrema()[0] < 100  # something dark is drawn
-
-
-def test_a_png_is_made_for_slides(results, tmp_path):
-    assert save_png(by_rank(results), tmp_path / "figure.png") == (1600, 900)
-    with Image.open(tmp_path / "figure.png") as image:
-        assert image.size == (1600, 900)
-
-
-def test_a_figure_that_is_not_drawn_leaves_none_of_an_earlier_report(tmp_path):
-    (tmp_path / "training.png").write_bytes(b"old")
-    results = spectra(num_layers=1)
-    for name in ("grid", "values", "batches"):
-        del results.arrays[f"density/{name}"]
-    list(save_figures(figures_of(Findings({120: results}, {}, NO_LIMIT, {})), tmp_path))
-    assert {path.stem for path in tmp_path.iterdir()} == {"eigenvalues", "block_norms", "batches"}
-    assert not (tmp_path / "training.png").exists()
 
 
 def test_the_users_settings_come_back_and_play_no_part():

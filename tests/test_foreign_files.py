@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from report_cases import spectra
 from shard_cases import known, write
 from shard_files import symmetric
 from shard_files import write as write_shard_file
@@ -23,7 +24,6 @@ from pipeline.cluster import Threads
 from pipeline.config import settings_of
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import write_results
 from pipeline.spectrum import Exact
 from pipeline.stages import Diary, aggregate
 from pipeline.tracking import NoTracking
@@ -90,7 +90,7 @@ def make(kind: str, path: Path) -> Path:
             file.attrs["_NCProperties"] = "version=2"
             file["temperature"] = np.zeros(4)
     elif kind == "spectra":
-        write_results(path, {"format_version": 1, "step": 3}, {"mean/eigenvalues": np.arange(4.0)})
+        spectra(num_layers=1).write(path)
     return path
 
 

@@ -17,11 +17,11 @@ from pipeline.hdf5 import read_arrays, read_results, sound_results, write_result
 def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
     attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "complete": True}
     arrays = {
-        "mean/eigenvalues": np.linspace(-1, 5, 9),
-        "batches/num_samples": np.array([5, 5, 1]),
-        "parameters/names": ["fc1.weight", "größe"],
-        "parameters/shapes": np.array(["(16, 1)", "()"]),
-        "layers/fc1.weight/eigenvalues": np.zeros((0,), np.float32),
+        "a/values": np.linspace(-1, 5, 9),
+        "a/counts": np.array([5, 5, 1]),
+        "b/names": ["fc1.weight", "größe"],
+        "b/texts": np.array(["(16, 1)", "()"]),
+        "b/fc1.weight/none": np.zeros((0,), np.float32),
         "scalar": 3.5,
     }
     write_results(tmp_path / "spectra" / "step-000120.h5", attrs, arrays)
@@ -31,15 +31,15 @@ def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
     assert found.arrays.keys() == arrays.keys()
     for name, values in arrays.items():
         assert np.array_equal(found.arrays[name], values)
-    assert all(isinstance(name, str) for name in found.arrays["parameters/names"])
-    assert found.arrays["layers/fc1.weight/eigenvalues"].dtype == np.float32
+    assert all(isinstance(name, str) for name in found.arrays["b/names"])
+    assert found.arrays["b/fc1.weight/none"].dtype == np.float32
     assert [entry.name for entry in (tmp_path / "spectra").iterdir()] == ["step-000120.h5"]
 
 
 def test_results_with_a_flipped_bit_are_found(tmp_path: Path) -> None:
     path = tmp_path / "step-000120.h5"
     attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "whole": True}
-    arrays = {"mean/eigenvalues": np.linspace(-1, 5, 900), "parameters/names": np.array(["fc1", "größe"])}
+    arrays = {"a/values": np.linspace(-1, 5, 900), "b/names": np.array(["fc1", "größe"])}
     write_results(path, attrs, arrays)
     content, chance, told = path.read_bytes(), np.random.default_rng(0), list[str]()
     for _ in range(200):

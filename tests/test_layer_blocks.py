@@ -15,7 +15,6 @@ from pipeline.criterion import CrossEntropy
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
 from pipeline.objective import Batch
@@ -84,12 +83,11 @@ def test_the_spectrum_is_that_of_the_blocks(tmp_path):
     problem, folder = known(), RunFolder(tmp_path)
     for index, num_samples in enumerate(NUM_SAMPLES):
         write_one(folder, problem, index, 16, blocks="layer", num_samples=num_samples)
-    [attrs] = aggregate(folder, Exact(), Threads())
+    [file] = aggregate(folder, Exact(), Threads())
     expected = np.where(INSIDE, problem.mean, 0)
-    found = read_results(folder.spectrum(ATTRS["step"])).arrays
-    assert np.allclose(found["mean/eigenvalues"], np.linalg.eigvalsh(expected), rtol=0, atol=1e-12)
-    assert attrs["blocks"] == "layer"
-    assert attrs["frobenius_norm"] == pytest.approx(np.linalg.norm(expected))
+    assert np.allclose(file.mean.eigenvalues, np.linalg.eigvalsh(expected), rtol=0, atol=1e-12)
+    assert file.origin["blocks"] == "layer"
+    assert file.numbers["frobenius_norm"] == pytest.approx(np.linalg.norm(expected))
     assert np.array_equal(open_shard(folder.mean(ATTRS["step"])).dense() == 0, ~INSIDE)
 
 

@@ -6,7 +6,6 @@ from report_cases import bowl, put, spectra
 
 from pipeline.evolution import linear_width
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import write_results
 from pipeline.page import Arrays, thinned, thinned_ranks
 from pipeline.report import make_report
 from scripts.screenshot import browser, find_chromium
@@ -27,8 +26,8 @@ def page(tmp_path_factory, results):
     """A browser without a network, in which the report of four steps is open."""
     folder = RunFolder(tmp_path_factory.mktemp("page"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.figures.figures_of", lambda *_: {})  # the PNGs are tested elsewhere
-        write_results(folder.slices(120), bowl().attrs, bowl().arrays)
+        patch.setattr("pipeline.figures.PICTURES", {})  # the PNGs are tested elsewhere
+        bowl().write(folder.slices(120))
         make_report(put(folder, *results.values()), TRAINING)
     with browser(find_chromium()) as page:
         page.offline()
@@ -67,26 +66,26 @@ def test_every_chart_is_drawn(page):
 @pytest.mark.parametrize("step", [120, 1])
 def test_the_density_is_that_of_the_step_that_is_chosen(page, results, step):
     choose_step(page, step)
-    arrays = results[step].arrays
-    grid, values = arrays["density/grid"], arrays["density/values"]
+    file = results[step]
+    grid, values = file.density.grid, file.density.values
     places, drawn = trace(page, "density", "the mean matrix", "x", "y")
-    width = max(linear_width(each.arrays["density/grid"]) for each in results.values())
+    width = max(linear_width(each.density.grid) for each in results.values())
     np.testing.assert_allclose(places, np.arcsinh(grid / width) / np.log(10), rtol=1e-4, atol=1e-4)
     seen = values > values.max() * 1e-4
     np.testing.assert_allclose(drawn[seen], values[seen], rtol=1e-5)
     (told,) = trace(page, "density", "its top 5 eigenvalues", "customdata")
-    np.testing.assert_allclose(told, arrays["mean/top_eigenvalues"], rtol=1e-5)
+    np.testing.assert_allclose(told, file.mean.top_eigenvalues, rtol=1e-5)
     assert page.evaluate("document.querySelector('output').textContent") == str(step)
 
 
 @needs_chromium
 def test_the_eigenvalues_are_those_of_the_matrix_that_is_chosen(page, results):
     choose_step(page, 10)
-    arrays = results[10].arrays
+    file = results[10]
     for part, eigenvalues in (
-        ("layer layers.0.bias", arrays["layers/layers.0.bias/eigenvalues"]),
-        ("batch 3", arrays["batches/eigenvalues"][3]),
-        ("mean", arrays["mean/eigenvalues"]),
+        ("layer layers.0.bias", file.layers.eigenvalues["layers.0.bias"]),
+        ("batch 3", file.batches.eigenvalues[3]),
+        ("mean", file.mean.eigenvalues),
     ):
         page.evaluate(
             "{ const chosen = document.querySelector('select[data-chart=eigenvalues]');"
@@ -113,15 +112,15 @@ def test_a_click_on_a_point_along_training_chooses_its_step(page):
 @needs_chromium
 def test_the_loss_along_eigenvectors_and_its_quadratic_are_drawn(page):
     choose_step(page, 120)
-    arrays = bowl().arrays
+    file = bowl()
     places, losses = trace(page, "loss_lines", "v<sub>1</sub>, λ = 4.00", "x", "y")
-    np.testing.assert_allclose(places, arrays["lines/distances"][0], atol=1e-5)
-    np.testing.assert_allclose(losses, arrays["lines/losses"][0], rtol=1e-5)
+    np.testing.assert_allclose(places, file.lines.distances[0], atol=1e-5)
+    np.testing.assert_allclose(losses, file.lines.losses[0], rtol=1e-5)
     np.testing.assert_allclose(trace(page, "loss_lines", "quadratic", "y")[0], losses, rtol=1e-4)
     hovered = page.evaluate(
         "document.getElementById('chart-loss_plane').data[0].customdata.map((row) => [...row])"
     )
-    np.testing.assert_allclose(hovered, arrays["plane/losses"], rtol=1e-5)
+    np.testing.assert_allclose(hovered, file.plane.losses, rtol=1e-5)
 
 
 @needs_chromium

@@ -120,7 +120,7 @@ def test_the_summary_is_flat_and_says_what_the_files_say(finished):
     found = pipeline.open_run(folder)
     assert all(isinstance(value, int | float) for value in summary.values())
     assert (summary["step"], summary["num_samples"], summary["num_batches"]) == (20, 40, 3)
-    assert summary["lambda_max"] == found.spectra[20].arrays["mean/eigenvalues"][-1]
+    assert summary["lambda_max"] == found.spectra[20].mean.eigenvalues[-1]
     last_row = (folder / "checkpoints" / "history.csv").read_text().splitlines()[-1].split(",")
     assert [summary["train_loss"], summary["test_accuracy"]] == [float(last_row[1]), float(last_row[4])]
     assert {key for key in summary if key.startswith("seconds_")} == {
@@ -242,7 +242,7 @@ def test_the_gradient_and_hessian_of_a_persons_own_loss_are_those_of_numpy(his):
     np.testing.assert_allclose(summed, hessian, atol=2e-6 * np.abs(hessian).max())
     [spectra] = found.spectra.values()
     np.testing.assert_allclose(
-        spectra.arrays["mean/eigenvalues"], np.linalg.eigvalsh(summed), atol=1e-12 * np.abs(hessian).max()
+        spectra.mean.eigenvalues, np.linalg.eigvalsh(summed), atol=1e-12 * np.abs(hessian).max()
     )
     assert spectra.attrs["loss"] == pytest.approx(loss(flat))
 
@@ -355,8 +355,6 @@ def test_help_waits_for_no_heavy_library():
 def test_a_run_waits_for_no_library_that_it_does_not_need(tmp_path):
     """Dask asks for all of distributed where it is not told otherwise; garbage is looked for after the imports."""
     heavy = ["mlflow", "scipy", "sklearn", "distributed"]
-    if len(os.sched_getaffinity(0)) > 1:
-        heavy.append("matplotlib")  # figures are drawn by other processes
     code = f"""
 import atexit, gc, sys
 atexit.register(lambda: print([name for name in {heavy} if name in sys.modules], gc.isenabled()))

@@ -17,7 +17,7 @@ from pipeline.config import Blocks, Keep
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_arrays, read_results
+from pipeline.hdf5 import read_arrays
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
 from pipeline.recipe import Recipe
@@ -110,11 +110,17 @@ def test_all_spectra_are_those_of_the_mean_of_all(tmp_path, about):
     found = []
     for name in ("all", "mean"):
         folder = RunFolder(tmp_path / name)
-        [attrs] = aggregate(folder, Exact(num_top=4), Threads(2))
-        found.append((attrs, read_results(folder.spectrum(5)).arrays))
-    (attrs, arrays), (expected, wanted) = found[1], found[0]
-    for name in ("mean/eigenvalues", "layers/trace", "layers/block_norms", "mean/gradient"):
-        np.testing.assert_allclose(arrays[name], wanted[name], rtol=0, atol=1e-14, err_msg=name)
+        [file] = aggregate(folder, Exact(num_top=4), Threads(2))
+        found.append(file)
+    file, expected = found[1], found[0]
+    pairs = (
+        (file.mean.eigenvalues, expected.mean.eigenvalues),
+        (file.layers.trace, expected.layers.trace),
+        (file.layers.block_norms, expected.layers.block_norms),
+        (file.mean.gradient, expected.mean.gradient),
+    )
+    for actual, desired in pairs:
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-14)
     for name in (
         "num_batches",
         "num_samples",
@@ -124,7 +130,7 @@ def test_all_spectra_are_those_of_the_mean_of_all(tmp_path, about):
         "frobenius_norm",
         "gradient_norm",
     ):
-        assert attrs[name] == pytest.approx(expected[name]), name
+        assert file.numbers[name] == pytest.approx(expected.numbers[name]), name
     assert open_shard(RunFolder(tmp_path / "mean").mean(5)).attrs["keep"] == "mean"  # still there
     with pytest.raises(
         PipelineError, match=r"is the mean of 3 batches, whose shards are gone: num_batches=2 cannot"

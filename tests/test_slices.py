@@ -1,5 +1,7 @@
 """The loss along eigenvectors: a quadratic loss in closed form, the quadratic near zero, batches not to be joined."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,13 @@ from torch import nn
 
 import pipeline
 from pipeline import slices
-from pipeline.chart_slices import quadratic
 from pipeline.checkpoints import save_weights
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import Results, read_results, write_results
 from pipeline.objective import Batch
 from pipeline.slices import Landscape, slice_steps
+from pipeline.spectra_file import LandscapeFile, LayerBlocks, MeanSpectrum, SpectraFile
 
 
 class Spread:
@@ -36,19 +37,25 @@ def problem(model, criterion, num_points=27, sizes=(16, 16, 8), summed=False):
     loss = sum(share * each for share, each in zip(shares, losses, strict=True))
     gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
     values, vectors = np.linalg.eigh(matrix)
-    arrays = {
-        "mean/top_eigenvalues": values[::-1][:4],
-        "mean/top_eigenvectors": vectors[:, ::-1][:, :4],
-        "mean/gradient": gradient.numpy(),
-    }
-    spectra = Results({"inputs_hash": "one", "loss": float(loss.detach())}, arrays)
+    mean = MeanSpectrum(values, values[::-1][:4], vectors[:, ::-1][:, :4], np.zeros(4), gradient.numpy())
+    none = np.zeros(0)
+    spectra = SpectraFile(
+        7,
+        "hessian",
+        "exact",
+        "one",
+        {"loss": float(loss.detach())},
+        {},
+        mean,
+        LayerBlocks((), (), none, none, none, {}),
+    )
     return Landscape(model, criterion, batches, None, num_points), spectra
 
 
 def laid_down(path, landscape, spectra):
     folder = RunFolder(path)
     save_weights(folder.checkpoint(7), landscape.model)
-    write_results(folder.spectrum(7), spectra.attrs, spectra.arrays)
+    spectra.write(folder.spectrum(7))
     return folder
 
 
@@ -67,24 +74,26 @@ def test_a_quadratic_loss_is_its_quadratic_everywhere(tmp_path, summed):
     landscape, spectra = problem(linear(), SquaredError("sum" if summed else "mean"), summed=summed)
     [(step, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
     assert step == 7
-    arrays = found.arrays
-    assert arrays["lines/losses"].shape == (3, 27)
-    assert arrays["lines/losses"][0, 13] == pytest.approx(spectra.attrs["loss"], rel=1e-12)
+    file = found
+    assert file.lines.losses.shape == (3, 27)
+    assert file.lines.losses[0, 13] == pytest.approx(spectra.numbers["loss"], rel=1e-12)
     for line in range(3):
-        np.testing.assert_allclose(arrays["lines/losses"][line], quadratic(found, line), rtol=1e-9)
-    t1, t2 = np.meshgrid(arrays["plane/first"], arrays["plane/second"])
-    slopes, (first, second, _) = arrays["lines/slopes"], arrays["lines/eigenvalues"]
-    expected = spectra.attrs["loss"] + slopes[0] * t1 + slopes[1] * t2 + (first * t1**2 + second * t2**2) / 2
-    np.testing.assert_allclose(arrays["plane/losses"], expected, rtol=1e-9)
+        np.testing.assert_allclose(file.lines.losses[line], found.lines.quadratic(line), rtol=1e-9)
+    t1, t2 = np.meshgrid(file.plane.first, file.plane.second)
+    slopes, (first, second, _) = file.lines.slopes, file.lines.eigenvalues
+    expected = (
+        spectra.numbers["loss"] + slopes[0] * t1 + slopes[1] * t2 + (first * t1**2 + second * t2**2) / 2
+    )
+    np.testing.assert_allclose(file.plane.losses, expected, rtol=1e-9)
 
 
 def test_near_zero_any_loss_is_its_quadratic(tmp_path):
     """What is left over goes as t³: it vanishes against ½λt², by half where t is halved."""
     landscape, spectra = problem(curved(), SquaredError(), num_points=121)
     [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
-    for line, eigenvalue in enumerate(found.arrays["lines/eigenvalues"]):
-        t, losses = found.arrays["lines/distances"][line], found.arrays["lines/losses"][line]
-        left = np.abs(losses - quadratic(found, line)) / (eigenvalue * t**2 / 2 + (t == 0))
+    for line, eigenvalue in enumerate(found.lines.eigenvalues):
+        t, losses = found.lines.distances[line], found.lines.losses[line]
+        left = np.abs(losses - found.lines.quadratic(line)) / (eigenvalue * t**2 / 2 + (t == 0))
         near, half = left[[60 - 4, 60 + 4]], left[[60 - 2, 60 + 2]]
         assert near.max() < 0.1
         np.testing.assert_allclose(half, near / 2, rtol=0.2, atol=2e-3)
@@ -95,23 +104,21 @@ def test_a_line_reaches_where_the_quadratic_gains_what_training_took(tmp_path):
     landscape, spectra = problem(linear(), SquaredError())
     folder = laid_down(tmp_path, landscape, spectra)
     folder.history.write_text("step,train_loss\n0,0.5\n7,\n9,0.25\n")
-    gain = max(0.5, spectra.attrs["loss"])
+    gain = max(0.5, spectra.numbers["loss"])
     [(_, found)] = slice_steps(folder, landscape)
     norm = float(torch.cat([w.detach().flatten() for w in landscape.model.parameters()]).norm())
-    for line, eigenvalue in enumerate(found.arrays["lines/eigenvalues"]):
-        assert found.arrays["lines/distances"][line, -1] == pytest.approx(
-            min(np.sqrt(2 * gain / eigenvalue), norm)
-        )
+    for line, eigenvalue in enumerate(found.lines.eigenvalues):
+        assert found.lines.distances[line, -1] == pytest.approx(min(np.sqrt(2 * gain / eigenvalue), norm))
 
 
 def test_batches_whose_samples_mix_are_not_joined(tmp_path):
     landscape, spectra = problem(curved(), Spread())
     [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
-    assert found.arrays["lines/losses"][0, 13] == pytest.approx(spectra.attrs["loss"], rel=1e-12)
+    assert found.lines.losses[0, 13] == pytest.approx(spectra.numbers["loss"], rel=1e-12)
     joined = [torch.cat(parts) for parts in zip(*landscape.batches, strict=True)]
     with torch.no_grad():
         at_once = float(landscape.criterion(landscape.model(joined[0]), joined[1]))
-    assert abs(at_once - spectra.attrs["loss"]) > 0.01 * spectra.attrs["loss"]
+    assert abs(at_once - spectra.numbers["loss"]) > 0.01 * spectra.numbers["loss"]
 
 
 def test_batches_are_joined_up_to_a_number_of_samples(tmp_path, monkeypatch):
@@ -119,7 +126,7 @@ def test_batches_are_joined_up_to_a_number_of_samples(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.slices.NUM_AT_ONCE", 24)  # of 16, 16 and 8 samples the last two
     assert [batch.num_samples for batch in slices._joined(landscape.batches)] == [16, 24]
     [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
-    np.testing.assert_allclose(found.arrays["lines/losses"][0], quadratic(found, 0), rtol=1e-9)
+    np.testing.assert_allclose(found.lines.losses[0], found.lines.quadratic(0), rtol=1e-9)
 
 
 def test_what_is_there_is_taken_and_what_belongs_to_other_spectra_is_not(tmp_path):
@@ -129,10 +136,10 @@ def test_what_is_there_is_taken_and_what_belongs_to_other_spectra_is_not(tmp_pat
     before = folder.slices(7).stat().st_mtime_ns
     list(slice_steps(folder, landscape))
     assert folder.slices(7).stat().st_mtime_ns == before
-    write_results(folder.spectrum(7), spectra.attrs | {"inputs_hash": "two"}, spectra.arrays)
+    replace(spectra, inputs_hash="two").write(folder.spectrum(7))
     list(slice_steps(folder, landscape))
     assert folder.slices(7).stat().st_mtime_ns > before
-    assert read_results(folder.slices(7)).attrs["inputs_hash"] == "two"
+    assert LandscapeFile.read(folder.slices(7)).inputs_hash == "two"
 
 
 def test_without_spectra_there_is_an_error(tmp_path):
@@ -143,8 +150,11 @@ def test_without_spectra_there_is_an_error(tmp_path):
 
 def test_one_eigenvector_has_a_line_and_no_plane(tmp_path):
     landscape, spectra = problem(linear(), SquaredError())
-    arrays = {**spectra.arrays, "mean/top_eigenvalues": spectra.arrays["mean/top_eigenvalues"][:1]}
-    arrays["mean/top_eigenvectors"] = spectra.arrays["mean/top_eigenvectors"][:, :1]
-    [(_, found)] = slice_steps(laid_down(tmp_path, landscape, Results(spectra.attrs, arrays)), landscape)
-    assert found.arrays["lines/losses"].shape == (1, 27)
-    assert "plane/losses" not in found.arrays
+    mean = replace(
+        spectra.mean,
+        top_eigenvalues=spectra.mean.top_eigenvalues[:1],
+        top_eigenvectors=spectra.mean.top_eigenvectors[:, :1],
+    )
+    [(_, found)] = slice_steps(laid_down(tmp_path, landscape, replace(spectra, mean=mean)), landscape)
+    assert found.lines.losses.shape == (1, 27)
+    assert found.plane is None

@@ -11,7 +11,6 @@ import yaml
 from report_cases import spectra
 
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import write_results
 from pipeline.status import tell
 from pipeline.sweep_jobs import open_sweep, plan
 from pipeline.sweep_report import page_of
@@ -27,7 +26,7 @@ def add(folder, number, found, state="finished", **numbers):
     job = RunFolder(folder / str(number))
     (job.path / ".hydra").mkdir(parents=True)
     (job.path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(JOBS[number]))
-    write_results(job.spectrum(120), found.attrs, found.arrays)
+    found.write(job.spectrum(120))
     job.report.write_text("<html></html>")
     job.summary.write_text(
         json.dumps({"lambda_max": found.attrs["lambda_max"], "num_parameters": 48, **numbers})
@@ -69,7 +68,7 @@ def test_every_job_is_drawn_for_every_choice_of_colors(swept):
     assert len({trace["line"]["color"] for trace in by["seed"]}) == 2
     assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in by["job"]}) == 4
     for number, trace in enumerate(by["job"]):
-        values = found[number % 2].arrays["density/values"]
+        values = found[number % 2].density.values
         drawn = arrays[trace["y"]["$"]]
         high = values > values.max() / 100
         np.testing.assert_allclose(drawn[high], values[high], rtol=1e-4)

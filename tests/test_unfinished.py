@@ -13,9 +13,9 @@ import pipeline.unfinished
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
 from pipeline.moments import pool_tiles
 from pipeline.shards import Shard, open_shard
+from pipeline.spectra_file import SpectraFile
 from pipeline.spectrum import SLQ, Exact, TopK
 from pipeline.unfinished import Unfinished
 
@@ -61,8 +61,8 @@ MATVEC = Shard.matvec
 
 
 def run(folder, spectrum):
-    [attrs] = aggregate(folder, spectrum, Threads(1))
-    return attrs, read_results(folder.spectrum(STEP)).arrays, open_shard(folder.mean(STEP)).dense()
+    [file] = aggregate(folder, spectrum, Threads(1))
+    return file.attrs, SpectraFile.read(folder.spectrum(STEP)).arrays, open_shard(folder.mean(STEP)).dense()
 
 
 def assert_same(one, other):
@@ -127,8 +127,8 @@ def test_what_is_damaged_or_of_other_choices_counts_for_nothing(tmp_path, monkey
     fuse(monkeypatch, "matvec")
     other = TopK(num_top=2, num_bottom=1, tolerance=1e-9, seed=1)
     run(folder, other)
-    [attrs] = aggregate(folder, other, Threads(1))
-    assert attrs["lambda_max"] == pytest.approx(expected[0]["lambda_max"], rel=1e-9)
+    [file] = aggregate(folder, other, Threads(1))
+    assert file.numbers["lambda_max"] == pytest.approx(expected[0]["lambda_max"], rel=1e-9)
 
 
 def test_a_process_that_is_killed_leaves_its_passes(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.headline import HEADLINE
+from pipeline.quantities import TABLE
 from pipeline.status import FINISHED, KILLED
 from pipeline.tracking import faults, store
 from pipeline.tracking.mlflow import RECORD, MLflowRun
@@ -49,7 +49,7 @@ def numbers(sweep: Sweep) -> dict[str, float]:
     """
     finished = [job.summary for job in sweep.jobs if job.status.state == FINISHED]
     told: dict[str, float] = {"sweep/num_jobs": len(sweep.jobs), "sweep/num_finished": len(finished)}
-    for key in HEADLINE:
+    for key in TABLE:
         values = [summary[key] for summary in finished if key in summary]
         if values:
             told |= {

@@ -9,18 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from pipeline.quantities import COLUMNS
+
 VIEW_TAG = "mlflow.sharedViewState."
 CHOICES = ("model", "data", "training", "matrix", "strategy", "spectrum", "criterion", "dtype", "seed")
-HEADLINE = (
-    "lambda_max",
-    "lambda_min",
-    "trace",
-    "effective_rank",
-    "test_accuracy",
-    "num_negative_eigenvalues",
-    "gradient_share_in_top_eigenspace",
-    "mean_overlap_between_batches",
-)
 # They change no number, or say what other columns say.
 SILENT = ("stages", "tracking", "cluster", "device", "config_hash", "train_hash", "test_hash")
 NUM_PARAMS = 8
@@ -62,7 +54,7 @@ def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> li
     }  # the class says what the choice beside it says already
     differing = [name for name in differing if name not in chosen]
     known = [name for name in CHOICES if any(name in params for params in described)]
-    measured = [name for name in HEADLINE if any(name in metrics for _, metrics in runs)]
+    measured = [name for name in COLUMNS if any(name in metrics for _, metrics in runs)]
     return [f"params.`{name}`" for name in (differing or known)[:NUM_PARAMS]] + [
         f"metrics.`{name}`" for name in measured
     ]

@@ -7,13 +7,12 @@ import numpy as np
 import psutil
 import pytest
 from dask.delayed import delayed
-from shard_cases import ATTRS, known, write
+from shard_cases import known, write
 
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Local, Threads
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
 from pipeline.spectrum import Exact
 
 CLUSTERS = pytest.mark.parametrize("cluster", [Threads, Local])
@@ -29,8 +28,8 @@ def test_threads_and_processes_find_the_same(tmp_path):
     found = []
     for number, cluster in enumerate((Threads(1), Threads(3), Local(2))):
         folder = write(RunFolder(tmp_path / str(number)), known(), tile=8)
-        [attrs] = aggregate(folder, Exact(num_top=4), cluster)
-        found.append((attrs, read_results(folder.spectrum(ATTRS["step"])).arrays))
+        [file] = aggregate(folder, Exact(num_top=4), cluster)
+        found.append((file.attrs, file.arrays))
     for attrs, arrays in found[1:]:
         assert attrs == found[0][0]
         assert arrays.keys() == found[0][1].keys()

@@ -105,8 +105,6 @@ def commands(
 
     constants: of the program, such as `compute__TILE=8` for pipeline.compute.TILE.
     """
-    # figures are drawn by the run itself: what happens to their files is to be counted as well
-    constants = {"figures_beside__NUM_PROCESSES": 0, **constants}
     specs, mine, theirs = [], [], []
     for folder, overrides in wanted:
         requests, answers = os.pipe(), os.pipe()

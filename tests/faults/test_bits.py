@@ -3,11 +3,12 @@
 import h5py
 import numpy as np
 import pytest
+from report_cases import spectra
 
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.hdf5 import read_results, write_results
 from pipeline.layout import Layout
 from pipeline.shards import open_shard, write_shard
+from pipeline.spectra_file import SpectraFile
 from pipeline.verify import damages
 
 NUM_ROWS, TILE = 200, 16  # 13 rows of tiles, 91 tiles
@@ -64,15 +65,13 @@ def test_flipped_bits_outside_of_tiles(shard):
 
 
 def test_flipped_bits_in_spectra_and_slices(tmp_path):
-    attrs = {"step": 120, "loss": 0.25, "spectrum": "exact"}
-    arrays = {"mean/eigenvalues": np.linspace(-1, 5, 300), "parameters/names": ["fc1.weight", "fc1.bias"]}
     path, chance = tmp_path / "step-000120.h5", np.random.default_rng(4)
-    write_results(path, attrs, arrays)
+    spectra(num_batches=2, num_layers=2).write(path)
     content = path.read_bytes()
     for _ in range(1000):
         path.write_bytes(flipped(content, chance))
         with pytest.raises(DamagedFile):
-            read_results(path)
+            SpectraFile.read(path)
 
 
 def test_zeroed_tiles(shard):

@@ -129,9 +129,9 @@ def test_a_single_run_shows_its_choices():
 
 
 def test_views_are_json_that_fits_a_tag():
-    runs = [({f"p{i}": str(n) for i in range(900)}, dict.fromkeys(view.HEADLINE, 1.0)) for n in range(2)]
+    runs = [({f"p{i}": str(n) for i in range(900)}, dict.fromkeys(view.COLUMNS, 1.0)) for n in range(2)]
     tags = view.views(runs)
     assert set(tags) == {"mlflow.sharedViewState.newest", "mlflow.sharedViewState.compare"}
     for value in tags.values():
-        assert len(json.loads(value)["selectedColumns"]) == view.NUM_PARAMS + len(view.HEADLINE)
+        assert len(json.loads(value)["selectedColumns"]) == view.NUM_PARAMS + len(view.COLUMNS)
         assert len(value) < 5000
