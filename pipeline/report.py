@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report_tables as tables
+from pipeline.config import class_names
 from pipeline.errors import PipelineError
 from pipeline.figures_beside import Drawer, drawing
 from pipeline.findings import Findings
@@ -69,7 +70,11 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
     return Findings(
         results,
         tables.read_history(folder.history),
-        stability_limit(chosen, str(results[steps[-1]].attrs["matrix"])),
+        stability_limit(
+            class_names(chosen).get("training", ""),
+            chosen.get("training") or {},
+            str(results[steps[-1]].attrs["matrix"]),
+        ),
         {
             step: each
             for step, each in slices.items()
@@ -100,7 +105,7 @@ def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) 
         attrs=attrs,
         extent=EXTENT.get(str(attrs["spectrum"]), f"spectrum={attrs['spectrum']} of the mean matrix"),
         matrix=matrix_name(str(attrs["matrix"])),
-        choices=_choices(chosen),
+        choices=list(class_names(chosen).items()),
         seed=chosen.get("seed"),
         config=yaml,
         command=command,
@@ -115,12 +120,3 @@ def _page(folder: RunFolder, config: Mapping[str, Any] | None, found: Findings) 
         versions=tables.versions(results[last]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-def _choices(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which class was chosen in each group of the config."""
-    return [
-        (group, str(options["_target_"]).rsplit(".", 1)[-1])
-        for group, options in config.items()
-        if isinstance(options, Mapping) and "_target_" in options
-    ]

@@ -18,7 +18,7 @@ from pipeline.figures import OF_A_STEP, figures_of, save_figures
 from pipeline.findings import Findings
 from pipeline.report_words import short
 
-NO_LIMIT = stability_limit({}, "hessian")
+NO_LIMIT = stability_limit("", {}, "hessian")
 EMPTY = np.full(3, np.nan)
 HISTORY = {
     "step": np.array([0.0, 60.0, 120.0]),

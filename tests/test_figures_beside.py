@@ -25,7 +25,7 @@ from pipeline.report import make_report
 
 HISTORY = {"step": np.array([0.0, 120.0]), "train_loss": np.array([2.3, 0.05])}
 RESULTS = {60: spectra(step=60, num_layers=2), 120: spectra(step=120, num_layers=2)}
-FOUND = Findings(RESULTS, HISTORY, stability_limit({}, "hessian"), {120: bowl()})
+FOUND = Findings(RESULTS, HISTORY, stability_limit("", {}, "hessian"), {120: bowl()})
 
 
 @contextmanager
