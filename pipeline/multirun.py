@@ -37,7 +37,9 @@ class Multirun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         launched.append(folder)
-        if config.hydra.sweeper._target_.endswith("BasicSweeper"):  # others choose jobs as they go
+        if (
+            config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+        ):  # others choose jobs as they go
             plan(folder, shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]]), jobs_of(config))
 
 
