@@ -160,7 +160,7 @@ class _Task:
             except StrategyError as error:
                 failures.append((choice.name, error))
                 continue
-            if isinstance(strategy, Auto):
+            if choice.reason:
                 tell(because(choice, failures))
             return dense, layout
         raise refusal(failures)

@@ -18,7 +18,6 @@ from pipeline.experiment import MatrixSpec
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, Objective, Params, layout_of, objective_of
 from pipeline.reference import Reference
-from pipeline.strategy import Auto
 from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell
 from pipeline.strategy.wanted import Wanted
@@ -82,7 +81,7 @@ def blocks_of(
     choice = next((way for way in ways if way.name not in tried), None)
     if choice is None:
         raise refusal(failures)
-    if isinstance(spec.strategy, Auto):
+    if choice.reason:
         choice = because(choice, failures)
         tell(choice)
         attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
