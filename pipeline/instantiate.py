@@ -1,4 +1,4 @@
-"""From the config to the objects that it names: the only place where `_target_` is read.
+"""From the config to the objects that it names.
 
 `prepare` leaves in each group what its class is to be handed, `instantiate` builds the experiment, in a run and in each
 of its workers.
@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config import Blocks, Config, Keep, Stage, Verify, check_settings, checkpoint_steps, last_step
+from pipeline.config import Config, Stage, check_settings, checkpoint_steps, last_step
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder
 from pipeline.given import SIZES, Given, check_hydra, check_top, trim
@@ -99,7 +99,10 @@ def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
     """The experiment that a config describes; what the data says of its sizes is put into the config.
 
-    worker: the number of the worker on its machine that this process is; None in the run itself.
+    worker: the number of this process among the workers of its machine; None in the run itself.
+
+    Raises:
+        PipelineError: a class cannot be imported or refuses an option, or model, data and criterion do not fit.
     """
     import_torch()
     from pipeline.experiment import Experiment, MatrixSpec
@@ -108,26 +111,26 @@ def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
     problem = _problem(config, worker)
     settings = plain(config)
     matrix = MatrixSpec(
-        build(config, "matrix"),
-        build(config, "strategy"),
-        settings["parameters"],
-        Verify[settings["verify"]],
-        Blocks[settings["blocks"]],
-        build(config, "storage"),
-        Keep[settings["keep"]],
-        settings,
+        matrix=build(config, "matrix"),
+        strategy=build(config, "strategy"),
+        parameters=settings["parameters"],
+        verify=config.verify,
+        blocks=config.blocks,
+        storage=build(config, "storage"),
+        keep=config.keep,
+        settings=settings,
     )
     return Experiment(
-        problem,
-        matrix,
-        build(config, "spectrum"),
-        checkpoint_steps(settings),
-        last_step(settings),
-        settings["num_batches"],
-        settings["seed"],
-        settings["slice_points"],
-        frozenset(config.stages),
-        {**settings, "data": handed, **problem.hashes},
+        problem=problem,
+        matrix=matrix,
+        spectrum=build(config, "spectrum"),
+        checkpoint_steps=checkpoint_steps(settings),
+        last_step=last_step(settings),
+        num_batches=config.num_batches,
+        seed=config.seed,
+        slice_points=config.slice_points,
+        stages=frozenset(config.stages),
+        recipe={**settings, "data": handed, **problem.hashes},
     )
 
 

@@ -1,4 +1,4 @@
-"""What Hydra tells before it begins: of a sweep, which jobs there will be; beside `run.py` the only importer of Hydra.
+"""What Hydra tells of a run and of a sweep: which jobs there will be, in which folder, by which names they are tracked.
 
 Hydra's `on_multirun_end` is not called when a job has failed, so the end of a sweep is seen to in `run.main`.
 """
@@ -20,7 +20,8 @@ from omegaconf import DictConfig, read_write
 
 from pipeline.config import command_of, params, run_name
 from pipeline.folder import RunFolder
-from pipeline.sweep_jobs import job_name, plan
+from pipeline.slurm_jobs import NOTES
+from pipeline.sweep_jobs import has_jobs, job_name, plan
 
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
 
@@ -41,6 +42,11 @@ class Multirun(Callback):
             config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
         ):  # others choose jobs as they go
             plan(folder, shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]]), jobs_of(config))
+
+
+def started_sweeps() -> list[Path]:
+    """The folders of the sweeps of this process of which a job has begun."""
+    return [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
 
 
 def sweep_folder() -> Path | None:

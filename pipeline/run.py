@@ -30,10 +30,8 @@ from pipeline.figures_beside import Drawer, drawers
 from pipeline.folder import RunFolder, set_aside
 from pipeline.instantiate import NEED_MODEL, build, build_training, instantiate, plain, prepare
 from pipeline.launcher import NAME, LaunchError, Slurm
-from pipeline.multirun import labels, launched, sweep_folder
-from pipeline.slurm_jobs import NOTES
+from pipeline.multirun import labels, started_sweeps, sweep_folder
 from pipeline.status import is_finished, note_finished, told
-from pipeline.sweep_jobs import has_jobs
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
@@ -184,10 +182,7 @@ def main() -> None:
         status = 130
     except Exception as error:
         status, untold = 1, error
-    refused = isinstance(untold, LaunchError)
-    sweep = (
-        [] if refused else [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
-    )
+    sweep = [] if isinstance(untold, LaunchError) else started_sweeps()
     if untold and SHOW_TRACEBACKS:
         traceback.print_exception(untold)
     elif untold and not (sweep and _is_a_jobs(untold)):  # the table of a sweep tells what became of its jobs
