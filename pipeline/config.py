@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING
 
 from pipeline.errors import PipelineError
 from pipeline.evidence import check_evidence
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.options import check_count, check_counts
+
+MISSING: Any = "???"  # as omegaconf writes it, which those who read what a run left behind do not need
 
 
 class Dtype(Enum):
