@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,18 +30,15 @@ MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch,
 log = logging.getLogger(__name__)
 
 
-class LogMetrics(Protocol):
-    """Takes numbers of one batch for the tracker."""
-
-    def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
-
-
 def compute(
-    folder: RunFolder, experiment: Experiment, log_metrics: LogMetrics, processes: Processes | None = None
+    folder: RunFolder,
+    experiment: Experiment,
+    log_metrics: Callable[[dict[str, float], int], None],
+    processes: Processes | None = None,
 ) -> None:
     """Shards: one for each batch at each checkpoint, or their mean alone.
 
-    processes: compute shards elsewhere; they are checked here.
+    log_metrics: takes numbers of a batch, and which one it is. processes: compute shards elsewhere; they are checked here.
 
     Raises:
         PipelineError: the folder has no checkpoint, or one of another experiment.
