@@ -38,7 +38,8 @@ def compute(
 ) -> None:
     """Shards: one for each batch at each checkpoint, or their mean alone.
 
-    log_metrics: takes numbers of a batch, and which one it is. processes: compute shards elsewhere; they are checked here.
+    log_metrics: takes the numbers of a batch, and which one it is.
+    processes: compute shards elsewhere; they are checked here.
 
     Raises:
         PipelineError: the folder has no checkpoint, or one of another experiment.
