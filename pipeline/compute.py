@@ -4,59 +4,79 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pipeline.compute_batch import BatchMatrix
+from pipeline.elsewhere import Elsewhere, Processes
 from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment, MatrixSpec
 from pipeline.folder import RunFolder
-from pipeline.objective import Batch, Criterion, Params, objective_of
+from pipeline.matrix import MATRICES
+from pipeline.objective import Batch, Params, objective_of
 from pipeline.observation import NUM_FIRST, hash_of, observed
-from pipeline.recipe import Recipe, parts_of
+from pipeline.options import name_of
+from pipeline.recipe import parts_of
+from pipeline.running_mean import keep_mean
+from pipeline.strategy import STRATEGIES
+from pipeline.subject import Problem
 from pipeline.terminal import progress
+from pipeline.tiles import Grid
 
+MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
 log = logging.getLogger(__name__)
 
 
-def split(samples: Batch, batch_size: int | None, num_batches: int | None, seed: int) -> list[Batch]:
-    """The first `num_batches` batches of the samples in an order drawn from `seed`; the last one may be smaller.
+def compute(
+    folder: RunFolder,
+    experiment: Experiment,
+    log_metrics: Callable[[dict[str, float], int], None],
+    processes: Processes | None = None,
+) -> None:
+    """Shards: one for each batch at each checkpoint, or their mean alone.
 
-    Batch i is the same whatever `num_batches` is. None means all samples in one batch, and all batches.
+    log_metrics: takes the numbers of a batch, and which one it is.
+    processes: compute shards elsewhere; they are checked here.
 
     Raises:
-        PipelineError: there are fewer batches than asked for.
+        PipelineError: the folder has no checkpoint, or one of another experiment.
     """
-    n = samples.num_samples
-    size = min(batch_size or n, n)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    parts = order.split(size)
-    if num_batches is not None and num_batches > len(parts):
+    steps = folder.checkpoint_steps()
+    if not steps:
         raise PipelineError(
-            f"num_batches={num_batches}: {n} training samples make {len(parts)} batches of {size}: "
-            "lower num_batches or data.batch_size."
+            f"{folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
         )
-    return [_take(samples, part) for part in parts[:num_batches]]
-
-
-def _take(samples: Batch, indices: Tensor) -> Batch:
-    return Batch(*pytree.tree_map(lambda value: _rows(value, indices), tuple(samples)))
-
-
-def _rows(value: Any, indices: Tensor) -> Any:
-    return value[indices.to(value.device)] if isinstance(value, Tensor) else value
+    problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
+    keeps_mean = spec.keeps_mean(len(batches))
+    grid = Grid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
+    others = Elsewhere(processes, folder.passing if keeps_mean else folder.shard, grid)
+    for step in steps:  # all of them before anything is written
+        problem.load(folder.checkpoint(step))
+    if not keeps_mean:
+        others.compute([(step, index) for step in steps for index in range(len(batches))])
+    for step in steps:
+        if len(steps) > 1:
+            problem.load(folder.checkpoint(step))
+        about = (folder, step, problem, batches, spec)
+        if keeps_mean:
+            made = keep_mean(folder, step, matrices_of(*about), partial(others.compute_next, step))
+        else:
+            made = compute_step(*about)
+        for attrs in made:
+            prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
+            numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
+            log_metrics(numbers, attrs["batch_index"])
 
 
 def compute_step(
     folder: RunFolder,
     step: int,
-    model: nn.Module,
-    criterion: Criterion,
+    problem: Problem,
     batches: Sequence[Batch],
-    recipe: Recipe,
+    spec: MatrixSpec,
 ) -> Iterator[dict[str, Any]]:
     """Write the shards of one checkpoint that are not there yet; give the attributes of each batch's shard.
 
@@ -64,7 +84,7 @@ def compute_step(
         PipelineError: a shard in the folder belongs to another config, experiment or other weights, the loss is not
             finite, the matrix holds NaN, or a file cannot be written.
     """
-    matrices = matrices_of(folder, step, model, criterion, batches, recipe)
+    matrices = matrices_of(folder, step, problem, batches, spec)
     found = [matrix.there() for matrix in matrices]  # all are looked at before one is written
     if there := len(found) - found.count(None):
         log.info("step %d: %d of %d shards are there already.", step, there, len(batches))
@@ -75,25 +95,29 @@ def compute_step(
 def matrices_of(
     folder: RunFolder,
     step: int,
-    model: nn.Module,
-    criterion: Criterion,
+    problem: Problem,
     batches: Sequence[Batch],
-    recipe: Recipe,
+    spec: MatrixSpec,
     only: int | None = None,
 ) -> list[BatchMatrix]:
     """What is to be computed at one checkpoint, a matrix a batch; or that of one batch only."""
-    at = objective_of(model, criterion, recipe.parameters)
-    parts = parts_of(model, criterion, recipe.parameters, recipe.blocks)
+    about = (problem.model, problem.criterion, spec.parameters)
+    at = objective_of(*about)
+    parts = parts_of(*about, spec.blocks)
     names = {
-        **recipe.names,
-        "blocks": recipe.blocks.value,
+        "strategy": name_of(spec.strategy, STRATEGIES),
+        "matrix": name_of(spec.matrix, MATRICES),
+        "reduction": str(getattr(problem.criterion, "reduction", "mean")),
+        "config_hash": spec.hash(),
+        "train_hash": problem.hashes["train_hash"],
+        "blocks": spec.blocks.value,
         "step": step,
         "weights_hash": _hash(at[1]),
         "torch_version": str(torch.__version__),
         "num_batches": len(batches),
     }
     first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
-    place = folder.passing if recipe.keeps_mean(len(batches)) else folder.shard
+    place = folder.passing if spec.keeps_mean(len(batches)) else folder.shard
     return [
         BatchMatrix(
             place(step, index),
@@ -106,7 +130,7 @@ def matrices_of(
             at,
             parts,
             batch,
-            recipe,
+            spec,
             first,
         )
         for index, batch in enumerate(batches)

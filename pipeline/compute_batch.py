@@ -20,13 +20,14 @@ from pipeline.bands import Band
 from pipeline.certificate import directions
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
 from pipeline.evidence import CHECKSUMS, check_evidence
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import set_aside
 from pipeline.hdf5 import Array, read_arrays
 from pipeline.journal import Journal
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.observation import observed
-from pipeline.recipe import Part, Recipe, blocks_of, certified
+from pipeline.recipe import Part, blocks_of, certified
 from pipeline.shard_writer import ShardWriter, write_shard
 from pipeline.shards import Shard, open_shard
 from pipeline.strategy.attempt import Failures
@@ -49,7 +50,7 @@ class BatchMatrix:
     at: tuple[Objective, Params]
     parts: Sequence[Part]
     batch: Batch
-    recipe: Recipe
+    spec: MatrixSpec
     first: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -180,7 +181,7 @@ class BatchMatrix:
         Raises:
             StrategyError: another way is to be taken.
         """
-        storage, computed = self.recipe.storage, str(gradient.dtype)
+        storage, computed = self.spec.storage, str(gradient.dtype)
         stored = storage.precision or computed
         depends_on = {key: value for key, value in self.identity.items() if key != "num_batches"}
         if failures:
@@ -202,7 +203,7 @@ class BatchMatrix:
                 name, there, to_do = path.name, writer.num_there, writer.num_to_do
                 log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
             for part in self.parts:
-                for block in blocks_of(self.recipe, part, self.batch, writer.wanted, attrs, failures):
+                for block in blocks_of(self.spec, part, self.batch, writer.wanted, attrs, failures):
                     writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
             if stored != computed:
                 attrs |= writer.rounding
@@ -210,9 +211,9 @@ class BatchMatrix:
 
     def _certified(self, products: Array) -> dict[str, float]:
         weights = next(iter(self.at[1].values()))
-        stored = torch.float32 if self.recipe.storage.precision == "float32" else weights.dtype
+        stored = torch.float32 if self.spec.storage.precision == "float32" else weights.dtype
         there = torch.from_numpy(products).to(weights.device)
-        return certified(self.recipe, self.parts, self.batch, there, stored, self.name)
+        return certified(self.spec, self.parts, self.batch, there, stored, self.name)
 
     @property
     def _layout(self) -> Layout:
@@ -220,7 +221,7 @@ class BatchMatrix:
 
     @property
     def _grid(self) -> Grid:
-        return Grid.of(self._layout, self.recipe.storage.tile, self.recipe.blocks.value)
+        return Grid.of(self._layout, self.spec.storage.tile, self.spec.blocks.value)
 
 
 def shard_at(path: Path) -> Shard | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING
 
 from pipeline.errors import PipelineError
 from pipeline.evidence import check_evidence
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.options import check_count, check_counts
+
+MISSING: Any = "???"  # as omegaconf writes it, which those who read what a run left behind do not need
 
 
 class Dtype(Enum):
@@ -148,10 +149,16 @@ def checkpoint_steps(settings: Mapping[str, Any]) -> list[int]:
     """
     steps = settings["checkpoint_steps"]
     if steps == LOG:
-        last = int(settings["training"].get("num_steps", 0))
+        last = last_step(settings)
         spaced = (first * 10**power for power in range(len(str(last))) for first in (1, 2, 5))
         return [0, *(step for step in spaced if step <= last)]
     return list(check_counts("checkpoint_steps", steps, minimum=0, or_word=LOG))
+
+
+def last_step(settings: Mapping[str, Any]) -> int:
+    """The step at which training ends; 0 where it has none."""
+    steps = settings["training"].get("num_steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
@@ -244,6 +251,25 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
         and key.partition(".")[0] not in ("seed", "stages", "hydra", "tracking", "cluster", "device")
     ]
     return " ".join([*told, f"seed={settings.get('seed', 0)}", *extra])
+
+
+def params(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with dotted keys, and without the command."""
+    return flat({key: value for key, value in settings.items() if key != "command"})
+
+
+def command_of(settings: Mapping[str, Any]) -> str:
+    """The command that began the run; empty if it is not known."""
+    return str(settings.get("command", ""))
+
+
+def class_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The class that was chosen in each group, without its package: {"model": "MLP", ...}."""
+    return {
+        group: str(options["_target_"]).rpartition(".")[2]
+        for group, options in settings.items()
+        if isinstance(options, Mapping) and "_target_" in options
+    }
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from pipeline.certificate import certify, directions
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
-from pipeline.objective import Batch, Criterion, Inputs, Objective, Params, leaves_of, objective_of
+from pipeline.objective import Batch, Criterion, Inputs, Objective, Params, layout_of, leaves_of, objective_of
 from pipeline.plan import check_room
 from pipeline.reference import Reference
 from pipeline.samples import check_samples_apart, squares_count_samples
@@ -160,7 +160,7 @@ class _Task:
             except StrategyError as error:
                 failures.append((choice.name, error))
                 continue
-            if isinstance(strategy, Auto):
+            if choice.reason:
                 tell(because(choice, failures))
             return dense, layout
         raise refusal(failures)
@@ -221,8 +221,8 @@ def layer_hessians(
     A layer is what a module has of its own, its weight and bias together; what the model itself has goes by the name of
     its first parameter. Arguments and errors are those of `hessian`.
     """
-    place, dtype = _place(options.get("device")), options.get("dtype")
-    layout = Layout.of(objective_of(model, criterion, parameters, dtype, place)[1])
+    _place(options.get("device"))  # is told before anything of the model
+    layout = layout_of(model, parameters, options.get("dtype"))
     return {
         layer: hessian(model, criterion, inputs, targets, parameters=layout.names_in(span), **options)
         for layer, span in layout.layers().items()

@@ -29,27 +29,27 @@ class Limit:
     why: str
 
 
-def stability_limit(config: Mapping[str, Any], matrix: str) -> Limit:
+def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> Limit:
     """2/η for gradient descent of learning rate η, less the weight decay that training adds to every eigenvalue.
 
     With momentum β (v ← βv + g, w ← w - ηv) a quadratic is left above 2(1 + β)/η. Both are of steps on all samples:
     minibatches keep λmax below the line. Adam divides each step by a running size of the gradient, so no line of the
     raw learning rate bounds λmax (Cohen et al. 2022, arXiv:2207.14484), and none is drawn.
+
+    training, options: the class of the training and what it was given.
     """
-    training = config.get("training") or {}
-    name = str(training.get("_target_", "")).rpartition(".")[2]
-    rate = training.get("learning_rate")
+    rate = options.get("learning_rate")
     if matrix not in ("hessian", "ggn"):
         return Limit(None, "", "No line 2/η: it bounds the eigenvalues of the Hessian, not of this matrix.")
-    if name == "Adam":
+    if training == "Adam":
         return Limit(None, "", "No line 2/η: Adam rescales each step, so 2/η does not bound λmax.")
-    if name not in ("GD", "SGD") or not isinstance(rate, int | float) or rate <= 0:
+    if training not in ("GD", "SGD") or not isinstance(rate, int | float) or rate <= 0:
         return Limit(None, "", "")
-    momentum, decay = float(training.get("momentum") or 0.0), float(training.get("weight_decay") or 0.0)
+    momentum, decay = float(options.get("momentum") or 0.0), float(options.get("weight_decay") or 0.0)
     symbol = ("2/η" if momentum == 0 else "2(1+β)/η") + (f" − {decay:g}" if decay else "")
     why = f"Dashed: {symbol} with η = {rate:g}{f', β = {momentum:g}' if momentum else ''}, above which "
     why += "steps of gradient descent grow on a quadratic."
-    if name == "SGD" and training.get("batch_size") is not None:
+    if training == "SGD" and options.get("batch_size") is not None:
         why += " Minibatches keep λmax below it."
     return Limit(2 * (1 + momentum) / rate - decay, symbol, why)
 

@@ -26,7 +26,7 @@ class ModuleState:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
-        _check_modules(model)
+        check_parameters(model)
         self._places: list[tuple[dict[str, Any], str, int]] = [
             (registered, key, id(value))
             for module in self.modules
@@ -90,7 +90,12 @@ def _nothing() -> None:
     pass
 
 
-def _check_modules(model: nn.Module) -> None:
+def check_parameters(model: nn.Module) -> None:
+    """Refuse a model whose parameters cannot be replaced by other tensors.
+
+    Raises:
+        PipelineError: a module is scripted, or a parameter has not been made yet or is complex.
+    """
     for name, module in model.named_modules():
         where = f"{type(module).__name__}{f' ({name})' if name else ''}"
         if isinstance(module, torch.jit.ScriptModule):

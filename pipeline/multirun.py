@@ -1,4 +1,4 @@
-"""What Hydra tells before it begins: of a sweep, which jobs there will be; beside `run.py` the only importer of Hydra.
+"""What Hydra tells of a run and of a sweep: which jobs there will be, in which folder, by which names they are tracked.
 
 Hydra's `on_multirun_end` is not called when a job has failed, so the end of a sweep is seen to in `run.main`.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
+from pipeline.config import command_of, params, run_name
 from pipeline.folder import RunFolder
-from pipeline.sweep_jobs import plan
+from pipeline.slurm_jobs import NOTES
+from pipeline.sweep_jobs import has_jobs, job_name, plan
 
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
 
@@ -33,8 +38,33 @@ class Multirun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         launched.append(folder)
-        if config.hydra.sweeper._target_.endswith("BasicSweeper"):  # others choose jobs as they go
+        if (
+            config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+        ):  # others choose jobs as they go
             plan(folder, shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]]), jobs_of(config))
+
+
+def started_sweeps() -> list[Path]:
+    """The folders of the sweeps of this process of which a job has begun."""
+    return [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the sweep that this run is a job of; None for a single run."""
+    hydra_config = HydraConfig.get()
+    return Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
+
+
+def labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The name, params and tags of this run in the tracker."""
+    runtime, sweep = HydraConfig.get(), sweep_folder()
+    choices = {group: str(choice) for group, choice in runtime.runtime.choices.items() if "/" not in group}
+    name = job_name(sweep, int(runtime.job.num)) if sweep else None
+    return (
+        name or run_name(choices, runtime.overrides.task, settings),
+        {**params(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
+        {"command": command_of(settings)},
+    )
 
 
 def jobs_of(config: DictConfig) -> list[list[str]]:

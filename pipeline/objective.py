@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.errors import PipelineError
-from pipeline.module_state import ModuleState
+from pipeline.layout import Layout
+from pipeline.module_state import ModuleState, check_parameters
 from pipeline.options import check_count
 from pipeline.plain import Plain, check_modules, checkpoints_off
 from pipeline.trees import Tree
@@ -176,9 +177,7 @@ def objective_of(
             least single precision; the seed is negative; a module computes something whose derivative autograd does not
             see.
     """
-    chosen = select(model, parameters)
-    check_modules(model)
-    check_dtype(dtype)
+    chosen = set(layout_of(model, parameters, dtype).names)
     if randomness is not None:
         check_count("randomness", randomness, minimum=0)
     state = ModuleState(model)
@@ -189,7 +188,6 @@ def objective_of(
 
     weights = {name: copied(value) for name, value in own.items()}
     params = {name: value.clone() for name, value in weights.items() if name in chosen}
-    _check_precision(params)
     buffers = {id(value): copied(value) for _, value in model.named_buffers()}
     outer = ModuleState(criterion) if isinstance(criterion, nn.Module) else None
     if isinstance(criterion, nn.Module):  # class weights, say, or a centre that moves with each call
@@ -220,6 +218,29 @@ def objective_of(
             return run(*args, **kwargs)
 
     return Objective(predict, criterion, within), params
+
+
+def layout_of(
+    model: nn.Module,
+    parameters: Sequence[str] | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Layout:
+    """The rows and columns of a matrix by these weights, from their shapes alone: nothing is copied.
+
+    Arguments and errors are those of `objective_of`.
+    """
+    chosen = select(model, parameters)
+    check_modules(model)
+    check_dtype(dtype)
+    check_parameters(model)
+    params = {name: value for name, value in model.named_parameters() if name in chosen}
+    _check_precision(
+        {
+            value.dtype if dtype is None or not value.is_floating_point() else dtype
+            for value in params.values()
+        }
+    )
+    return Layout.of(params)
 
 
 def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -289,8 +310,8 @@ def check_dtype(dtype: Any) -> None:
         raise PipelineError(f"dtype={dtype!r}: choose torch.float32, torch.float64 or None, the model's own.")
 
 
-def _check_precision(params: Params) -> None:
-    kinds = sorted({str(value.dtype) for value in params.values()})
+def _check_precision(dtypes: set[torch.dtype]) -> None:
+    kinds = sorted(map(str, dtypes))
     if len(kinds) > 1:
         raise PipelineError(
             f"the weights are of several dtypes ({', '.join(kinds)}): choose one for all by dtype=torch.float64."

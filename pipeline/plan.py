@@ -14,7 +14,8 @@ from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.limits import available_memory, in_words
 from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy import Auto, Strategy
+from pipeline.strategy import Strategy
+from pipeline.strategy.attempt import choices_of
 from pipeline.strategy.tangent import push
 
 NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
@@ -42,13 +43,19 @@ class Plan:
         """The plan for one batch. Cost: one or two forward passes."""
         num_parameters = Layout.of(params).num_parameters
         itemsize = next(iter(params.values())).element_size()
-        taken = None
-        if isinstance(strategy, Auto):
-            strategy, taken, _ = strategy.choose(objective, params, batch)
+        strategy, name, reason = choices_of(strategy, objective, params, batch)[0]
         cost = strategy.cost(objective, params, batch)
         held = strategy.memory(num_parameters, itemsize)
         size = num_parameters**2 * itemsize
-        return Plan(num_parameters, batch.num_samples, cost.num_tangents, cost.flop, size, held, taken)
+        return Plan(
+            num_parameters,
+            batch.num_samples,
+            cost.num_tangents,
+            cost.flop,
+            size,
+            held,
+            name if reason else None,
+        )
 
     @staticmethod
     def together(plans: Sequence[Plan]) -> Plan:

@@ -1,4 +1,4 @@
-"""What is computed of each batch: which matrix, by which strategy, of which weights, and what its shard is to be."""
+"""The diagonal blocks that are computed of a batch's matrix, each by its strategy, and their certificates."""
 
 from __future__ import annotations
 
@@ -12,44 +12,17 @@ from torch import Tensor, nn
 
 from pipeline.blocks import Block
 from pipeline.certificate import Certificate, certify, directions
-from pipeline.config import Blocks, Keep, Verify
+from pipeline.config import Blocks, Verify
 from pipeline.errors import StrategyError
-from pipeline.layout import Layout
+from pipeline.experiment import MatrixSpec
 from pipeline.matrix import Matrix
-from pipeline.objective import Batch, Criterion, Objective, Params, objective_of
+from pipeline.objective import Batch, Criterion, Objective, Params, layout_of, objective_of
 from pipeline.reference import Reference
-from pipeline.storage import AS_COMPUTED, Storage
-from pipeline.strategy import Auto, Strategy
 from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell
 from pipeline.strategy.wanted import Wanted
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is computed of each batch, and what its shard says about itself.
-
-    parameters: names or globs of the weights to differentiate by; None for all that require grad.
-    names: attributes of every shard: the names of strategy and matrix, the reduction, the config's hash.
-    verify: what becomes of a matrix that fails its certificate.
-    blocks: all of the matrix, or the diagonal blocks of the layers alone. storage: how it lies in its file.
-    keep: the matrix of each batch, or the mean of all alone.
-    """
-
-    matrix: Matrix
-    strategy: Strategy
-    parameters: Sequence[str] | None
-    names: dict[str, str]
-    verify: Verify = Verify.error
-    blocks: Blocks = Blocks.all
-    storage: Storage = AS_COMPUTED
-    keep: Keep = Keep.all
-
-    def keeps_mean(self, num_batches: int) -> bool:
-        """Whether a batch's matrix goes when it has been added to the mean; that of one batch is the mean."""
-        return self.keep is Keep.mean and num_batches > 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +52,7 @@ def parts_of(
     model: nn.Module, criterion: Criterion, parameters: Sequence[str] | None, blocks: Blocks
 ) -> list[Part]:
     """One part for the whole matrix, or one for each layer."""
-    layout = Layout.of(objective_of(model, criterion, parameters)[1])
+    layout = layout_of(model, parameters)
     spans = [slice(0, layout.num_parameters)]
     if blocks is Blocks.layer:
         spans = list(layout.layers().values())
@@ -89,7 +62,7 @@ def parts_of(
 
 
 def blocks_of(
-    recipe: Recipe, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any], failures: Failures = ()
+    spec: MatrixSpec, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any], failures: Failures = ()
 ) -> Iterator[Block]:
     """The blocks of a part, by rows and columns of the whole matrix.
 
@@ -98,17 +71,17 @@ def blocks_of(
     Raises:
         StrategyError: the model cannot be differentiated in this way.
     """
-    transformed, drawn = recipe.matrix.problem(part.objective, part.params, batch)
+    transformed, drawn = spec.matrix.problem(part.objective, part.params, batch)
 
     def inside(rows: slice, cols: slice) -> bool:
         return wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
 
     tried = {name for name, _ in failures}
-    ways = choices_of(recipe.strategy, transformed, part.params, drawn)
+    ways = choices_of(spec.strategy, transformed, part.params, drawn)
     choice = next((way for way in ways if way.name not in tried), None)
     if choice is None:
         raise refusal(failures)
-    if isinstance(recipe.strategy, Auto):
+    if choice.reason:
         choice = because(choice, failures)
         tell(choice)
         attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
@@ -122,7 +95,7 @@ def _shifted(span: slice, by: int) -> slice:
 
 
 def certified(
-    recipe: Recipe, parts: Sequence[Part], batch: Batch, products: Tensor, stored: torch.dtype, name: str
+    spec: MatrixSpec, parts: Sequence[Part], batch: Batch, products: Tensor, stored: torch.dtype, name: str
 ) -> dict[str, float]:
     """What the certificate found, as attributes of the shard.
 
@@ -131,14 +104,14 @@ def certified(
     Raises:
         StrategyError: H v is wrong, and verify=error.
     """
-    if recipe.verify == Verify.off:
+    if spec.verify == Verify.off:
         return {}
-    found = [part.certificate(recipe.matrix, batch, products, stored) for part in parts]
+    found = [part.certificate(spec.matrix, batch, products, stored) for part in parts]
     failed = [certificate for certificate in found if not certificate.passed]
     worst = max(
         failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1)
     )
-    if failed and recipe.verify == Verify.warn:
+    if failed and spec.verify == Verify.warn:
         log.warning("%s: %s: stored all the same, because verify=warn.", name, worst)
     elif failed:
         remedy = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import report_tables as tables
+from pipeline.config import class_names
 from pipeline.errors import PipelineError
 from pipeline.findings import Findings
 from pipeline.folder import RunFolder, write_atomically
@@ -87,7 +88,11 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
     return Findings(
         results,
         tables.read_history(folder.history),
-        stability_limit(chosen, results[steps[-1]].matrix),
+        stability_limit(
+            class_names(chosen).get("training", ""),
+            chosen.get("training") or {},
+            results[steps[-1]].matrix,
+        ),
         {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
     )
 
@@ -118,7 +123,7 @@ def _page(
         attrs=file.attrs,
         extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
         matrix=matrix_name(file.matrix),
-        choices=_choices(chosen),
+        choices=list(class_names(chosen).items()),
         seed=chosen.get("seed"),
         config=yaml,
         command=command,
@@ -133,12 +138,3 @@ def _page(
         versions=tables.versions(file),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-def _choices(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which class was chosen in each group of the config."""
-    return [
-        (group, str(options["_target_"]).rsplit(".", 1)[-1])
-        for group, options in config.items()
-        if isinstance(options, Mapping) and "_target_" in options
-    ]

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.checkpoints import load_weights
 from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
 from pipeline.folder import RunFolder
 from pipeline.moments import Weighting
 from pipeline.objective import Batch, Criterion, Params, flatten, objective_of
@@ -43,6 +44,21 @@ class Landscape:
     batches: Sequence[Batch]
     parameters: Sequence[str] | None
     num_points: int
+
+
+def compute_slices(folder: RunFolder, experiment: Experiment, num_points: int) -> None:
+    """The slices stage: one file for each step that has a spectrum.
+
+    Raises:
+        PipelineError: as `slice_steps`, or a checkpoint is of another experiment.
+    """
+    problem = experiment.problem
+    for path in map(folder.checkpoint, folder.spectrum_steps()):
+        if path.exists():
+            problem.load(path)  # refuses those of another experiment, also where nothing is to do
+    about = (problem.model, problem.criterion, experiment.batches(), experiment.matrix.parameters)
+    for _ in slice_steps(folder, Landscape(*about, num_points)):
+        pass
 
 
 def slice_steps(folder: RunFolder, landscape: Landscape) -> Iterator[tuple[int, LandscapeFile]]:

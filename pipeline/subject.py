@@ -1,26 +1,29 @@
-"""What is differentiated: a model on its device, the samples, and the criterion."""
+"""What is differentiated: a model on its device, the samples in batches, and the criterion."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pipeline.checkpoints import evidence_in, load_weights
-from pipeline.data import Samples
+from pipeline.errors import PipelineError
 from pipeline.evidence import check_evidence
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Criterion, objective_of
+from pipeline.objective import Batch, Criterion, layout_of
 from pipeline.observation import hashes_of
 from pipeline.options import check_count
 from pipeline.training import check_fit, observe
 
 
 @dataclass(frozen=True)
-class Subject:
+class Problem:
     """Model and samples on one device and in one dtype; the model is in eval mode.
 
     batch_size: samples of one Hessian; None takes all training samples as one batch.
@@ -38,9 +41,10 @@ class Subject:
         dtype: torch.dtype,
         model: nn.Module,
         criterion: Criterion,
-        samples: Samples,
+        train: Batch,
+        test: Batch | None,
         batch_size: int | None,
-    ) -> Subject:
+    ) -> Problem:
         """Bring all of it to the device.
 
         Raises:
@@ -51,10 +55,10 @@ class Subject:
         model = model.to(device, dtype).eval()
         if isinstance(criterion, nn.Module):
             criterion = criterion.to(device, dtype)
-        train = samples.train.to(device, dtype)
-        test = samples.test.to(device, dtype) if samples.test is not None else None
+        train = train.to(device, dtype)
+        test = test.to(device, dtype) if test is not None else None
         check_fit(model, criterion, train)
-        return Subject(model, criterion, train, test, batch_size)
+        return Problem(model, criterion, train, test, batch_size)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -73,6 +77,43 @@ class Subject:
                 checkpoint, told, {**self.hashes, **observe(self.model, self.criterion, self.train)}
             )
 
-    def layout(self, parameters: list[str] | None) -> Layout:
-        """The weights that the matrix is taken by."""
-        return Layout.of(objective_of(self.model, self.criterion, parameters)[1])
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return next(value.dtype for value in self.model.parameters() if value.is_floating_point())
+
+    def layout(self, parameters: Sequence[str] | None) -> Layout:
+        """The weights that the matrix is taken by; their shapes are read and nothing is copied."""
+        return layout_of(self.model, parameters)
+
+    def batches(self, num_batches: int | None, seed: int) -> list[Batch]:
+        """The batches of training samples whose matrices are taken, see `split`."""
+        return split(self.train, self.batch_size, num_batches, seed)
+
+
+def split(samples: Batch, batch_size: int | None, num_batches: int | None, seed: int) -> list[Batch]:
+    """The first `num_batches` batches of the samples in an order drawn from `seed`; the last one may be smaller.
+
+    Batch i is the same whatever `num_batches` is. None means all samples in one batch, and all batches.
+
+    Raises:
+        PipelineError: there are fewer batches than asked for.
+    """
+    n = samples.num_samples
+    size = min(batch_size or n, n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    parts = order.split(size)
+    if num_batches is not None and num_batches > len(parts):
+        raise PipelineError(
+            f"num_batches={num_batches}: {n} training samples make {len(parts)} batches of {size}: "
+            "lower num_batches or data.batch_size."
+        )
+    return [_take(samples, part) for part in parts[:num_batches]]
+
+
+def _take(samples: Batch, indices: Tensor) -> Batch:
+    return Batch(*pytree.tree_map(lambda value: _rows(value, indices), tuple(samples)))
+
+
+def _rows(value: Any, indices: Tensor) -> Any:
+    return value[indices.to(value.device)] if isinstance(value, Tensor) else value

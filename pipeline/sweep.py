@@ -53,6 +53,15 @@ def conclude(folder: Path) -> Sweep:
     return sweep
 
 
+def exit_status(folder: Path) -> int:
+    """Sum up the sweep in a folder; 1 if a job is not finished or the table cannot be made."""
+    try:
+        return 1 if conclude(folder).unfinished else 0
+    except PipelineError as error:
+        log.error("%s", error)
+        return 1
+
+
 def show(sweep: Sweep) -> None:
     """Print the table, each job that is not finished with its reason, and where the files are."""
     unfinished = sweep.unfinished

@@ -30,24 +30,24 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 WORK = ("training", "Hessians and shards", "mean and eigenvalues")  # all else is overhead
 PARTS = {  # functions and methods, by what they are timed as
-    "training": ("pipeline.stages:train",),
-    "Hessians and shards": ("pipeline.stages:compute",),
-    "mean and eigenvalues": ("pipeline.stages:aggregate",),
+    "training": ("pipeline.run:train",),
+    "Hessians and shards": ("pipeline.run:compute",),
+    "mean and eigenvalues": ("pipeline.run:aggregate",),
     "Hydra": ("pipeline.run:main",),
     "rest": ("pipeline.run:run",),
-    "data and model": ("pipeline.run:build_subject",),
+    "data and model": ("pipeline.instantiate:instantiate",),
     "plan": ("pipeline.foresight:check_plan",),
-    "loss along eigenvectors": ("pipeline.stages:slices",),
-    "figures and report": ("pipeline.stages:report",),
+    "loss along eigenvectors": ("pipeline.run:slices",),
+    "figures and report": ("pipeline.run:report",),
     "MLflow, summary and table": (
         "pipeline.tracking.mlflow:MLflow.start",
         "pipeline.tracking.mlflow:MLflowRun.log_metrics",
         "pipeline.tracking.mlflow:MLflowRun.log_artifact",
         "pipeline.tracking.mlflow:MLflowRun.set_tags",
         "pipeline.tracking.mlflow:MLflowRun.close",
-        "pipeline.stages:Diary.close",
+        "pipeline.recorder:RunRecorder.close",
     ),
-    "config": ("pipeline.run:plain", "pipeline.run:build"),
+    "config": ("pipeline.instantiate:prepare", "pipeline.instantiate:plain", "pipeline.instantiate:build"),
 }
 START, END = "PROFILE_START", "PROFILE_END"
 

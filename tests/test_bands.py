@@ -9,26 +9,26 @@ import torch
 from torch import nn
 
 from pipeline.bands import Band, dealt, number_there
-from pipeline.compute import compute_step, matrices_of, split
+from pipeline.compute import compute_step, matrices_of
 from pipeline.config import Blocks, Verify
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder, partial_of
 from pipeline.hdf5 import read_arrays
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
-from pipeline.recipe import Recipe
 from pipeline.shards import open_shard
 from pipeline.storage import Blosc2, Plain
 from pipeline.strategy import HVP, Auto, KhatriRao
+from pipeline.subject import Problem
 from pipeline.tiles import Grid
 from pipeline.verify import verify
 
-NAMES = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0" * 16}
 TILE = 9
 NUM_ROWS = 71  # 8 rows of tiles
-RECIPE = Recipe(Hessian(), HVP(), None, NAMES, storage=Plain(TILE))
+SPEC = MatrixSpec(Hessian(), HVP(), storage=Plain(TILE))
 OWN = ("tile", "bands", "checksum", "seconds")
 
 
@@ -41,19 +41,20 @@ def about():
     generator = torch.Generator().manual_seed(2)
     samples = Batch(*(torch.randn(11, n, dtype=torch.float64, generator=generator) for n in (5, 1)))
     assert sum(value.numel() for value in model.parameters()) == NUM_ROWS
-    return model, SquaredError(), split(samples, 6, None, seed=0)
+    problem = Problem(model, SquaredError(), samples, None, 6)
+    return problem, problem.batches(None, seed=0)
 
 
-def whole(path, about, recipe=RECIPE):
-    list(compute_step(RunFolder(path), 5, *about, recipe))
+def whole(path, about, spec=SPEC):
+    list(compute_step(RunFolder(path), 5, *about, spec))
     return RunFolder(path)
 
 
-def in_bands(path, about, recipe=RECIPE, number=2, batch=0, only=None):
+def in_bands(path, about, spec=SPEC, number=2, batch=0, only=None):
     """Bands as other processes leave them; nothing is joined."""
     folder = RunFolder(path)
     for index in range(number) if only is None else only:
-        matrices_of(folder, 5, *about, recipe)[batch].write_band(Band(index, number))
+        matrices_of(folder, 5, *about, spec)[batch].write_band(Band(index, number))
     return folder
 
 
@@ -78,7 +79,7 @@ def test_every_row_of_tiles_is_in_one_band_and_bands_are_alike(number, blocks):
     [
         {},
         {"strategy": KhatriRao()},
-        {"strategy": Auto(few_weights=1, very_few_weights=1), "names": {**NAMES, "strategy": "auto"}},
+        {"strategy": Auto(few_weights=1, very_few_weights=1)},
         {"blocks": Blocks.layer},
         {"storage": Blosc2(TILE)},
         {"storage": Plain(TILE, "float32")},
@@ -87,11 +88,11 @@ def test_every_row_of_tiles_is_in_one_band_and_bands_are_alike(number, blocks):
     ids=["hvp", "khatri_rao", "auto", "layer", "blosc2", "float32", "unverified"],
 )
 def test_bands_that_are_joined_are_the_matrix(tmp_path, about, options, number):
-    recipe = dataclasses.replace(RECIPE, **options)
-    expected = whole(tmp_path / "whole", about, recipe)
-    folder = in_bands(tmp_path / "bands", about, recipe, number)
+    spec = dataclasses.replace(SPEC, **options)
+    expected = whole(tmp_path / "whole", about, spec)
+    folder = in_bands(tmp_path / "bands", about, spec, number)
     assert folder.shard_paths(5) == []  # the bands are no shards
-    list(compute_step(folder, 5, *about, recipe))
+    list(compute_step(folder, 5, *about, spec))
     for one, other in zip(folder.shard_paths(5), expected.shard_paths(5), strict=True):
         found, shard = open_shard(one), open_shard(other)
         np.testing.assert_array_equal(found.dense(), shard.dense())
@@ -111,7 +112,7 @@ def test_bands_that_are_joined_are_the_matrix(tmp_path, about, options, number):
 
 def test_any_hdf5_tool_sees_one_matrix(tmp_path, about):
     folder = in_bands(tmp_path, about, number=3)
-    list(compute_step(folder, 5, *about, RECIPE))
+    list(compute_step(folder, 5, *about, SPEC))
     with h5py.File(folder.shard(5, 0)) as file:
         values, triangle = file["matrix"][:], file["matrix"].attrs["triangle"]
         assert file["matrix"].is_virtual
@@ -124,7 +125,7 @@ def test_any_hdf5_tool_sees_one_matrix(tmp_path, about):
 
 def test_a_folder_with_bands_can_be_moved(tmp_path, about):
     folder = in_bands(tmp_path / "before", about)
-    list(compute_step(folder, 5, *about, RECIPE))
+    list(compute_step(folder, 5, *about, SPEC))
     expected = open_shard(folder.shard(5, 0)).dense()
     folder.path.rename(tmp_path / "after")
     path = RunFolder(tmp_path / "after").shard(5, 0)
@@ -137,7 +138,7 @@ def test_bands_that_are_missing_are_made_and_the_others_taken(tmp_path, about):
     folder = in_bands(tmp_path, about, number=3, only=[0, 2])
     there = stamps(folder, "*/*.bands/*.h5")
     assert number_there(folder.shard(5, 0)) == 3
-    list(compute_step(folder, 5, *about, RECIPE))
+    list(compute_step(folder, 5, *about, SPEC))
     after = stamps(folder, "*/*.bands/*.h5")
     assert len(there) == 2
     assert len(after) == 3
@@ -159,14 +160,14 @@ def test_a_band_that_is_cut_short_goes_on(tmp_path, about, caplog, monkeypatch):
             yield block
 
     monkeypatch.setattr(HVP, "blocks", stopped)
-    recipe = dataclasses.replace(RECIPE, strategy=HVP(5))
+    spec = dataclasses.replace(SPEC, strategy=HVP(5))
     with pytest.raises(KeyboardInterrupt):
-        in_bands(tmp_path / "bands", about, recipe)
+        in_bands(tmp_path / "bands", about, spec)
     monkeypatch.undo()
     folder = RunFolder(tmp_path / "bands")
     assert number_there(folder.shard(5, 0)) == 2
     with caplog.at_level("INFO"):
-        list(compute_step(folder, 5, *about, recipe))
+        list(compute_step(folder, 5, *about, spec))
     assert "1-of-2.h5: " in caplog.text
     np.testing.assert_allclose(
         open_shard(folder.shard(5, 0)).dense(), open_shard(expected.shard(5, 0)).dense(), rtol=0, atol=1e-14
@@ -175,7 +176,7 @@ def test_a_band_that_is_cut_short_goes_on(tmp_path, about, caplog, monkeypatch):
 
 def test_a_damaged_band_is_found_set_aside_and_made_again_alone(tmp_path, about):
     folder = in_bands(tmp_path, about)
-    list(compute_step(folder, 5, *about, RECIPE))
+    list(compute_step(folder, 5, *about, SPEC))
     path = folder.shard(5, 0)
     expected, there = open_shard(path).dense(), stamps(folder, "*/*.bands/*.h5")
     band = Band(1, 2).path(path)
@@ -191,20 +192,20 @@ def test_a_damaged_band_is_found_set_aside_and_made_again_alone(tmp_path, about)
     assert not band.exists()
     with pytest.raises(DamagedFile, match=r"batch-00000\.h5 is damaged \(its band batch-00000\.bands/2-of-2"):
         open_shard(path)
-    list(compute_step(folder, 5, *about, RECIPE))
+    list(compute_step(folder, 5, *about, SPEC))
     np.testing.assert_array_equal(open_shard(path).dense(), expected)
     after = stamps(folder, "*/*.bands/*.h5")
     assert after[Band(0, 2).path(path)] == there[Band(0, 2).path(path)]
     assert verify(tmp_path) == []
 
 
-@pytest.mark.parametrize("options", [{"names": {**NAMES, "config_hash": "1" * 16}}, {"storage": Plain(8)}])
+@pytest.mark.parametrize("options", [{"settings": {"seed": 1}}, {"storage": Plain(8)}])
 def test_a_band_of_another_config_is_refused(tmp_path, about, options):
     folder = in_bands(tmp_path, about)
     with pytest.raises(
         PipelineError, match=r"1-of-2\.h5 has (config_hash|tile)=.*: one folder holds one config"
     ):
-        list(compute_step(folder, 5, *about, dataclasses.replace(RECIPE, **options)))
+        list(compute_step(folder, 5, *about, dataclasses.replace(SPEC, **options)))
 
 
 def test_bands_of_a_matrix_that_fails_its_certificate_are_refused(tmp_path, about):
@@ -213,10 +214,10 @@ def test_bands_of_a_matrix_that_fails_its_certificate_are_refused(tmp_path, abou
             for block in super().blocks(*args):
                 yield dataclasses.replace(block, values=block.values * 1.01)
 
-    recipe = dataclasses.replace(RECIPE, strategy=Wrong())
-    folder = in_bands(tmp_path, about, recipe)
+    spec = dataclasses.replace(SPEC, strategy=Wrong())
+    folder = in_bands(tmp_path, about, spec)
     with pytest.raises(PipelineError, match=r"^batch 0 at step 5: H v differs"):
-        list(compute_step(folder, 5, *about, recipe))
+        list(compute_step(folder, 5, *about, spec))
     assert not folder.shard(5, 0).exists()
     assert number_there(folder.shard(5, 0)) is None
 

@@ -4,17 +4,19 @@ import torch
 from torch import nn
 
 from pipeline.certificate import certify, directions
-from pipeline.compute import compute_step, split
+from pipeline.compute import compute_step
 from pipeline.config import Blocks, Verify
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch, objective_of
-from pipeline.recipe import Recipe, parts_of
+from pipeline.recipe import parts_of
 from pipeline.reference import Reference
 from pipeline.shards import open_shard
 from pipeline.strategy import HVP, Autograd
+from pipeline.subject import Problem
 
 NETS = {
     "tanh": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
@@ -136,10 +138,12 @@ def test_a_right_matrix_is_returned_with_verify():
 
 
 def computed(tmp_path, net, verify, strategy):
-    names = {"strategy": "x", "matrix": "hessian", "reduction": "mean", "config_hash": "0"}
-    recipe = Recipe(Hessian(), strategy, None, names, verify)
-    folder = RunFolder(tmp_path)
-    list(compute_step(folder, 0, net, nn.CrossEntropyLoss(), split(batch(), 8, 2, 0), recipe))
+    folder, problem = RunFolder(tmp_path), Problem(net, nn.CrossEntropyLoss(), batch(), None, 8)
+    list(
+        compute_step(
+            folder, 0, problem, problem.batches(2, seed=0), MatrixSpec(Hessian(), strategy, verify=verify)
+        )
+    )
     return folder
 
 

@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.compute import compute_step, split
+from pipeline.compute import compute_step
 from pipeline.config import Blocks, Verify
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import attributes
-from pipeline.matrix import Hessian
+from pipeline.matrix import GGN, Hessian
 from pipeline.objective import Batch, Objective
-from pipeline.recipe import Recipe
 from pipeline.shards import open_shard
 from pipeline.storage import Plain
-from pipeline.strategy import HVP, Triangular
-
-NAMES = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0" * 16}
+from pipeline.strategy import HVP, Func, Triangular
+from pipeline.subject import Problem, split
 
 
 def numbered(num_samples):
@@ -53,9 +52,10 @@ def folder(tmp_path):
     return RunFolder(tmp_path)
 
 
-def compute(folder, model, batches, criterion=None, step=5, parameters=None, by=None, **names):
-    recipe = Recipe(Hessian(), by or HVP(), parameters, {**NAMES, **names})
-    return list(compute_step(folder, step, model, criterion or CrossEntropy(), batches, recipe))
+def compute(folder, model, batches, criterion=None, strategy=None, matrix=None, **options):
+    spec = MatrixSpec(matrix or Hessian(), strategy or HVP(), **options)
+    problem = Problem(model, criterion or CrossEntropy(), batches[0], None, None)
+    return list(compute_step(folder, 5, problem, batches, spec))
 
 
 def written(folder):
@@ -146,7 +146,8 @@ def test_a_shard_says_what_it_is(folder, model, samples):
             "2.bias",
         ]
         assert file["parameters/offsets"][:].tolist() == [0, 12, 16, 24, 26]
-    assert NAMES.items() <= found.items()
+    expected = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean"}
+    assert expected.items() <= found.items()
     expected = {"step": 5, "batch_index": 0, "num_samples": 11, "dtype": "float64", "complete": True}
     assert expected.items() <= found.items()
     assert {"format_version", "torch_version", "weights_hash", "loss"} <= found.keys()
@@ -181,9 +182,9 @@ def test_a_shard_of_other_weights_is_refused(folder, model, samples):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"config_hash": "1" * 16}, "config_hash='0{16}', this run has '1{16}'"),
-        ({"matrix": "ggn"}, "matrix='hessian', this run has 'ggn'"),
-        ({"strategy": "func"}, "strategy='hvp', this run has 'func'"),
+        ({"settings": {"seed": 1}}, "config_hash='.{16}', this run has '.{16}'"),
+        ({"matrix": GGN()}, "matrix='hessian', this run has 'ggn'"),
+        ({"strategy": Func()}, "strategy='hvp', this run has 'func'"),
     ],
 )
 def test_a_shard_of_another_config_is_refused(folder, model, samples, change, told):
@@ -224,7 +225,7 @@ def test_a_matrix_that_holds_nan_is_refused_though_its_loss_is_finite(folder, mo
 
 @pytest.mark.parametrize("strategy", [HVP(), Triangular()])
 def test_only_the_weights_asked_for_are_rows(folder, model, samples, strategy):
-    compute(folder, model, split(samples, 4, 1, seed=0), parameters=["2.*"], by=strategy)
+    compute(folder, model, split(samples, 4, 1, seed=0), parameters=["2.*"], strategy=strategy)
     shard = open_shard(folder.shard(5, 0))
     assert shard.parameters.names == ("2.weight", "2.bias")
     assert shard.num_rows == 10
@@ -245,8 +246,7 @@ def test_a_shard_that_was_cut_short_is_taken_up_inside(folder, model, samples, b
 
     def run(where, stop):
         Interrupted.stop = stop
-        recipe = Recipe(Hessian(), Interrupted(), None, NAMES, blocks=blocks, storage=Plain(tile=4))
-        return list(compute_step(where, 5, model, CrossEntropy(), batches, recipe))
+        return compute(where, model, batches, strategy=Interrupted(), blocks=blocks, storage=Plain(tile=4))
 
     monkeypatch.setattr("pipeline.strategy.triangular.ROWS_PER_BLOCK", 3)
     [whole] = run(RunFolder(folder.path / "whole"), -1)
@@ -276,9 +276,9 @@ def test_no_gradient_stays_in_memory_when_its_shard_is_written(folder, model, sa
         return found
 
     monkeypatch.setattr(Objective, "gradient", gradient)
-    recipe = Recipe(Hessian(), HVP(), None, NAMES, verify=Verify.off)
-    alive = []
-    for _ in compute_step(folder, 5, model, CrossEntropy(), split(samples, 2, None, 0), recipe):
+    spec = MatrixSpec(Hessian(), HVP(), verify=Verify.off)
+    problem, alive = Problem(model, CrossEntropy(), samples, None, 2), []
+    for _ in compute_step(folder, 5, problem, problem.batches(None, 0), spec):
         gc.collect()
         alive.append(sum(reference() is not None for reference in made))
     assert len(made) == 6

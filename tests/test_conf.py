@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 import pipeline.run  # registers the schema
 from pipeline.config import Config, check_settings
+from pipeline.instantiate import build
+from pipeline.instantiate import plain as plain_settings
 
 PROJECT = Path(pipeline.run.__file__).parents[1]
 CONF = PROJECT / "conf"
@@ -48,7 +50,7 @@ def files(tmp_path):
 
 def composed(*overrides):
     config = compose("config", list(overrides))
-    check_settings(pipeline.run.plain(config))
+    check_settings(plain_settings(config))
     return config
 
 
@@ -66,7 +68,7 @@ def test_conf_mirrors_the_folders_of_the_package():
 def test_an_option_composes_and_instantiates(option, files):
     group = option.parent.name
     config = composed(f"{group}={option.name}", *files.get(str(option), []), *files.get(group, []))
-    built = pipeline.run.build(config, group)
+    built = build(config, group)
     assert type(built).__module__.startswith(f"pipeline.{group}.")
     if group == "data":
         samples = built.load()

@@ -18,7 +18,7 @@ from pipeline.findings import Findings
 from pipeline.page import THEMES, Arrays, Chart
 from pipeline.report_words import short
 
-LIMIT = stability_limit({"training": {"_target_": "GD", "learning_rate": 0.1}}, "hessian")
+LIMIT = stability_limit("GD", {"learning_rate": 0.1}, "hessian")
 HISTORY = {
     "step": np.array([0.0, 60.0, 120.0]),
     "train_loss": np.array([2.3, 0.4, 0.05]),

@@ -24,8 +24,9 @@ from pipeline.cluster import Threads
 from pipeline.config import settings_of
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import RunFolder
+from pipeline.recorder import RunRecorder
+from pipeline.run import aggregate
 from pipeline.spectrum import Exact
-from pipeline.stages import Diary, aggregate
 from pipeline.tracking import NoTracking
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +186,7 @@ def test_aggregation_refuses_a_foreign_file_among_shards_and_leaves_it(tmp_path:
     write(folder, known())
     foreign = make("npz", folder.shard(120, 0).with_name("batch-mine.h5"))
     with NoTracking().start(folder, "", {}, {}, None) as tracked, pytest.raises(PipelineError) as caught:
-        aggregate(Diary(folder, tracked), Exact(), Threads(1), None)
+        aggregate(RunRecorder(folder, tracked), Exact(), Threads(1), None)
     check_line(str(caught.value), foreign)
     assert foreign.exists()
 

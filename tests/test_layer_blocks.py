@@ -14,14 +14,15 @@ from pipeline.config import Blocks
 from pipeline.criterion import CrossEntropy
 from pipeline.dense import hessian
 from pipeline.errors import PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
 from pipeline.objective import Batch
-from pipeline.recipe import Recipe
 from pipeline.shards import file_size, open_shard, write_shard
 from pipeline.spectrum import Exact
 from pipeline.strategy import STRATEGIES
+from pipeline.subject import Problem
 
 LAYER = np.repeat([0, 1, 2], [24, 1, 12])  # first, scale, second
 INSIDE = LAYER[:, None] == LAYER
@@ -107,9 +108,8 @@ def batch():
 
 
 def compute(folder, model, batch, strategy, matrix):
-    names = {"strategy": "any", "matrix": "any", "reduction": "mean", "config_hash": "0" * 16}
-    recipe = Recipe(matrix, strategy, None, names, blocks=Blocks.layer)
-    return list(compute_step(folder, 5, model, CrossEntropy(), [batch], recipe))
+    problem = Problem(model, CrossEntropy(), batch, None, None)
+    return list(compute_step(folder, 5, problem, [batch], MatrixSpec(matrix, strategy, blocks=Blocks.layer)))
 
 
 @pytest.mark.parametrize("matrix", [Hessian(), GGN()])

@@ -12,22 +12,22 @@ from torch import nn
 from pipeline import running_mean
 from pipeline.aggregate import aggregate
 from pipeline.cluster import Threads
-from pipeline.compute import compute_step, matrices_of, split
+from pipeline.compute import compute_step, matrices_of
 from pipeline.config import Blocks, Keep
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.hdf5 import read_arrays
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
-from pipeline.recipe import Recipe
 from pipeline.shards import open_shard
 from pipeline.spectrum import Exact
 from pipeline.storage import Blosc2, Plain
 from pipeline.strategy import HVP
+from pipeline.subject import Problem
 
-NAMES = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0" * 16}
-RECIPE = Recipe(Hessian(), HVP(), None, NAMES, storage=Plain(7), keep=Keep.mean)
+SPEC = MatrixSpec(Hessian(), HVP(), storage=Plain(7), keep=Keep.mean)
 
 
 @pytest.fixture
@@ -37,12 +37,13 @@ def about():
     generator = torch.Generator().manual_seed(2)
     inputs = torch.randn(11, 3, dtype=torch.float64, generator=generator)
     samples = Batch(inputs, torch.randint(2, (11,), generator=generator))
-    return model, CrossEntropy(), split(samples, 4, None, seed=0)  # 4, 4 and 3
+    problem = Problem(model, CrossEntropy(), samples, None, 4)
+    return problem, problem.batches(None, seed=0)  # 4, 4 and 3
 
 
-def all_kept(path, about, recipe=RECIPE):
+def all_kept(path, about, spec=SPEC):
     folder = RunFolder(path)
-    list(compute_step(folder, 5, *about, dataclasses.replace(recipe, keep=Keep.all)))
+    list(compute_step(folder, 5, *about, dataclasses.replace(spec, keep=Keep.all)))
     return [open_shard(each) for each in folder.shard_paths(5)]
 
 
@@ -62,22 +63,17 @@ def names(folder):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"blocks": Blocks.layer},
-        {"storage": Blosc2(7)},
-        {"names": {**NAMES, "reduction": "sum"}},
-    ],
+    ("options", "reduction"),
+    [({}, "mean"), ({"blocks": Blocks.layer}, "mean"), ({"storage": Blosc2(7)}, "mean"), ({}, "sum")],
     ids=["plain", "layer", "blosc2", "sum"],
 )
-def test_it_is_the_weighted_mean_of_the_shards_and_they_are_gone(tmp_path, about, options):
-    recipe = dataclasses.replace(RECIPE, **options)
-    if recipe.names["reduction"] == "sum":
-        about = about[0], CrossEntropy(reduction="sum"), about[2]
-    shards = all_kept(tmp_path / "all", about, recipe)
+def test_it_is_the_weighted_mean_of_the_shards_and_they_are_gone(tmp_path, about, options, reduction):
+    problem, batches = about
+    about = dataclasses.replace(problem, criterion=CrossEntropy(reduction=reduction)), batches
+    spec = dataclasses.replace(SPEC, **options)
+    shards = all_kept(tmp_path / "all", about, spec)
     folder = RunFolder(tmp_path / "mean")
-    attrs = list(compute_mean(folder, 5, *about, recipe))
+    attrs = list(compute_mean(folder, 5, *about, spec))
     assert names(folder) == ["mean.h5"]
     assert [each["batch_index"] for each in attrs] == [0, 1, 2]
     mean = open_shard(folder.mean(5))
@@ -95,9 +91,9 @@ def test_it_is_the_weighted_mean_of_the_shards_and_they_are_gone(tmp_path, about
 
 
 def test_float32_is_added_in_float64(tmp_path, about):
-    recipe = dataclasses.replace(RECIPE, storage=Plain(7, "float32"))
-    shards = all_kept(tmp_path / "all", about, recipe)
-    list(compute_mean(RunFolder(tmp_path / "mean"), 5, *about, recipe))
+    spec = dataclasses.replace(SPEC, storage=Plain(7, "float32"))
+    shards = all_kept(tmp_path / "all", about, spec)
+    list(compute_mean(RunFolder(tmp_path / "mean"), 5, *about, spec))
     expected = pooled(shards, [shard.dense().astype(np.float64) for shard in shards])
     found = open_shard(RunFolder(tmp_path / "mean").mean(5)).dense()
     assert found.dtype == np.float32
@@ -106,7 +102,7 @@ def test_float32_is_added_in_float64(tmp_path, about):
 
 def test_all_spectra_are_those_of_the_mean_of_all(tmp_path, about):
     all_kept(tmp_path / "all", about)
-    list(compute_mean(RunFolder(tmp_path / "mean"), 5, *about, RECIPE))
+    list(compute_mean(RunFolder(tmp_path / "mean"), 5, *about, SPEC))
     found = []
     for name in ("all", "mean"):
         folder = RunFolder(tmp_path / name)
@@ -144,7 +140,7 @@ def test_cut_short_before_or_after_a_batch_is_added_it_ends_in_the_same_bits(
     tmp_path, about, monkeypatch, batch, moment
 ):
     expected = RunFolder(tmp_path / "expected")
-    list(compute_mean(expected, 5, *about, RECIPE))
+    list(compute_mean(expected, 5, *about, SPEC))
     real, calls = running_mean._added, []
 
     def stopped(*args):
@@ -158,14 +154,14 @@ def test_cut_short_before_or_after_a_batch_is_added_it_ends_in_the_same_bits(
     folder = RunFolder(tmp_path / "run")
     monkeypatch.setattr(running_mean, "_added", stopped)
     with pytest.raises(KeyboardInterrupt):
-        list(compute_mean(folder, 5, *about, RECIPE))
+        list(compute_mean(folder, 5, *about, SPEC))
     monkeypatch.undo()
     assert folder.passing(5, batch).exists()
     made, real_write = [], running_mean.BatchMatrix.write
     monkeypatch.setattr(
         running_mean.BatchMatrix, "write", lambda self: made.append(self.path.name) or real_write(self)
     )
-    attrs = list(compute_mean(folder, 5, *about, RECIPE))
+    attrs = list(compute_mean(folder, 5, *about, SPEC))
     assert made == [folder.passing(5, index).name for index in range(batch + 1, 3)]  # none is computed again
     assert [each["batch_index"] for each in attrs] == [0, 1, 2]
     assert names(folder) == ["mean.h5"]
@@ -175,22 +171,22 @@ def test_cut_short_before_or_after_a_batch_is_added_it_ends_in_the_same_bits(
 
 
 def test_it_goes_on_to_more_batches_and_not_back(tmp_path, about):
-    model, criterion, batches = about
+    problem, batches = about
     shards = all_kept(tmp_path / "all", about)
     folder = RunFolder(tmp_path / "run")
-    list(compute_mean(folder, 5, model, criterion, batches[:2], RECIPE))
+    list(compute_mean(folder, 5, problem, batches[:2], SPEC))
     assert open_shard(folder.mean(5)).attrs["num_batches"] == 2
-    list(compute_mean(folder, 5, *about, RECIPE))
+    list(compute_mean(folder, 5, *about, SPEC))
     expected = pooled(shards, [shard.dense() for shard in shards])
     np.testing.assert_allclose(open_shard(folder.mean(5)).dense(), expected, rtol=0, atol=1e-15)
     before = folder.mean(5).stat().st_mtime_ns
-    assert len(list(compute_mean(folder, 5, *about, RECIPE))) == 3
+    assert len(list(compute_mean(folder, 5, *about, SPEC))) == 3
     assert folder.mean(5).stat().st_mtime_ns == before
     with pytest.raises(
         PipelineError, match=r"mean\.h5 is the mean of 3 batches, this run has 2: none can be taken out"
     ):
-        list(compute_mean(folder, 5, model, criterion, batches[:2], RECIPE))
-    other = dataclasses.replace(RECIPE, names={**NAMES, "config_hash": "1" * 16})
+        list(compute_mean(folder, 5, problem, batches[:2], SPEC))
+    other = dataclasses.replace(SPEC, settings={"seed": 1})
     with pytest.raises(PipelineError, match=r"mean\.h5 has config_hash=.*: one folder holds one config"):
         list(compute_mean(folder, 5, *about, other))
 
@@ -200,7 +196,7 @@ def test_shards_that_another_run_kept_are_taken_and_stay(tmp_path, about):
     folder = RunFolder(tmp_path)
     list(aggregate(folder, Exact(num_top=4), Threads(2)))  # leaves a mean that is not this one
     folder.shard(5, 1).unlink()
-    list(compute_mean(folder, 5, *about, RECIPE))
+    list(compute_mean(folder, 5, *about, SPEC))
     assert names(folder) == ["batch-00000.h5", "batch-00002.h5", "mean.h5"]
     assert open_shard(folder.mean(5)).attrs["keep"] == "mean"
     assert [shard.path.exists() for shard in shards] == [True, False, True]

@@ -3,46 +3,46 @@
 import json
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline import foresight, stages
-from pipeline.config import Stage
+from pipeline import foresight
+from pipeline.config import Keep, Stage
 from pipeline.criterion import CrossEntropy
-from pipeline.data import Samples
 from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment, MatrixSpec
 from pipeline.folder import RunFolder, write_atomically
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
+from pipeline.recorder import RunRecorder
 from pipeline.spectrum import Exact
 from pipeline.strategy import Func
-from pipeline.subject import Subject
+from pipeline.subject import Problem
 from pipeline.tracking import NoTracking
 
-SETTINGS = {
-    "stages": ["train", "compute", "aggregate", "report"],
-    "seed": 0,
-    "dtype": "float64",
-    "parameters": None,
-    "num_batches": None,
-    "checkpoint_steps": [],
-    "slice_points": 27,
-    "training": {"num_steps": 100},
-    "blocks": "all",
-    "keep": "all",
-    "strategy": {"_target_": "pipeline.strategy.Func"},
-    "spectrum": {"_target_": "pipeline.spectrum.Exact"},
-}
-
-
-def subject_of(batch_size=4):
-    batch = Batch(torch.zeros(11, 3), torch.arange(11) % 2)
-    samples = Samples(batch, None, (3,), 2)
-    return Subject.on(
-        torch.device("cpu"), torch.float64, nn.Linear(3, 2), CrossEntropy(), samples, batch_size
-    )
+EXPERIMENT = Experiment(
+    problem=Problem.on(
+        torch.device("cpu"),
+        torch.float64,
+        nn.Linear(3, 2),
+        CrossEntropy(),
+        Batch(torch.zeros(11, 3), torch.arange(11) % 2),
+        None,
+        batch_size=4,
+    ),
+    matrix=MatrixSpec(Hessian(), Func()),
+    spectrum=Exact(),
+    checkpoint_steps=(),
+    last_step=100,
+    num_batches=None,
+    seed=0,
+    slice_points=27,
+    stages=frozenset(Stage),
+)
+MEAN = replace(EXPERIMENT.matrix, keep=Keep.mean)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def asked(monkeypatch):
     return found
 
 
-def plan(folder, subject, **changes):
-    foresight.check_plan(folder, subject, {**SETTINGS, **changes}, Hessian(), Func(), Exact())
+def plan(folder, **changes):
+    foresight.check_plan(folder, replace(EXPERIMENT, **changes))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def plan(folder, subject, **changes):
     [
         ({}, 4),  # 4, 4 and 3 samples, and their mean
         ({"num_batches": 2}, 3),
-        ({"keep": "mean"}, 3),  # the mean, the one before it, and the batch that is added
-        ({"keep": "mean", "checkpoint_steps": [0, 50]}, 5),
-        ({"keep": "mean", "num_batches": 1}, 1),
+        ({"matrix": MEAN}, 3),  # the mean, the one before it, and the batch that is added
+        ({"matrix": MEAN, "checkpoint_steps": [0, 50]}, 5),
+        ({"matrix": MEAN, "num_batches": 1}, 1),
         ({"checkpoint_steps": [0, 50]}, 12),
         ({"checkpoint_steps": [0, 100]}, 8),  # 100 is the last one anyway
-        ({"checkpoint_steps": [0], "training": {"path": "weights.safetensors"}}, 4),
+        ({"checkpoint_steps": [0], "last_step": 0}, 4),
     ],
 )
 def test_the_disk_must_hold_every_shard_of_every_checkpoint(folder, asked, changes, num_shards):
-    plan(folder, subject_of(), **changes)
+    plan(folder, **changes)
     assert asked["disk"] == (
         8,
         2**20 + 128 + 8 * (64 + 8),
@@ -88,22 +88,22 @@ def test_the_disk_must_hold_every_shard_of_every_checkpoint(folder, asked, chang
 def test_shards_that_are_there_need_no_room(folder, asked):
     for index in range(3):
         write_atomically(folder.shard(100, index), "")
-    plan(folder, subject_of())
+    plan(folder)
     assert asked["disk"][2] == 1
 
 
 def test_memory_is_asked_for_by_stage(folder, asked):
-    plan(folder, subject_of())
+    plan(folder)
     needs = {"strategy=func": Func().memory(8, 8), "spectrum=exact": Exact().memory(8, 8)}
     assert asked["memory"] == (8, needs)
     asked.clear()
-    plan(folder, subject_of(), stages=["train", "aggregate"])
+    plan(folder, stages={Stage.train, Stage.aggregate})
     assert asked == {"memory": (8, {"spectrum=exact": Exact().memory(8, 8)})}
 
 
 def test_the_plan_is_told(folder, caplog):
     with caplog.at_level(logging.INFO):
-        plan(folder, subject_of(batch_size=None))
+        plan(folder, problem=replace(EXPERIMENT.problem, batch_size=None))
     assert caplog.messages[0].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
     assert re.fullmatch(
         r"to compute: 1 matrix of 8 tangents a batch of 11 samples, [\d.]+ M?k?B on disk; "
@@ -116,7 +116,7 @@ def test_nothing_is_told_of_work_that_is_done(folder, caplog):
     for index in range(3):
         write_atomically(folder.shard(100, index), "")
     with caplog.at_level(logging.INFO):
-        plan(folder, subject_of())
+        plan(folder)
     assert len(caplog.messages) == 1
 
 
@@ -129,28 +129,28 @@ def test_durations(seconds, said):
 
 def test_too_many_batches_are_refused_before_anything_is_trained(folder):
     with pytest.raises(PipelineError, match=r"^num_batches=4: 11 training samples make 3 batches of 4"):
-        plan(folder, subject_of(), num_batches=4)
+        plan(folder, num_batches=4)
 
 
 def test_a_batch_size_that_is_none_is_refused():
     with pytest.raises(
         PipelineError, match=r"^data\.batch_size='many': give a whole number of at least 1, or null"
     ):
-        subject_of(batch_size="many")
+        Problem.on(None, None, None, None, None, None, batch_size="many")
 
 
-def test_the_diary_keeps_the_times_of_stages_that_did_not_run_again(folder, capsys):
+def test_the_recorder_keeps_the_times_of_stages_that_did_not_run_again(folder, capsys):
     folder.config.write_text("seed: 0\n")
     with NoTracking().start(folder, "", {}, {}, None) as tracked:
-        diary = stages.Diary(folder, tracked)
-        with diary.stage(Stage.train):
+        recorder = RunRecorder(folder, tracked)
+        with recorder.stage(Stage.train):
             pass
-        diary.close()
+        recorder.close()
         first = json.loads(folder.summary.read_text())
-        diary = stages.Diary(folder, tracked)
-        with diary.stage(Stage.compute):
+        recorder = RunRecorder(folder, tracked)
+        with recorder.stage(Stage.compute):
             pass
-        diary.close()
+        recorder.close()
     second = json.loads(folder.summary.read_text())
     assert second["seconds_train"] == first["seconds_train"]
     assert second.keys() == {"seconds_train", "seconds_compute"}

@@ -17,14 +17,15 @@ from pipeline import tile_stream
 from pipeline.compute import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
-from pipeline.recipe import Recipe
 from pipeline.shards import open_shard, write_shard
 from pipeline.storage import Blosc2, Plain, Storage
 from pipeline.strategy import HVP
+from pipeline.subject import Problem
 
 Array = NDArray[Any]
 NUM_ROWS, TILE = 45, 8
@@ -98,12 +99,11 @@ def test_a_shard_that_is_computed_in_float64(tmp_path: Path, storage: Storage) -
     torch.manual_seed(0)
     model = nn.Linear(6, 4).double()
     batch = Batch(torch.randn(5, 6).double(), torch.randn(5, 4).double())
-    names = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0"}
+    problem = Problem(model, SquaredError(), batch, None, None)
     found = {}
     for kind in (Plain(), storage):
         folder = RunFolder(tmp_path / str(len(found)))
-        recipe = Recipe(Hessian(), HVP(), None, names, storage=kind)
-        [attrs] = compute_step(folder, 1, model, SquaredError(), [batch], recipe)
+        [attrs] = compute_step(folder, 1, problem, [batch], MatrixSpec(Hessian(), HVP(), storage=kind))
         found[kind] = open_shard(folder.shard(1, 0)), attrs
     (plain, _), (other, attrs) = found.values()
     exact = storage.precision is None

@@ -18,13 +18,15 @@ from pipeline.cluster import Threads
 from pipeline.compute import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
+from pipeline.experiment import MatrixSpec
 from pipeline.folder import RunFolder
 from pipeline.matrix import Hessian
 from pipeline.objective import Batch
-from pipeline.recipe import Recipe
+from pipeline.recorder import RunRecorder
+from pipeline.run import aggregate
 from pipeline.spectrum import Exact
-from pipeline.stages import Diary, aggregate
 from pipeline.strategy import HVP
+from pipeline.subject import Problem
 from pipeline.tracking import NoTracking
 
 ROOT = Path(__file__).parents[1]
@@ -94,11 +96,10 @@ def test_a_run_computes_a_damaged_shard_alone_again(tmp_path: Path, caplog: pyte
     torch.manual_seed(0)
     folder, model = RunFolder(tmp_path), nn.Linear(3, 2).double()
     batches = [Batch(torch.randn(4, 3).double(), torch.randn(4, 2).double()) for _ in range(3)]
-    names = {"strategy": "hvp", "matrix": "hessian", "reduction": "mean", "config_hash": "0"}
+    problem = Problem(model, SquaredError(), batches[0], None, None)
 
     def compute() -> dict[Path, tuple[int, int]]:
-        recipe = Recipe(Hessian(), HVP(), None, names)
-        list(compute_step(folder, 5, model, SquaredError(), batches, recipe))
+        list(compute_step(folder, 5, problem, batches, MatrixSpec(Hessian(), HVP())))
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.shard_paths(5)}
 
     before = compute()
@@ -115,13 +116,13 @@ def test_a_stage_that_meets_a_damaged_tile_sets_the_shard_aside(folder: RunFolde
     path = folder.shard(120, 1)
     damage(path)
     with NoTracking().start(folder, "", {}, {}, None) as tracked:
-        diary = Diary(folder, tracked)
+        recorder = RunRecorder(folder, tracked)
         with pytest.raises(DamagedFile, match=r"it is now batch-00001\.h5\.damaged; run again"):
-            aggregate(diary, Exact(), Threads(1), None)
+            aggregate(recorder, Exact(), Threads(1), None)
         with pytest.raises(
             PipelineError, match=r"lacks the shards of batches \[1\]: run the stage compute again"
         ):
-            aggregate(diary, Exact(), Threads(1), None)
+            aggregate(recorder, Exact(), Threads(1), None)
 
 
 def test_the_error_can_be_raised_in_another_process(folder: RunFolder) -> None:

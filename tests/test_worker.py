@@ -8,7 +8,8 @@ import pytest
 import torch
 from command import SMALL, succeed
 
-from pipeline import worker
+from pipeline import instantiate, worker
+from pipeline.device import Auto, Cuda
 from pipeline.folder import RunFolder
 from pipeline.shards import open_shard
 
@@ -67,28 +68,23 @@ def test_workers_share_one_matrix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "number", "index"),
-    [
-        (0, "Auto", 4, 0),
-        (5, "Auto", 4, 1),
-        ("SLURMCluster-3", "Auto", 4, 3),
-        ("tcp://127.0.0.1:x", "Auto", 4, 0),
-        (5, "Auto", 1, None),
-        (5, "Auto", 0, None),
-        (5, "Cuda", 4, None),
-        (5, "Cpu", 4, None),
-    ],
+    ("name", "number"), [(0, 0), (5, 5), ("SLURMCluster-3", 3), ("tcp://127.0.0.1:x", 0)]
 )
-def test_workers_take_the_gpus_of_a_machine_in_turn(monkeypatch, name, target, number, index):
+def test_a_worker_knows_its_number(monkeypatch, name, number):
+    asked = []
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr(
+        instantiate, "instantiate", lambda config, worker: asked.append((config.seed, worker))
+    )
+    worker._experiment.__wrapped__("seed: 3")
+    assert asked == [(3, number)]
+
+
+@pytest.mark.parametrize(
+    ("worker", "number", "index"), [(0, 4, 0), (5, 4, 1), (3, 4, 3), (5, 1, None), (5, 0, None)]
+)
+def test_workers_take_the_gpus_of_a_machine_in_turn(monkeypatch, worker, number, index):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
-    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
-    settings = {"seed": 3, "device": {"_target_": f"pipeline.device.{target}", "tf32": True}}
-    found = worker._on_a_gpu_of_its_own(settings)
-    if index is None:
-        assert found == settings
-    else:
-        assert found == {
-            "seed": 3,
-            "device": {"_target_": "pipeline.device.Cuda", "tf32": True, "index": index},
-        }
+    chosen = Auto(tf32=True).of_worker(worker)
+    assert chosen == (Auto(tf32=True) if index is None else Cuda(index, tf32=True))

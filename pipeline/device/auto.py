@@ -21,5 +21,10 @@ class Auto:
     def __post_init__(self) -> None:
         check_switch("device.tf32", self.tf32)
 
+    def of_worker(self, number: int) -> Auto | Cuda:
+        """The workers of a machine take its GPUs in turn: worker 5 of a machine with 4 takes GPU 1."""
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return self if count < 2 else Cuda(number % count, self.tf32)
+
     def setup(self) -> torch.device:
         return Cuda(tf32=self.tf32).setup() if torch.cuda.is_available() else Cpu().setup()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """What is taken, its name in `conf/strategy/`, and why."""
+    """What is taken, its name in `conf/strategy/`, and why; no reason where it was asked for by name."""
 
     strategy: Any
     name: str

@@ -5,9 +5,9 @@ import pytest
 from command import SMALL, fail
 from outcome import complete
 
-from pipeline.compute import split
 from pipeline.data import Arrays
 from pipeline.objective import Batch
+from pipeline.subject import split
 
 HIS_LOSS = '''
 """A mean loss whose second derivative, and nothing else, is not finite for samples with the label 3."""
