@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.folder import partial_of
-from pipeline.hdf5 import Array, join_rows, read_arrays, writing
+from pipeline.hdf5 import read_arrays
+from pipeline.hdf5_store import HDF5
 from pipeline.layout import Layout
 from pipeline.shard_writer import finish
+from pipeline.tile_store import Array, TileForm
 from pipeline.tiles import Grid, Tile
 
 FEWEST_ROWS = 4  # of tiles in a band, below which a matrix is not worth another process
@@ -94,9 +96,10 @@ def join(
     names = [f"{path.parent.name}/{path.name}" for path in paths]
     spans = [slice(start * grid.size, end) for start, end in zip(starts, ends, strict=True)]
     told = {**attrs, "tile": grid.size, "bands": json.dumps(list(zip(names, starts, strict=True)))}
-    with writing(shard, checksums.nbytes + gradient.nbytes + 2**20) as output:
-        join_rows(output.file, grid.num_rows, attrs["dtype"], list(zip(names, spans, strict=True)))
-        finish(output.file, layout, checksums, gradient, told)
+    form = TileForm(grid.num_rows, grid.size, np.dtype(attrs["dtype"]))
+    with HDF5.create(shard, form, checksums.nbytes + gradient.nbytes + 2**20) as output:
+        output.link(list(zip(names, spans, strict=True)))
+        finish(output, layout, checksums, gradient, told)
 
 
 def files_of(shard: Path, attrs: Mapping[str, Any]) -> list[tuple[Path, int]]:

@@ -1,10 +1,17 @@
-"""HDF5 files: written whole or not at all, errors in one line. The only module that imports h5py."""
+"""HDF5 files: written whole or not at all, errors in one line. Only this module and `hdf5_store` import h5py.
+
+They are of the format of HDF5 1.10, whose own structures have checksums, and texts have a fixed length: those of any
+length lie in a heap that has none, where a flipped bit can hang or end the process. What the format leaves unchecked,
+the content of arrays, has checksums of its own: tiles, what a shard has beside them, and files of results.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,14 +21,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.folder import partial_of, replacing, set_aside, unreadable
 from pipeline.raw_file import RawFile, replay
-from pipeline.seal import is_broken
+from pipeline.tile_store import Array as Array
 
-Array = NDArray[Any]
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
@@ -40,19 +45,34 @@ def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any
     """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
-        output.file.attrs.update(attrs)
-        for name, array in encoded.items():
-            output.file[name] = strings(array) if array.dtype.kind in "UO" else array
+        told = plain(attrs)
+        replace_content(output.file, {**told, "checksum": _checksum(told, encoded)}, encoded)
 
 
 def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote."""
+    """Read what `write_results` wrote; version 0.1 wrote no checksum.
+
+    Raises:
+        PipelineError: it cannot be read; `DamagedFile`, if it is not what was written.
+    """
     with reading(path) as file:
-        arrays: dict[str, Array] = {}
-        file.visititems(
-            lambda name, item: arrays.update({name: _values(item)} if isinstance(item, h5py.Dataset) else {})
-        )
-        return Results(attributes(file), arrays)
+        attrs = attributes(file)
+        names = [name for name in names_in(file) if isinstance(file[name], h5py.Dataset)]
+        arrays = {name: array_of(file, name) for name in names}
+    checksum = attrs.pop("checksum", None)
+    if checksum not in (None, _checksum(attrs, arrays)):
+        raise damaged(path, "it is not what was written")
+    return Results(attrs, arrays)
+
+
+def _checksum(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
+    """CRC-32 of attributes and arrays, texts as those of Python."""
+    crc = zlib.crc32(json.dumps(attrs, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        is_text = array.dtype.kind in "UO"
+        crc = zlib.crc32(f"{name} {'text' if is_text else array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(json.dumps(array.tolist()).encode() if is_text else array.tobytes(), crc)
+    return crc
 
 
 def sound_results(path: Path) -> Results | None:
@@ -70,13 +90,12 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     Raises:
         PipelineError: the file cannot be read, or has no array of that name.
     """
-    with reading(path, "give another file", ours=False) as file:
-        present: list[str] = []
-        file.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
+    with reading(path, "give another file") as file:
+        present = [name for name in names_in(file) if isinstance(file[name], h5py.Dataset)]
         for name in names:
             if name not in present:
                 raise PipelineError(f"{path} has no array {name!r}: it has {', '.join(present) or 'none'}.")
-        return {name: _values(file[name]) for name in names}
+        return {name: array_of(file, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -110,7 +129,7 @@ class Output:
 def writing(
     path: Path, num_bytes: int, go_on: bool = False, kept: Callable[[BaseException], bool] | None = None
 ) -> Iterator[Output]:
-    """A new file, which takes its name when it is whole, sealed and on disk.
+    """A new file, which takes its name when it is whole and on disk.
 
     Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
     `RawFile`, as it cannot close a file that it cannot write.
@@ -130,24 +149,16 @@ def writing(
                 with h5py.File(
                     partial,
                     "r+" if go_on else "w",
-                    libver=("earliest", "v110"),
+                    libver=("v110", "v110"),
                     driver="fileobj",
                     fileobj=raw,
                 ) as file:
                     yield Output(file, raw)
-                    tiles = _tiles_in(file)
-                raw.finish(tiles)
+                raw.finish()
     finally:
         if redo is not None and not partial_of(path).exists():
             with suppress(OSError):  # what went wrong first is what is told
                 redo.unlink(missing_ok=True)
-
-
-def _tiles_in(file: h5py.File) -> Array:
-    """Offset and length of each tile of a matrix, (k, 2)."""
-    matrix = file.get("matrix")
-    places = places_of(matrix, None) if matrix is not None and matrix.chunks else np.zeros((0, 2), np.int64)
-    return places[places[..., 0] >= 0]
 
 
 def _opens(path: Path, redo: Path) -> bool:
@@ -162,8 +173,8 @@ def _opens(path: Path, redo: Path) -> bool:
 
 
 @contextmanager
-def reading(path: Path, remedy: str = RECOMPUTE, ours: bool = True) -> Iterator[h5py.File]:
-    """An HDF5 file; one of ours with its seal whole.
+def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
+    """An HDF5 file.
 
     Raises:
         PipelineError: it is not there, it is damaged (`DamagedFile`), or the disk has a fault.
@@ -171,18 +182,13 @@ def reading(path: Path, remedy: str = RECOMPUTE, ours: bool = True) -> Iterator[
     if not path.is_file():
         raise PipelineError(f"{path}: no such file.")
     try:
-        if ours and is_broken(path):
-            raise damaged(path, "it is not what was written", remedy)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise _unread(path, error, "HDF5 cannot open it", remedy) from error
     with file:
         try:
             yield file
-        except (KeyError, OSError, RuntimeError) as error:
+        except (KeyError, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise _unread(path, error, " ".join(str(error).strip("'\"").split()), remedy) from error
 
 
@@ -251,55 +257,62 @@ class Packer:
         self._file.close()
 
 
-def places_of(dataset: h5py.Dataset, num_bytes: int | None) -> Array:
-    """Where in the file each chunk of a matrix begins, and how many bytes it has, (n, n, 2); -1 where there is none.
-
-    num_bytes: of each chunk; None, where they are packed. Whoever knows it reads chunks without HDF5, which lets one
-    thread in at a time.
-    """
-    rows, cols = (-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True))
-    places = np.full((rows, cols, 2), -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        i, j = (start // size for start, size in zip(chunk.chunk_offset, dataset.chunks, strict=True))
-        inside = i < rows and j < cols  # not where the file is damaged
-        if inside and num_bytes in (None, chunk.size) and chunk.byte_offset is not None:
-            places[i, j] = min(chunk.byte_offset, np.iinfo(np.int64).max), chunk.size
-
-    dataset.id.chunk_iter(note)
-    return places
-
-
-def join_rows(file: h5py.File, num_rows: int, dtype: str, parts: Sequence[tuple[str, slice]]) -> None:
-    """A dataset `matrix`, the lower triangle of which lies in the same dataset of other files: these rows in each.
-
-    parts: paths, relative to the folder of this file, and rows. What is above the triangle reads as NaN.
-    """
-    shape = (num_rows, num_rows)
-    virtual = h5py.VirtualLayout(shape, dtype)
-    for name, rows in parts:
-        triangle = np.s_[rows, : rows.stop]
-        virtual[triangle] = h5py.VirtualSource(name, "matrix", shape)[triangle]
-    matrix = file.create_virtual_dataset("matrix", virtual, fillvalue=np.nan)
-    matrix.attrs["triangle"] = "lower"
+def replace_content(file: h5py.File, attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write attributes and arrays, in place of all that the file has beside `matrix`."""
+    for name in set(file) - {"matrix"}:
+        del file[name]
+    for name in list(file.attrs):
+        del file.attrs[name]
+    for name, array in arrays.items():
+        file[name] = strings(array) if array.dtype.kind in "UO" else array
+    for name, value in attrs.items():
+        file.attrs[name] = strings(value) if isinstance(value, str) else value
 
 
 def strings(values: Any) -> Array:
-    """An array of texts that HDF5 stores."""
-    return np.asarray(values, dtype=object).astype(h5py.string_dtype())
+    """An array of texts that HDF5 stores in so many bytes each."""
+    encoded = np.char.encode(np.asarray(values, dtype=str), "utf-8")
+    return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
+
+
+def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as `attributes` gives them when they have been stored."""
+    return {name: np.asarray(value).tolist() for name, value in attrs.items()}
 
 
 def attributes(file: h5py.File) -> dict[str, Any]:
     """The root attributes, as Python's own numbers, texts and lists of numbers."""
     return {
-        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        name: _text(np.asarray(value)).tolist() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in file.attrs.items()
     }
 
 
+def names_in(group: h5py.Group, prefix: str = "") -> list[str]:
+    """Of all datasets and groups, except what is in a group `matrix`.
+
+    `matrix` is not opened: of one that links to other files HDF5 reads a heap without checksums.
+    """
+    names: list[str] = []
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            names.append(prefix + name)
+            if names[-1] != "matrix" and isinstance(group[name], h5py.Group):
+                names += names_in(group[name], f"{prefix}{name}/")
+    return names
+
+
+def array_of(file: h5py.File, name: str) -> Array:
+    """A whole array; texts as Python's."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise KeyError(f"{name} is not an array")
+    return np.asarray(dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()])
+
+
+def _text(value: Array) -> Array:
+    return np.char.decode(value, "utf-8") if value.dtype.kind == "S" else value
+
+
 def damaged(path: Path, why: str, remedy: str = RECOMPUTE) -> DamagedFile:
     return DamagedFile(path, why, remedy)
-
-
-def _values(dataset: h5py.Dataset) -> Array:
-    return np.asarray(dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()])

@@ -19,11 +19,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.folder import flush
-from pipeline.seal import seal_of
 
 HEAD, CHECK = struct.Struct("<QQ"), struct.Struct("<I")  # offset and length of a change; CRC-32 of all
 
@@ -115,15 +111,12 @@ class RawFile:
         except OSError as error:
             self.fault = error
 
-    def finish(self, left_out: NDArray[np.int64]) -> None:
-        """Commit, and add the seal (`pipeline.seal`). HDF5 must have closed its file before."""
+    def finish(self) -> None:
+        """Commit, after which nothing is to be taken up again. HDF5 must have closed its file before."""
         self.commit()
         if self.fault is not None:
             return
-        seal = seal_of(self._handle, self._end, left_out)
         try:
-            _write(self._handle, self._end, memoryview(seal))
-            self._end += len(seal)
             if self._redo is not None and self._redo.exists():
                 self.sync()
                 self._redo.unlink()

@@ -13,13 +13,15 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.folder import partial_of
-from pipeline.hdf5 import Array, File, attributes, filter_options, strings, writing
+from pipeline.hdf5 import plain
+from pipeline.hdf5_store import HDF5
 from pipeline.journal import Entry, Journal
 from pipeline.layout import Layout
+from pipeline.tile_store import Array, TileForm, TileStore, UnfinishedFile
 from pipeline.tile_stream import TileStream
 from pipeline.tiles import ALL, TILE, Grid, Tile, file_size
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: texts of any length, and structures of HDF5 without checksums
 
 
 class ShardWriter:
@@ -136,12 +138,13 @@ def write_shard(
     part: Collection[Tile] | None = None,
     computed: str | None = None,
     packed: str | None = None,
+    store: TileStore = HDF5,
 ) -> Iterator[ShardWriter]:
     """Write the shard `path` through the writer that the body gets; nothing is at `path` unless all of it went well.
 
     attrs: taken when the body ends, so that it may add to them. directions: (P, m), multiplied by the matrix as it is
     written: `writer.products`. part: write these tiles alone. computed: the dtype of what comes, if it is not `dtype`.
-    packed: what tiles are packed with, None or "blosc2".
+    packed: what tiles are packed with, None or "blosc2". store: the storage format.
     identity: all that the entries depend on. With it, tiles are recorded as they reach the disk, in a journal beside
     the unfinished file. When the body is cut short, by a kill or by anything but a PipelineError, the next call with
     the same identity takes those that are as they were recorded, and `writer.wanted` says what is still to do.
@@ -168,10 +171,12 @@ def write_shard(
         journal = Journal.beside(path, {"of": dict(identity), "form": form})
         recorded = journal.read()
     num_bytes = file_size(layout, np.dtype(dtype).itemsize, blocks, tile, part)
+    tiles = TileForm(grid.num_rows, grid.size, np.dtype(dtype), packed)
     try:
-        with writing(path, num_bytes, bool(recorded), lambda error: _is_kept(error, journal)) as output:
-            matrix = _matrix(output.file, grid, dtype, packed)
-            with TileStream(output, matrix, grid, directions, journal, computed, packed) as stream:
+        with store.create(
+            path, tiles, num_bytes, bool(recorded), lambda error: _is_kept(error, journal)
+        ) as output:
+            with TileStream(output, tiles, grid, directions, journal, computed) as stream:
                 missing, there = grid.stored(part), stream.restore(recorded)
                 for sound in there:
                     missing[sound] = False
@@ -180,7 +185,7 @@ def write_shard(
                 checksums = writer.close()
             packing = {"compression": packed} if packed else {}
             told = {**attrs, **packing, "dtype": dtype}
-            finish(output.file, layout, checksums, gradient, told, writer.kept)
+            finish(output, layout, checksums, gradient, told, writer.kept)
     finally:
         if journal is not None and not partial_of(path).exists():
             journal.remove()
@@ -192,47 +197,34 @@ def _is_kept(error: BaseException, journal: Journal | None) -> bool:
     return journal is not None and journal.path.exists() and not refused
 
 
-def _matrix(file: File, grid: Grid, dtype: str, packed: str | None) -> Any:
-    """The dataset of the matrix: a new one, or that of a file that is taken up again."""
-    if "matrix" in file:
-        return file["matrix"]
-    shape, chunks = (grid.num_rows, grid.num_rows), (grid.size, grid.size)
-    options = filter_options(packed)
-    matrix = file.create_dataset("matrix", shape, dtype, chunks=chunks, fillvalue=np.nan, **options)
-    matrix.attrs["triangle"] = "lower"
-    return matrix
-
-
 def finish(
-    file: File,
+    output: UnfinishedFile,
     layout: Layout,
     checksums: Array,
     gradient: Array,
-    attrs: dict[str, Any],
+    attrs: Mapping[str, Any],
     kept: Mapping[str, Array] | None = None,
 ) -> None:
     """Write all that a shard has beside its matrix, and that it is complete."""
-    arrays = {"checksums": checksums, "gradient": gradient, **(kept or {})}
-    for name in (*arrays, "parameters"):  # from a process that was killed at this very point
-        if name in file:
-            del file[name]
-    for name in list(file.attrs):
-        del file.attrs[name]
-    for name, values in arrays.items():
-        file[name] = values
-    file["parameters/names"] = strings(layout.names)
-    file["parameters/shapes"] = strings([json.dumps(shape) for shape in layout.shapes])
-    file["parameters/offsets"] = np.array(layout.offsets)
-    file.attrs.update({"format_version": FORMAT_VERSION, **attrs, "complete": True})
-    file.attrs["checksum"] = checksum_of(file)
+    arrays = {
+        "checksums": checksums,
+        "gradient": np.asarray(gradient),
+        "parameters/names": np.array(layout.names),
+        "parameters/shapes": np.array([json.dumps(shape) for shape in layout.shapes]),
+        "parameters/offsets": np.array(layout.offsets),
+        **(kept or {}),
+    }
+    told = plain({"format_version": FORMAT_VERSION, **attrs, "complete": True})
+    output.finish({**told, "checksum": checksum_of(told, arrays)}, arrays)
 
 
-def checksum_of(file: File) -> int:
+def checksum_of(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
     """CRC-32 of everything but the tiles, which have checksums of their own."""
-    told = {name: value for name, value in attributes(file).items() if name != "checksum"}
-    texts = [list(file[f"parameters/{key}"].asstr()[:]) for key in ("names", "shapes")]
+    told = {name: value for name, value in attrs.items() if name != "checksum"}
+    texts = [arrays[f"parameters/{key}"].tolist() for key in ("names", "shapes")]
     crc = zlib.crc32(json.dumps([told, texts], sort_keys=True).encode())
-    kept = sorted(set(file) - {"matrix", "checksums", "gradient", "parameters"})
-    for name in ("checksums", "gradient", "parameters/offsets", *kept):
-        crc = zlib.crc32(file[name][:].tobytes(), crc)
+    first = ("checksums", "gradient", "parameters/offsets")
+    kept = sorted(name for name in arrays if name not in first and not name.startswith("parameters/"))
+    for name in (*first, *kept):
+        crc = zlib.crc32(arrays[name].tobytes(), crc)
     return crc

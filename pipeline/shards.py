@@ -13,7 +13,7 @@ tiles that touch none of these blocks are not written either; `open_shard` gives
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,13 +23,14 @@ import numpy as np
 
 from pipeline.bands import files_of
 from pipeline.errors import DamagedFile, NotAShard, PipelineError
-from pipeline.folder import is_of_shards, unreadable
-from pipeline.hdf5 import Array, File, attributes, damaged, places_of, reading
+from pipeline.folder import is_of_shards
+from pipeline.hdf5 import damaged
+from pipeline.hdf5_store import HDF5
 from pipeline.layout import Layout
 from pipeline.multiply import multiplied
-from pipeline.seal import is_sealed
 from pipeline.shard_writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
-from pipeline.tile_file import TileFile, TileFiles
+from pipeline.tile_file import TileFiles
+from pipeline.tile_store import Array, StoredFile, TileForm, TileStore
 from pipeline.tiles import ALL, TILE, Grid, Tile, file_size, mirrored
 
 __all__ = [
@@ -55,6 +56,7 @@ class Shard:
     """One matrix on disk. Holds no open file, so it can be handed to other processes.
 
     path: the file. attrs: its root attributes. parameters: order of rows and columns. tile: b. dtype: of the matrix.
+    store: the storage format.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Shard:
     parameters: Layout
     tile: int
     dtype: np.dtype[Any]
+    store: TileStore = HDF5
 
     @property
     def num_rows(self) -> int:
@@ -76,8 +79,8 @@ class Shard:
     @cached_property
     def gradient(self) -> Array:
         """(P,), the gradient of the loss on this shard's batch."""
-        with reading(self.path) as file:
-            return np.asarray(file["gradient"][:])
+        with self.store.open(self.path) as file:
+            return file.array("gradient")
 
     def tiles(
         self, wanted: Iterable[Tile] | None = None, into: Array | None = None
@@ -116,14 +119,10 @@ class Shard:
 
     def _tile_files(self) -> tuple[TileFiles, Array]:
         """What reads the tiles, and the checksums of all, (n, n)."""
-        packed = self.attrs.get("compression")
-        num_bytes = None if packed else self.tile**2 * self.dtype.itemsize
+        form = TileForm(self.num_rows, self.tile, self.dtype, self.attrs.get("compression"))
         paths, starts = zip(*files_of(self.path, self.attrs), strict=True)
-        files = [
-            TileFile(path, _places(path, _stamp(path), num_bytes), self.dtype, self.tile, packed)
-            for path in paths
-        ]
-        return TileFiles(files, starts), _checksums(self.path, _stamp(self.path))
+        files = [self.store.reader(path, form) for path in paths]
+        return TileFiles(files, starts), _checksums(self.store, self.path, self.store.stamp(self.path))
 
     def tile_indices(self) -> list[Tile]:
         """All (i, j), j <= i, row by row."""
@@ -190,7 +189,7 @@ class Shard:
         return slice(start, stop)
 
 
-def open_shard(path: str | Path) -> Shard:
+def open_shard(path: str | Path, store: TileStore = HDF5) -> Shard:
     """Open a shard: `.dense()`, `.matvec(V)`, `.tiles()`, `.gradient`, `.attrs`, `.parameters`.
 
     Raises:
@@ -200,30 +199,22 @@ def open_shard(path: str | Path) -> Shard:
     path = Path(path)
     if path.is_dir():
         raise NotAShard(f"{path} is a folder, not a shard: pipeline.open_run(FOLDER) opens that of a run.")
-    ours = _must_be_ours(path)
+    ours = is_of_shards(path)  # where shards lie: then it was one, whatever it is now
     try:
-        with reading(path) as file:
+        with store.open(path) as file:
             _check_kind(path, file, ours)
             ours = True
-            return _opened(path, file)
+            return _opened(path, file, store)
     except DamagedFile as damage:
         if ours:
             raise
         raise NotAShard(f"{path} is not a shard, or not all of one ({damage.why}): {OTHER}.") from damage
 
 
-def _must_be_ours(path: Path) -> bool:
-    """Whether a file lies where shards do, or ends as they do: then it was one, whatever it is now."""
-    try:
-        return path.is_file() and (is_of_shards(path) or is_sealed(path))
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _check_kind(path: Path, file: File, ours: bool) -> None:
+def _check_kind(path: Path, file: StoredFile, ours: bool) -> None:
     """Refuse HDF5 files that hold something else; of a file that need not be ours more is asked for."""
-    version, matrix = file.attrs.get("format_version"), file.get("matrix")
-    if not isinstance(version, int | np.integer) or getattr(matrix, "ndim", 0) != 2:
+    is_versioned = isinstance(file.attrs.get("format_version"), int)
+    if not is_versioned or ("bands" not in file.attrs and file.form is None):
         if "spectrum" in file.attrs:
             raise NotAShard(
                 f"{path} is not a shard but a spectra file: pipeline.open_run(FOLDER).spectra has it."
@@ -235,46 +226,37 @@ def _check_kind(path: Path, file: File, ours: bool) -> None:
         )
 
 
-def _opened(path: Path, file: File) -> Shard:
-    version = file.attrs["format_version"]
+def _opened(path: Path, file: StoredFile, store: TileStore) -> Shard:
+    attrs = file.attrs
+    version = attrs["format_version"]
     if version > FORMAT_VERSION:
         raise PipelineError(
             f"{path} has format version {version}, this program reads up to {FORMAT_VERSION}: use a newer program."
         )
-    if not file.attrs.get("complete", False):
+    if not attrs.get("complete", False):
         raise damaged(path, "it was never completed")
-    attrs = attributes(file)
-    if attrs.get("checksum") != checksum_of(file):
+    arrays = {name: file.array(name) for name in file.names if name not in ("matrix", "parameters")}
+    if attrs.get("checksum") != checksum_of(attrs, arrays):
         raise damaged(path, "its attributes or gradient do not match their checksum")
-    names, shapes = (file[f"parameters/{key}"].asstr()[:] for key in ("names", "shapes"))
+    names, shapes = (arrays[f"parameters/{key}"] for key in ("names", "shapes"))
     layout = Layout(tuple(names), tuple(tuple(json.loads(shape)) for shape in shapes))
     attrs.setdefault("blocks", ALL)
-    for band, _ in files_of(path, attrs):
-        if not band.is_file():
-            raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
-    tile = attrs["tile"] if "bands" in attrs else file["matrix"].chunks[0]
-    return Shard(path, attrs, layout, tile, file["matrix"].dtype)
+    if "bands" in attrs:
+        for band, _ in files_of(path, attrs):
+            if not band.is_file():
+                raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
+        # what links to them is no part of this program, and HDF5 has no checksum for it
+        return Shard(path, attrs, layout, attrs["tile"], np.dtype(attrs["dtype"]), store)
+    form = file.form
+    assert form is not None
+    return Shard(path, attrs, layout, form.size, form.dtype, store)
 
 
 @lru_cache(maxsize=32)
-def _places(path: Path, stamp: tuple[int, ...], num_bytes: int | None) -> Array:
-    """Where the tiles begin in the file, and how many bytes each has; known once in a process, as long as it stays."""
-    with reading(path) as file:
-        return places_of(file["matrix"], num_bytes)
-
-
-@lru_cache(maxsize=32)
-def _checksums(path: Path, stamp: tuple[int, ...]) -> Array:
+def _checksums(store: TileStore, path: Path, stamp: Hashable) -> Array:
     """Of the tiles, (n, n)."""
-    with reading(path) as file:
-        return np.asarray(file["checksums"][:])
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such file.")
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    with store.open(path) as file:
+        return file.array("checksums")
 
 
 def _copy(tile: Array, corner: tuple[int, int], out: Array, rows: slice, cols: slice) -> None:

@@ -8,31 +8,24 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from pipeline.folder import unreadable
-from pipeline.hdf5 import Array, Packer
-from pipeline.tiles import Tile
+from pipeline.hdf5 import Packer
+from pipeline.tile_store import Array, ReadTile, Tile, TileForm, TileReader
 
 MOST_BESIDE = 4096  # bytes that packing may add to a tile
 AHEAD_BYTES = 32 * 2**20  # of what comes next, that the system is told to read meanwhile
 
 
 class TileFile:
-    """The (b, b) tiles of a file whose chunks lie at `places`, (n, n, 2), see `places_of`.
+    """The tiles of a file whose chunks lie at `places`, (n, n, 2), offset and length each."""
 
-    compression: what they are packed with.
-    """
-
-    def __init__(
-        self, path: Path, places: Array, dtype: np.dtype[Any], size: int, compression: str | None = None
-    ) -> None:
-        self.path, self._places, self._dtype, self._size = path, places, dtype, size
-        self._num_bytes = size * size * dtype.itemsize
-        self._packer = Packer(compression, dtype, size) if compression else None
+    def __init__(self, path: Path, places: Array, form: TileForm) -> None:
+        self.path, self._places, self._form, self._num_bytes = path, places, form, form.tile_bytes
+        self._packer = Packer(form.packed, form.dtype, form.size) if form.packed else None
 
     def __enter__(self) -> TileFile:
         try:
@@ -42,9 +35,7 @@ class TileFile:
             raise unreadable(self.path, error) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         os.close(self._handle)
         self._close_packer()
 
@@ -52,9 +43,7 @@ class TileFile:
         if self._packer is not None:
             self._packer.close()
 
-    def read(
-        self, wanted: Sequence[Tile], into: Array | None = None
-    ) -> Iterator[tuple[Tile, Array | None, int]]:
+    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
         """Each tile with its values and their CRC-32; without values, where there are not enough bytes.
 
         into: (b, b), memory for every tile, which spares the system to find new pages for each: the values are good
@@ -79,7 +68,8 @@ class TileFile:
     def _values(self, content: bytes | memoryview) -> Array | None:
         if self._packer is None or not content:
             fits = len(content) == self._num_bytes
-            return np.frombuffer(content, self._dtype).reshape(self._size, self._size) if fits else None
+            shape = (self._form.size, self._form.size)
+            return np.frombuffer(content, self._form.dtype).reshape(shape) if fits else None
         try:
             return self._packer.unpack(bytes(content))
         except (OSError, RuntimeError):  # the filter cannot make sense of it
@@ -105,12 +95,12 @@ class TileFile:
 
 
 class TileFiles:
-    """The tiles of a matrix whose rows of tiles lie in several files; read like a `TileFile`.
+    """The tiles of a matrix whose rows of tiles lie in several files; read like a `TileReader`.
 
     starts: the first row of tiles in each.
     """
 
-    def __init__(self, files: Sequence[TileFile], starts: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[TileReader], starts: Sequence[int]) -> None:
         self._files, self._starts = files, starts
         self._open = ExitStack()
 
@@ -121,9 +111,7 @@ class TileFiles:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._open.close()
 
     def _number(self, tile: Tile) -> int:
@@ -136,9 +124,7 @@ class TileFiles:
     def announce(self, tile: Tile) -> None:
         self._files[self._number(tile)].announce(tile)
 
-    def read(
-        self, wanted: Sequence[Tile], into: Array | None = None
-    ) -> Iterator[tuple[Tile, Array | None, int]]:
+    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
         owners = [self._number(tile) for tile in wanted]
         found = [
             file.read([tile for tile, owner in zip(wanted, owners, strict=True) if owner == number], into)

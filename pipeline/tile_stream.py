@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import NotFiniteError
-from pipeline.hdf5 import Array, Output, Packer, places_of
 from pipeline.journal import Entry, Journal
-from pipeline.tile_file import TileFile
+from pipeline.tile_store import Array, TileForm, UnfinishedFile
 from pipeline.tiles import Grid, Tile, mirrored
 
 QUEUE_BYTES = 64 * 2**20  # of tiles that wait to be written
@@ -33,32 +30,31 @@ class TileStream:
 
     products: H v for the directions v, (P, m), from the tiles written so far. checksums: (n, n), by tile. largest,
     rounding: the largest entry, and how far the rounding to the stored dtype has moved one.
-    computed: the dtype of the tiles that come; packed: what they are packed with.
+    computed: the dtype of the tiles that come.
     Memory: QUEUE_BYTES and two tiles.
     """
 
     def __init__(
         self,
-        output: Output,
-        matrix: Any,
+        output: UnfinishedFile,
+        form: TileForm,
         grid: Grid,
         directions: Array,
         journal: Journal | None,
         computed: str | None = None,
-        packed: str | None = None,
     ) -> None:
-        self._computed, self._packed = np.dtype(computed or matrix.dtype), packed
-        self._packer = Packer(packed, matrix.dtype, grid.size) if packed else None
+        self._dtype, self._computed = form.dtype, np.dtype(computed or form.dtype)
         self.largest = self.rounding = 0.0
-        self._output, self._matrix, self._grid, self._journal = output, matrix, grid, journal
-        self._directions = directions.astype(matrix.dtype)
+        self._output, self._grid, self._journal = output, grid, journal
+        self._directions = directions.astype(form.dtype)
         self.products = np.zeros(directions.shape)
         self.checksums = np.zeros((grid.num_tile_rows, grid.num_tile_rows), np.uint32)
         self._shape = (grid.size, grid.size)
-        self._tile_bytes = tile_bytes = grid.size**2 * matrix.dtype.itemsize
-        self._tiles: queue.Queue[tuple[Tile, Array] | None] = queue.Queue(max(2, QUEUE_BYTES // tile_bytes))
+        self._tiles: queue.Queue[tuple[Tile, Array] | None] = queue.Queue(
+            max(2, QUEUE_BYTES // form.tile_bytes)
+        )
         self._spare: queue.SimpleQueue[Array] = queue.SimpleQueue()
-        self._tiles_a_record = max(1, RECORD_BYTES // tile_bytes)
+        self._tiles_a_record = max(1, RECORD_BYTES // form.tile_bytes)
         self._restored: list[Entry] | None = []  # None: they are in the journal of this process
         self._written: list[Entry] = []  # and not yet recorded
         self._recording: Future[None] | None = None
@@ -82,22 +78,18 @@ class TileStream:
             self._guarded(self._record)
         self._guarded(self._wait)
         self._recorder.shutdown()
-        if self._packer is not None:
-            self._packer.close()
         if error is None:
             self._check()
 
     def restore(self, entries: Iterable[Entry]) -> list[Tile]:
         """Take tiles that are in the file already; gives those that are what was recorded."""
         known = {(entry.row, entry.column): entry for entry in entries}
-        places = places_of(self._matrix, None if self._packed else self._tile_bytes)
-        path, self._restored = Path(self._matrix.file.filename), []
-        with TileFile(path, places, self._matrix.dtype, self._grid.size, self._packed) as file:
-            for tile, values, checksum in file.read([tile for tile in known if self._grid.has(tile)]):
-                if values is not None and checksum == known[tile].checksum:
-                    self._multiply(tile, values)
-                    self._note(known[tile])
-                    self._restored.append(known[tile])
+        self._restored = []
+        for tile, values, checksum in self._output.read([tile for tile in known if self._grid.has(tile)]):
+            if values is not None and checksum == known[tile].checksum:
+                self._multiply(tile, values)
+                self._note(known[tile])
+                self._restored.append(known[tile])
         return [(entry.row, entry.column) for entry in self._restored]
 
     def empty(self) -> Array:
@@ -161,9 +153,9 @@ class TileStream:
                 f"the matrix has NaN or infinite entries (near row {i}, column {j})",
                 f"look at the loss and the weights of this checkpoint{other}",
             )
-        values = buffer.astype(self._matrix.dtype, copy=False)
+        values = buffer.astype(self._dtype, copy=False)
         numbers = () if values is buffer else _rounding(buffer, values)
-        entry = Entry(*tile, self._store(tile, values), *numbers)
+        entry = Entry(*tile, self._output.write(tile, values), *numbers)
         self._note(entry)
         self._multiply(tile, values)
         self._written.append(entry)
@@ -179,19 +171,10 @@ class TileStream:
             return True
         return int(np.isfinite(buffer).sum()) == num_entries
 
-    def _store(self, tile: Tile, buffer: Array) -> int:
-        """Write a tile; gives the CRC-32 of its content."""
-        content, mask = (buffer, 0) if self._packer is None else self._packer.pack(buffer)
-        self._output.write_chunk(self._matrix, self._corner(tile), content, mask)
-        return zlib.crc32(content.data if isinstance(content, np.ndarray) else content)
-
     def _note(self, entry: Entry) -> None:
         self.checksums[entry.row, entry.column] = entry.checksum
         self.largest = max(self.largest, entry.largest)
         self.rounding = max(self.rounding, entry.rounding)
-
-    def _corner(self, tile: Tile) -> tuple[int, int]:
-        return tile[0] * self._grid.size, tile[1] * self._grid.size
 
     def _multiply(self, tile: Tile, buffer: Array) -> None:
         rows, cols = map(self._grid.span, tile)
@@ -216,7 +199,7 @@ class TileStream:
             self._recording = None
 
     def _to_disk(self, entries: list[Entry]) -> None:
-        self._output.raw.sync()
+        self._output.sync()
         if self._journal is None:
             return
         if self._restored is not None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.hdf5 import Array
 from pipeline.layout import Layout
+from pipeline.tile_store import Array
+from pipeline.tile_store import Tile as Tile
 
 TILE = 512
-BYTES_TO_FIND_A_TILE = 128  # of HDF5's index of chunks, at most
+BYTES_TO_FIND_A_TILE = 24  # of HDF5's index of chunks, at most, for those above the diagonal too
 ALL, LAYER = "all", "layer"
-Tile = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ def file_size(
     """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
     grid = Grid.of(layout, tile, blocks)
     num_tiles = grid.num_stored if part is None else int(grid.stored(part).sum())
-    return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + BYTES_TO_FIND_A_TILE * num_tiles + 2**20
+    index = BYTES_TO_FIND_A_TILE * grid.num_tile_rows**2
+    return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + index + 2**20
 
 
 def mirrored(tile: Array) -> Array:

@@ -52,14 +52,18 @@ def test_results_with_a_flipped_bit_are_found(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\S+ is damaged \(.+\): delete it and run again, .*", line) for line in told)
 
 
-def test_results_of_earlier_versions_have_no_seal(tmp_path: Path) -> None:
+def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
+    """Their texts have any length, they have no checksum, and a seal stands behind HDF5's last byte."""
     path = tmp_path / "old.h5"
-    write_results(path, {"step": 120}, {"x": np.ones(3)})
-    sealed = path.stat().st_size
-    with h5py.File(path, "r+") as file:  # another program that changes it cuts the seal off
-        file["x"][0] = 2
-    assert path.stat().st_size == sealed - 40
-    assert read_results(path).arrays["x"][0] == 2
+    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+        file.attrs.update({"step": 120, "spectrum": "exact", "loss": 0.5})
+        file["group/values"] = np.arange(3.0)
+        file["parameters/names"] = np.array(["fc1", "größe"], dtype=object)
+    path.write_bytes(path.read_bytes() + bytes(36) + b"\nsealed\n")
+    found = read_results(path)
+    assert found.attrs == {"step": 120, "spectrum": "exact", "loss": 0.5}
+    assert list(found.arrays["parameters/names"]) == ["fc1", "größe"]
+    assert list(found.arrays["group/values"]) == [0, 1, 2]
 
 
 def test_results_that_are_damaged_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

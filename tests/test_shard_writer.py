@@ -21,11 +21,11 @@ from outcome import content
 from pipeline import shard_writer, tile_stream
 from pipeline.errors import PipelineError
 from pipeline.folder import partial_of
+from pipeline.hdf5 import Output
 from pipeline.journal import Entry, Journal
 from pipeline.layout import Layout
 from pipeline.shard_writer import ShardWriter, write_shard
 from pipeline.shards import open_shard
-from pipeline.tile_stream import TileStream
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
@@ -262,13 +262,13 @@ def test_writing_goes_on_beside_computing_and_waits_for_the_disk(
 ) -> None:
     """No more tiles lie in memory than the queue takes, however slow the disk is."""
     monkeypatch.setattr(tile_stream, "QUEUE_BYTES", 3 * TILE**2 * 8)
-    gate, store, made = threading.Semaphore(0), TileStream._store, []
+    gate, write, made = threading.Semaphore(0), Output.write_chunk, []
 
-    def slow(stream: TileStream, tile: tuple[int, int], buffer: Array) -> int:
+    def slow(*arguments: Any) -> None:
         gate.acquire()
-        return store(stream, tile, buffer)
+        write(*arguments)
 
-    monkeypatch.setattr(TileStream, "_store", slow)
+    monkeypatch.setattr(Output, "write_chunk", slow)
     monkeypatch.setattr(shard_writer.ShardWriter, "_begin", watched(made, shard_writer.ShardWriter._begin))
 
     def compute() -> None:

@@ -94,7 +94,7 @@ def test_any_hdf5_tool_reads_the_lower_triangle_and_nan_above(path: Path) -> Non
         assert file["matrix"].shape == (23, 23)
         assert np.isnan(file["matrix"].fillvalue)
     lower = np.tri(23, dtype=bool)
-    assert triangle == "lower"
+    assert triangle == b"lower"  # of a fixed length, which h5py gives as bytes
     assert np.array_equal(found[lower], matrix[lower])
     assert np.isnan(found[~lower]).all()
 

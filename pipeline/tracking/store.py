@@ -117,24 +117,41 @@ def locked(path: Path) -> Iterator[None]:
 def _connect_sqlite(uri: str, experiment: str) -> tuple[Any, str]:
     path = database(uri)
     load()
+    with locked(path.with_name(path.name + ".lock")), one_line(uri):
+        client = _client(uri, experiment)
+        return client, _experiment(client, uri, experiment, artifacts(uri))
+
+
+def open_sqlite(uri: str) -> Any:
+    """A client for the store in a SQLite file that exists; nothing is made.
+
+    Raises:
+        PipelineError: the database is locked, damaged, or of another mlflow version.
+    """
+    load()
+    with one_line(uri):
+        return _client(uri, None)
+
+
+def _client(uri: str, experiment: str | None) -> Any:
+    """A client for a SQLite store; one that is missing is made with `experiment`, unless that is None."""
     from alembic.util import CommandError
     from mlflow import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
-    with locked(path.with_name(path.name + ".lock")), one_line(uri):
-        try:
-            if not path.exists() or path.stat().st_size == 0:
-                _create(path, experiment)
-            _check(path)
-            client = MlflowClient(tracking_uri=uri)
-        except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
-            if "database is locked" in str(error):
-                raise PipelineError(in_use(uri)) from error
-            raise PipelineError(
-                f"{path} cannot be used as an MLflow store ({shortened(str(error), 200)}): "
-                "move it away, or choose another folder with tracking.root=FOLDER."
-            ) from error
-        return client, _experiment(client, uri, experiment, artifacts(uri))
+    path = database(uri)
+    try:
+        if experiment is not None and (not path.exists() or path.stat().st_size == 0):
+            _create(path, experiment)
+        _check(path)
+        return MlflowClient(tracking_uri=uri)
+    except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
+        if "database is locked" in str(error):
+            raise PipelineError(in_use(uri)) from error
+        raise PipelineError(
+            f"{path} cannot be used as an MLflow store ({shortened(str(error), 200)}): "
+            "move it away, or choose another folder with tracking.root=FOLDER."
+        ) from error
 
 
 def _create(path: Path, experiment: str) -> None:
