@@ -29,7 +29,7 @@ from pipeline.folder import RunFolder, set_aside
 from pipeline.instantiate import NEED_MODEL, build, build_training, instantiate, plain, prepare
 from pipeline.launcher import NAME, LaunchError, Slurm
 from pipeline.multirun import labels, started_sweeps, sweep_folder
-from pipeline.status import is_finished, note_finished, told
+from pipeline.status import is_finished, note_finished, recorded_status
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
@@ -46,7 +46,7 @@ Plugins.instance().class_name_to_class[NAME] = Slurm  # Hydra's search misses pl
 
 def run(config: DictConfig, folder: RunFolder) -> None:
     """Do what the config asks for, and leave it in the folder."""
-    with folder.lock(), told(folder):
+    with folder.lock(), recorded_status(folder, explain):
         prepare(config)
         stages, settings = set(config.stages), settings_of(folder)
         tracking: Tracking = build(config, "tracking")

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import slurm
 from pipeline.errors import PipelineError
 from pipeline.folder import RunFolder, write_atomically
-from pipeline.status import CANCELLED, FAILED, tell
+from pipeline.status import CANCELLED, FAILED, write_status
 
 NOTES = Path(".submitit") / "jobs.json"  # in the sweep's folder: which SLURM job does which job of the sweep
 GRACE = 10.0  # seconds that the files of a job which has ended may take to appear on a network disk
@@ -126,7 +126,7 @@ class Watch:
         detail = f", {state.detail}" if state.detail not in ("", "None") else ""
         where = f"; what it printed is in {printed}" if printed.exists() and printed.stat().st_size else ""
         why = f"{remedy} (SLURM job {job.slurm_id}: {state.state}{detail}{where})."
-        tell(job.folder, CANCELLED if state.state == "CANCELLED" else FAILED, why)
+        write_status(job.folder, CANCELLED if state.state == "CANCELLED" else FAILED, why)
         log.error("%s is lost: %s", job, why)
         return why
 

@@ -8,12 +8,11 @@ A launcher that knows more than the job could say (cancelled in the queue, out o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import PipelineError
-from pipeline.explain import explain
 from pipeline.folder import RunFolder, write_atomically
 
 RUNNING, FINISHED, FAILED, CANCELLED, KILLED, MISSING = (
@@ -35,29 +34,31 @@ class Status:
     reason: str = ""
 
 
-def tell(folder: RunFolder, state: str, reason: str = "") -> None:
+def write_status(folder: RunFolder, state: str, reason: str = "") -> None:
     """Write the status of a run."""
     write_atomically(folder.status, json.dumps(asdict(Status(state, reason)), ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def told(folder: RunFolder) -> Iterator[None]:
-    """Tell how the body ends. To be used while the folder is locked: the status is of the run that holds it.
+def recorded_status(folder: RunFolder, explain: Callable[[Exception], str | None]) -> Iterator[None]:
+    """Record how the body ends. To be used while the folder is locked: the status is of the run that holds it.
+
+    explain: an exception in one line, or None if it is not known.
 
     A process that is killed, or leaves by SystemExit to be started again, tells nothing: `status_of` sees that.
     """
-    tell(folder, RUNNING)
+    write_status(folder, RUNNING)
     try:
         yield
     except Exception as error:
         with suppress(PipelineError):  # the reason that the body gave counts
-            tell(folder, FAILED, explain(error) or f"unexpected {type(error).__name__}: {error}")
+            write_status(folder, FAILED, explain(error) or f"unexpected {type(error).__name__}: {error}")
         raise
     except KeyboardInterrupt:
         with suppress(PipelineError):
-            tell(folder, CANCELLED, "interrupted by Ctrl-C.")
+            write_status(folder, CANCELLED, "interrupted by Ctrl-C.")
         raise
-    tell(folder, FINISHED)
+    write_status(folder, FINISHED)
 
 
 def status_of(folder: RunFolder) -> Status:

@@ -19,7 +19,7 @@ from pipeline.layout import Layout
 from pipeline.objective import Batch, Criterion, layout_of
 from pipeline.observation import hashes_of
 from pipeline.options import check_count
-from pipeline.training import check_fit, observe
+from pipeline.training.evaluation import check_fit, observe
 
 
 @dataclass(frozen=True)

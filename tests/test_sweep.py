@@ -15,8 +15,9 @@ from command import command as run_command
 import pipeline
 from pipeline import status, sweep
 from pipeline.errors import PipelineError
+from pipeline.explain import explain
 from pipeline.folder import RunFolder
-from pipeline.status import Status, status_of, tell, told
+from pipeline.status import Status, recorded_status, status_of, write_status
 from pipeline.sweep_jobs import has_jobs, job_name, plan
 from pipeline.tracking import MLflow, store
 
@@ -33,7 +34,7 @@ def job(folder, overrides, state, reason="", **summary):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     (folder / "config.yaml").write_text("seed: 0\n")
-    tell(RunFolder(folder), state, reason)
+    write_status(RunFolder(folder), state, reason)
     if summary:
         RunFolder(folder).summary.write_text(json.dumps(summary))
     return RunFolder(folder)
@@ -103,7 +104,7 @@ def test_looking_at_a_run_does_not_keep_it_from_starting(folder, monkeypatch):
 
 def test_all_jobs_finished(folder, capsys):
     for number in range(4):
-        tell(RunFolder(folder / str(number)), "finished")
+        write_status(RunFolder(folder / str(number)), "finished")
     assert sweep.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "state" not in out
@@ -149,7 +150,7 @@ def test_no_sweep(tmp_path, folder, capsys):
 def test_how_a_run_ends_is_told(tmp_path):
     folder = RunFolder(tmp_path)
     with folder.lock():
-        with told(folder):
+        with recorded_status(folder, explain):
             assert status_of(folder).state == "running"
         assert status_of(folder).state == "finished"
         for error, state, reason in (
@@ -157,10 +158,10 @@ def test_how_a_run_ends_is_told(tmp_path):
             (ZeroDivisionError("oh"), "failed", "unexpected ZeroDivisionError: oh"),
             (KeyboardInterrupt(), "cancelled", "interrupted by Ctrl-C."),
         ):
-            with pytest.raises(type(error)), told(folder):
+            with pytest.raises(type(error)), recorded_status(folder, explain):
                 raise error
             assert status_of(folder) == Status(state, reason)
-    with pytest.raises(SystemExit), folder.lock(), told(folder):
+    with pytest.raises(SystemExit), folder.lock(), recorded_status(folder, explain):
         raise SystemExit  # to be started again
     assert status_of(folder).state == "killed"
     folder.status.write_text("{")
@@ -169,8 +170,8 @@ def test_how_a_run_ends_is_told(tmp_path):
 
 def test_a_run_that_ends_while_it_is_looked_at_is_not_killed(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    tell(folder, status.RUNNING)
-    monkeypatch.setattr(RunFolder, "is_held", lambda self: tell(self, status.FINISHED))
+    write_status(folder, status.RUNNING)
+    monkeypatch.setattr(RunFolder, "is_held", lambda self: write_status(self, status.FINISHED))
     assert status_of(folder).state == "finished"
 
 
@@ -197,7 +198,7 @@ def test_mlflow_has_one_run_for_the_sweep_with_the_table_and_aggregates(folder, 
     assert client.get_run(killed).info.status == "KILLED"
 
     for number in range(4):
-        tell(RunFolder(folder / str(number)), "finished")
+        write_status(RunFolder(folder / str(number)), "finished")
     assert sweep.main([str(folder)]) == 0
     assert client.get_run(record["run_id"]).info.status == "FINISHED"
 

@@ -11,7 +11,7 @@ import yaml
 from report_cases import spectra
 
 from pipeline.folder import RunFolder
-from pipeline.status import tell
+from pipeline.status import write_status
 from pipeline.sweep_jobs import open_sweep, plan
 from pipeline.sweep_report import page_of
 from scripts.screenshot import browser, find_chromium
@@ -31,7 +31,7 @@ def add(folder, number, found, state="finished", **numbers):
     job.summary.write_text(
         json.dumps({"lambda_max": found.attrs["lambda_max"], "num_parameters": 48, **numbers})
     )
-    tell(job, state)
+    write_status(job, state)
 
 
 @pytest.fixture(scope="module")
