@@ -10,21 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.dense import hessian, layer_hessians, sample_hessians
-    from pipeline.results import open_run
-    from pipeline.shards import open_shard
-    from pipeline.sweep_jobs import open_sweep
+    from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
+    from pipeline.results.run import open_run
+    from pipeline.shards.shard import open_shard
+    from pipeline.sweep.jobs import open_sweep
 
 __all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "open_sweep", "sample_hessians"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hessian": "pipeline.dense",
-    "layer_hessians": "pipeline.dense",
-    "sample_hessians": "pipeline.dense",
-    "open_run": "pipeline.results",
-    "open_shard": "pipeline.shards",
-    "open_sweep": "pipeline.sweep_jobs",
+    "hessian": "pipeline.compute.dense",
+    "layer_hessians": "pipeline.compute.dense",
+    "sample_hessians": "pipeline.compute.dense",
+    "open_run": "pipeline.results.run",
+    "open_shard": "pipeline.shards.shard",
+    "open_sweep": "pipeline.sweep.jobs",
 }
 
 

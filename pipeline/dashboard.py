@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.tracking import faults, store, view
+from pipeline.tracking import dashboard_views, error_messages, store
 
 HOST = "127.0.0.1"
 APPLICATION = "mlflow.server.fastapi_app:app"  # what `mlflow server` starts in processes of its own
@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         uri = store.resolve(options.uri, options.root)
-        if faults.is_server(uri):
+        if error_messages.is_server(uri):
             print(f"{uri} is a server that runs already: open it in a browser.")
             return 0
-        if not faults.database(uri).exists():
+        if not error_messages.database(uri).exists():
             raise PipelineError(
-                f"no runs yet: {faults.database(uri)} is not there. Run `python -m pipeline.run` first, "
+                f"no runs yet: {error_messages.database(uri)} is not there. Run `python -m pipeline.run` first, "
                 "or name another folder with --root FOLDER."
             )
         _serve(uri, _listen(options.port), options.experiment)
@@ -75,10 +75,10 @@ def _serve(uri: str, listener: socket.socket, experiment: str) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     client = store.open_sqlite(uri)
-    with faults.one_line(uri):
+    with error_messages.one_line(uri):
         experiments = {found.name: found.experiment_id for found in client.search_experiments()}
         for experiment_id in experiments.values():
-            view.save(client, experiment_id)
+            dashboard_views.save(client, experiment_id)
     import uvicorn
 
     server: Any = import_module("mlflow.server")

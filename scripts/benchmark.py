@@ -39,9 +39,9 @@ from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
 from benchmark_rates import Rates, timed
 from torch import Tensor
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.matrix import MATRICES
-from pipeline.objective import objective_of
+from pipeline.objective.objective import objective_of
 from pipeline.strategy import STRATEGIES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

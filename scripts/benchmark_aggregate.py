@@ -26,15 +26,15 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipeline.aggregate import aggregate, write_mean
+from pipeline.aggregate.moments import Weighting
+from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.stage import aggregate, write_mean
 from pipeline.cluster import Local, Threads
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
 from pipeline.layout import Layout
-from pipeline.moments import Weighting
-from pipeline.shards import open_shard, write_shard
+from pipeline.shards.hdf5 import read_results
+from pipeline.shards.shard import open_shard, write_shard
 from pipeline.spectrum import TopK
-from pipeline.unfinished import Unfinished
+from pipeline.system.run_folder import RunFolder
 
 LAYOUT = Layout(
     ("0.weight", "0.bias", "2.weight", "2.bias"), ((120, 60), (120,), (5, 120), (20,))

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pipeline.figure_style import BLUE, GREEN, GREY, INK, SKY, VERMILLION, new_figure, save_png, style
+from pipeline.report.figure_style import BLUE, GREEN, GREY, INK, SKY, VERMILLION, new_figure, save_png, style
 
 LINES = {  # method: (label, color, marker)
     "khatri_rao": ("khatri_rao", BLUE, "o"),

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.folder import RunFolder
+from pipeline.compute.cost_estimate import gemm_rate
 from pipeline.layout import Layout
-from pipeline.plan import gemm_rate
-from pipeline.shards import Shard, file_size, open_shard, write_shard
+from pipeline.shards.shard import Shard, file_size, open_shard, write_shard
+from pipeline.system.run_folder import RunFolder
 
 MB = 10**6
 PROBE = 2 * 10**9  # bytes of a file that a disk may take into its cache: a burst

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_arrays, read_results
+from pipeline.shards.hdf5 import read_arrays, read_results
+from pipeline.system.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parents[1]
 OPTIONS = (

@@ -25,9 +25,9 @@ import torch
 from benchmark_nets import problem_of
 from benchmark_rates import Rates, timed
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
-from pipeline.objective import objective_of
+from pipeline.objective.objective import objective_of
 from pipeline.spectrum.exact import eigenvalues_of
 from pipeline.strategy import STRATEGIES, KhatriRao
 

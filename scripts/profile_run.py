@@ -35,8 +35,8 @@ PARTS = {  # functions and methods, by what they are timed as
     "mean and eigenvalues": ("pipeline.run:aggregate",),
     "Hydra": ("pipeline.run:main",),
     "rest": ("pipeline.run:run",),
-    "data and model": ("pipeline.instantiate:instantiate",),
-    "plan": ("pipeline.foresight:check_plan",),
+    "data and model": ("pipeline.experiment.instantiate:instantiate",),
+    "plan": ("pipeline.compute.preflight:check_plan",),
     "loss along eigenvectors": ("pipeline.run:slices",),
     "figures and report": ("pipeline.run:report",),
     "MLflow, summary and table": (
@@ -45,9 +45,13 @@ PARTS = {  # functions and methods, by what they are timed as
         "pipeline.tracking.mlflow:MLflowRun.log_artifact",
         "pipeline.tracking.mlflow:MLflowRun.set_tags",
         "pipeline.tracking.mlflow:MLflowRun.close",
-        "pipeline.recorder:RunRecorder.close",
+        "pipeline.report.recorder:RunRecorder.close",
     ),
-    "config": ("pipeline.instantiate:prepare", "pipeline.instantiate:plain", "pipeline.instantiate:build"),
+    "config": (
+        "pipeline.experiment.instantiate:prepare",
+        "pipeline.experiment.instantiate:plain",
+        "pipeline.experiment.instantiate:build",
+    ),
 }
 START, END = "PROFILE_START", "PROFILE_END"
 

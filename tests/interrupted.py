@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.criterion import CrossEntropy
 from pipeline.data import Blobs
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.training import GD, SGD, Adam
 
 SHORT = {"num_steps": 45, "evaluate_every": 7, "save_every": 10}

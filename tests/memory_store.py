@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.tile_store import Array, ReadTile, Tile, TileForm
+from pipeline.shards.tile_store import Array, ReadTile, Tile, TileForm
 
 
 class MemoryFile:

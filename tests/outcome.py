@@ -5,7 +5,7 @@ import json
 import h5py
 import numpy as np
 
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 
 def results(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.spectra_file import (
+from pipeline.results.spectra_file import (
     BatchSpectra,
     Density,
     LandscapeFile,

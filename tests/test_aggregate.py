@@ -15,13 +15,13 @@ from shard_cases import ATTRS, LAYOUT, NUM_ROWS, NUM_SAMPLES, known, write, writ
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import pipeline
-from pipeline.aggregate import aggregate
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.shards import open_shard
-from pipeline.spectra_file import SpectraFile
+from pipeline.results.spectra_file import SpectraFile
+from pipeline.shards.shard import open_shard
 from pipeline.spectrum import SLQ, Exact, TopK
+from pipeline.system.run_folder import RunFolder
 
 STEP = ATTRS["step"]
 SPECTRA = {
@@ -330,9 +330,9 @@ def test_topk_aggregates_where_torch_is_not_installed(folder):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from pipeline.aggregate import aggregate\n"
+        "from pipeline.aggregate.stage import aggregate\n"
         "from pipeline.cluster import Threads\n"
-        "from pipeline.folder import RunFolder\n"
+        "from pipeline.system.run_folder import RunFolder\n"
         "from pipeline.spectrum import TopK\n"
         "list(aggregate(RunFolder(Path(sys.argv[1])), TopK(num_top=4), Threads(1)))\n"
     )

@@ -8,23 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bands import Band, dealt, number_there
-from pipeline.compute import compute_step, matrices_of
-from pipeline.config import Blocks, Verify
+from pipeline.compute.stage import compute_step, matrices_of
+from pipeline.config.schema import Blocks, Verify
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder, partial_of
-from pipeline.hdf5 import read_arrays
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
-from pipeline.shards import open_shard
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.shards.hdf5 import read_arrays
+from pipeline.shards.row_bands import Band, dealt, number_there
+from pipeline.shards.shard import open_shard
+from pipeline.shards.tile_grid import Grid
+from pipeline.shards.verify import verify
 from pipeline.storage import Blosc2, Plain
 from pipeline.strategy import HVP, Auto, KhatriRao
-from pipeline.subject import Problem
-from pipeline.tiles import Grid
-from pipeline.verify import verify
+from pipeline.system.run_folder import RunFolder, partial_of
 
 TILE = 9
 NUM_ROWS = 71  # 8 rows of tiles
@@ -146,9 +146,9 @@ def test_bands_that_are_missing_are_made_and_the_others_taken(tmp_path, about):
 
 
 def test_a_band_that_is_cut_short_goes_on(tmp_path, about, caplog, monkeypatch):
-    from pipeline import tile_stream
+    from pipeline.shards import tile_writer
 
-    monkeypatch.setattr(tile_stream, "RECORD_BYTES", 1)
+    monkeypatch.setattr(tile_writer, "RECORD_BYTES", 1)
     expected = whole(tmp_path / "whole", about)
     real, made = HVP.blocks, []
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from command import PROJECT, environment
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 
 sys.path.insert(0, str(PROJECT / "scripts"))
 import benchmark_nets

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.blocks import STRIP, Block, assemble
 from pipeline.errors import PipelineError
+from pipeline.strategy.blocks import STRIP, Block, assemble
 
 
 def symmetric(num_rows: int) -> Tensor:

@@ -3,20 +3,20 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.certificate import certify, directions
-from pipeline.compute import compute_step
-from pipeline.config import Blocks, Verify
-from pipeline.dense import hessian
+from pipeline.compute.certificate import certify, directions
+from pipeline.compute.dense import hessian
+from pipeline.compute.recipe import parts_of
+from pipeline.compute.stage import compute_step
+from pipeline.config.schema import Blocks, Verify
 from pipeline.errors import PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch, objective_of
-from pipeline.recipe import parts_of
-from pipeline.reference import Reference
-from pipeline.shards import open_shard
+from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.problem import Problem
+from pipeline.objective.reference import Reference
+from pipeline.shards.shard import open_shard
 from pipeline.strategy import HVP, Autograd
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder
 
 NETS = {
     "tanh": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),

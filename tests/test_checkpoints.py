@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.checkpoints import load_state, load_weights, save_weights
 from pipeline.errors import PipelineError
+from pipeline.objective.checkpoints import load_state, load_weights, save_weights
 
 
 class Tied(nn.Module):

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.compute import compute_step
-from pipeline.config import Blocks, Verify
+from pipeline.compute.stage import compute_step
+from pipeline.config.schema import Blocks, Verify
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import attributes
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import GGN, Hessian
-from pipeline.objective import Batch, Objective
-from pipeline.shards import open_shard
+from pipeline.objective.objective import Batch, Objective
+from pipeline.objective.problem import Problem, split
+from pipeline.shards.hdf5 import attributes
+from pipeline.shards.shard import open_shard
 from pipeline.storage import Plain
 from pipeline.strategy import HVP, Func, Triangular
-from pipeline.subject import Problem, split
+from pipeline.system.run_folder import RunFolder
 
 
 def numbered(num_samples):

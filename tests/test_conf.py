@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import pipeline.run  # registers the schema
-from pipeline.config import Config, check_settings
-from pipeline.instantiate import build
-from pipeline.instantiate import plain as plain_settings
+from pipeline.config.schema import Config, check_settings
+from pipeline.experiment.instantiate import build
+from pipeline.experiment.instantiate import plain as plain_settings
 
 PROJECT = Path(pipeline.run.__file__).parents[1]
 CONF = PROJECT / "conf"

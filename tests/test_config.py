@@ -3,7 +3,7 @@ import sys
 import pytest
 import yaml
 
-from pipeline.config import (
+from pipeline.config.schema import (
     HASHED,
     check_settings,
     checkpoint_steps,
@@ -16,7 +16,7 @@ from pipeline.config import (
     settle,
 )
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 SETTINGS = {
     "seed": 0,

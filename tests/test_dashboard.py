@@ -16,9 +16,9 @@ from PIL import Image
 from report_cases import put, spectra
 
 from pipeline import dashboard
-from pipeline.folder import RunFolder
-from pipeline.report import make_report
-from pipeline.tracking import MLflow, store, view
+from pipeline.report.report import make_report
+from pipeline.system.run_folder import RunFolder
+from pipeline.tracking import MLflow, dashboard_views, store
 from scripts.screenshot import browser, find_chromium
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -144,7 +144,7 @@ def test_a_file_that_is_not_a_store_is_an_error_of_one_line(tmp_path):
 
 def test_an_experiment_has_saved_views_with_the_columns_that_differ(root):
     client, experiment_id = store.connect(store.resolve(None, str(root)), "curvature")
-    view.save(client, experiment_id)
+    dashboard_views.save(client, experiment_id)
     tags = client.get_experiment(experiment_id).tags
     saved = {key: json.loads(tags[f"mlflow.sharedViewState.{key}"]) for key in ("newest", "compare")}
     assert {key: one["name"] for key, one in saved.items()} == {

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from variants import NAMES, strategy
 
-import pipeline.dense
-from pipeline.dense import hessian, layer_hessians, sample_hessians
+import pipeline.compute.dense
+from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
 from pipeline.errors import PipelineError
 from pipeline.matrix import MATRICES
 from pipeline.strategy import HVP
@@ -254,7 +254,7 @@ def test_samples_go_in_chunks_of_rows(
 ) -> None:
     model, x, y = thread
     expected = sample_hessians(model, loss, x, y)
-    monkeypatch.setattr("pipeline.strategy.each_sample.CHUNK_BYTES", 7 * 49 * 8 * 20)
+    monkeypatch.setattr("pipeline.strategy.per_sample.CHUNK_BYTES", 7 * 49 * 8 * 20)
     assert (sample_hessians(model, loss, x, y) - expected).abs().max() <= 1e-14
 
 
@@ -288,8 +288,8 @@ def test_a_matrix_that_does_not_fit_is_refused_before_it_is_computed(
     monkeypatch: pytest.MonkeyPatch, thread: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     model, x, y = thread
-    monkeypatch.setattr("pipeline.plan.ROOM_TO_CHECK", 0)
-    monkeypatch.setattr("pipeline.plan.available_memory", lambda: 15_000)
+    monkeypatch.setattr("pipeline.compute.cost_estimate.ROOM_TO_CHECK", 0)
+    monkeypatch.setattr("pipeline.compute.cost_estimate.available_memory", lambda: 15_000)
     refusal = r"^the dense Hessian of P = 49 weights needs .* of memory, 15 kB are free on cpu: choose fewer"
     with pytest.raises(PipelineError, match=refusal):
         hessian(model, loss, x, y)
@@ -298,6 +298,6 @@ def test_a_matrix_that_does_not_fit_is_refused_before_it_is_computed(
 
 
 def test_example_in_the_docstring() -> None:
-    found = doctest.testmod(pipeline.dense, raise_on_error=True)
+    found = doctest.testmod(pipeline.compute.dense, raise_on_error=True)
     assert found.attempted > 0
     assert found.failed == 0

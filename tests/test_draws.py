@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from variants import NAMES, strategy
 
-from pipeline.blocks import assemble
-from pipeline.dense import hessian
-from pipeline.draws import Draws
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, Objective, Params, objective_of
-from pipeline.plain import Plain
+from pipeline.objective.decompositions.mode import Plain
+from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.objective import Batch, Objective, Params, objective_of
+from pipeline.strategy.blocks import assemble
 
 MANY = 20_000
 FIXED = [name for name in NAMES if name != "func"]

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from command import succeed
 
-from pipeline.results import open_run
+from pipeline.results.run import open_run
 
 STEPS = [0, 1500, 2000, 3000, 4000]
 

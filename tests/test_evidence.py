@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.evidence import OtherExperiment, check_evidence, difference, shared
-from pipeline.objective import Batch, objective_of
-from pipeline.observation import AGREEMENT, hash_of, hashes_of, observed, observed_first
+from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.observation import AGREEMENT, hash_of, hashes_of, observed, observed_first
+from pipeline.system.evidence import OtherExperiment, check_evidence, difference, shared
 from pipeline.training import evaluate, observe
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -7,8 +7,8 @@ import pytest
 from report_cases import density as density_at
 from report_cases import spectra
 
-from pipeline.evolution import common_densities, linear_width, overlaps, spread_out, stability_limit
-from pipeline.spectra_file import Density
+from pipeline.results.evolution import common_densities, linear_width, overlaps, spread_out, stability_limit
+from pipeline.results.spectra_file import Density
 
 GD = {"learning_rate": 0.4, "momentum": None, "weight_decay": 0.0}
 SGD = {

@@ -10,13 +10,13 @@ from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pipeline.run  # registers the schema
-from pipeline.config import Blocks, Keep, Stage, Verify, config_hash
-from pipeline.experiment import MatrixSpec
-from pipeline.explain import CONF
-from pipeline.instantiate import as_config, instantiate
+from pipeline.config.messages import CONF
+from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
+from pipeline.experiment.experiment import MatrixSpec
+from pipeline.experiment.instantiate import as_config, instantiate
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
-from pipeline.objective import objective_of
+from pipeline.objective.objective import objective_of
 from pipeline.spectrum import TopK
 from pipeline.storage import Plain
 from pipeline.strategy import HVP, Func

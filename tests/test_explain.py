@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pipeline.run
+from pipeline.config.messages import explain
 from pipeline.errors import PipelineError
-from pipeline.explain import explain
 
 CONF = Path(pipeline.run.__file__).parents[1] / "conf"
 

@@ -10,13 +10,13 @@ from matplotlib.colors import LogNorm, to_rgba
 from PIL import Image
 from report_cases import CASES, bowl, spectra
 
-from pipeline.charts import charts_of
-from pipeline.evolution import common_densities, stability_limit
-from pipeline.figure_style import new_figure, save_png, signed_log, style
-from pipeline.figures import PICTURES, _color, _text, draw_pictures, picture
-from pipeline.findings import Findings
-from pipeline.page import THEMES, Arrays, Chart
-from pipeline.report_words import short
+from pipeline.report.charts import charts_of
+from pipeline.report.data import Findings
+from pipeline.report.figure_style import new_figure, save_png, signed_log, style
+from pipeline.report.figures import PICTURES, _color, _text, draw_pictures, picture
+from pipeline.report.page.page import THEMES, Arrays, Chart
+from pipeline.results.evolution import common_densities, stability_limit
+from pipeline.results.number_format import short
 
 LIMIT = stability_limit("GD", {"learning_rate": 0.1}, "hessian")
 HISTORY = {
@@ -287,7 +287,7 @@ def test_signed_log_has_zero_and_a_few_powers_of_ten(low, high):
 
 
 def test_pngs_are_whole_have_their_names_and_a_resolution(several, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.figure_style.DPI", 100)
+    monkeypatch.setattr("pipeline.report.figure_style.DPI", 100)
     (tmp_path / "landscape.png").write_bytes(b"of an earlier report")
     charts, arrays = described(*several, slices={})
     paths = list(draw_pictures(list(charts.values()), arrays, STEP, CONTEXT, tmp_path))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder, replacing, write_atomically
+from pipeline.system.run_folder import RunFolder, replacing, write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     program = f"""
         import sys
         from pathlib import Path
-        from pipeline.folder import RunFolder
+        from pipeline.system.run_folder import RunFolder
         with RunFolder(Path({str(folder)!r})).lock():
             print("held", flush=True)
             sys.stdin.read()
@@ -201,7 +201,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path, seed: int) -> None:
     write_atomically(target, b"a" * 1_000_000)
     program = f"""
         from pathlib import Path
-        from pipeline.folder import write_atomically
+        from pipeline.system.run_folder import write_atomically
         while True:
             for letter in (b"b", b"a"):
                 write_atomically(Path({str(target)!r}), letter * 1_000_000)

@@ -21,12 +21,12 @@ from shard_files import write as write_shard_file
 
 import pipeline
 from pipeline.cluster import Threads
-from pipeline.config import settings_of
+from pipeline.config.schema import settings_of
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.folder import RunFolder
-from pipeline.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.run import aggregate
 from pipeline.spectrum import Exact
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking
 
 ROOT = Path(__file__).parents[1]

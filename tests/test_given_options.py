@@ -6,8 +6,8 @@ import pytest
 import yaml
 from command import SMALL, fail, succeed
 
-from pipeline.config import settings_of
-from pipeline.folder import RunFolder
+from pipeline.config.schema import settings_of
+from pipeline.system.run_folder import RunFolder
 
 HIS_MODULE = """
 import json

@@ -11,7 +11,7 @@ import pytest
 from shard_files import run_without_room
 
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.hdf5 import read_arrays, read_results, sound_results, write_results
+from pipeline.shards.hdf5 import read_arrays, read_results, sound_results, write_results
 
 
 def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.journal import Entry, Journal
+from pipeline.shards.tile_journal import Entry, Journal
 
 ENTRIES = [Entry(0, 0, 17), Entry(1, 0, 2**32 - 1), Entry(1, 1, 0), Entry(12, 7, 123456789)]
 

@@ -13,7 +13,7 @@ import pytest
 from command import command, environment, succeed
 from outcome import differing, results
 
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 NUM_KILLS = 12
 NUM_KILLS_A_STAGE = 2

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from command import PROJECT, SMALL, contents, environment, run
 
-from pipeline import launcher, resume, slurm, slurm_jobs
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.slurm_settings import check, for_sbatch
-from pipeline.tracking import disks
+from pipeline.sweep import resume
+from pipeline.sweep.slurm import launcher, queue
+from pipeline.sweep.slurm.settings import check, for_sbatch
+from pipeline.system import slurm
+from pipeline.system.run_folder import RunFolder
+from pipeline.tracking import network_disk
 
 SLURM = ("-m", "hydra/launcher=slurm")
 QUICK = (*SMALL, "stages=[train,compute,aggregate]")
@@ -118,8 +120,8 @@ def test_a_sqlite_store_on_a_network_disk_is_refused(tmp_path, commands):
 
 
 def test_a_server_or_a_local_file_is_shared(tmp_path):
-    disks.check_shared("http://127.0.0.1:5000", "outputs", ["n1", "n2"], "login")
-    disks.check_shared(None, str(tmp_path), ["login.cluster.edu"], "login")
+    network_disk.check_shared("http://127.0.0.1:5000", "outputs", ["n1", "n2"], "login")
+    network_disk.check_shared(None, str(tmp_path), ["login.cluster.edu"], "login")
 
 
 MOUNTED = r"""
@@ -142,8 +144,8 @@ PLACES = {
 @pytest.mark.parametrize(("path", "kind"), PLACES.items(), ids=PLACES)
 def test_the_mount_that_a_path_is_on_says_whether_it_is_a_network_disk(tmp_path, monkeypatch, path, kind):
     (tmp_path / "mounts").write_text(MOUNTED.lstrip())
-    monkeypatch.setattr(disks, "MOUNTS", tmp_path / "mounts")
-    assert disks.network_disk(disks.Path(path)) == kind
+    monkeypatch.setattr(network_disk, "MOUNTS", tmp_path / "mounts")
+    assert network_disk.network_disk(network_disk.Path(path)) == kind
 
 
 def test_states_come_from_the_queue_then_from_the_accounts(commands):
@@ -180,12 +182,12 @@ def test_a_controller_that_does_not_answer_is_no_end_of_a_job(commands):
 
 def test_a_job_that_vanishes_from_the_queue_was_cancelled_there(commands, tmp_path, monkeypatch):
     """SLURM keeps no record of a task of an array that never began: neither squeue nor sacct names it again."""
-    monkeypatch.setattr(slurm_jobs, "GRACE", 0.0)
+    monkeypatch.setattr(queue, "GRACE", 0.0)
     seen = tmp_path / "seen"
     commands(squeue=f"[ -e {seen} ] || printf '7_0|PENDING|Resources\\n7_1|RUNNING|None\\n'; touch {seen}")
-    jobs = [slurm_jobs.Job(n, [], RunFolder(tmp_path / str(n)), slurm_id=f"7_{n}") for n in (0, 1)]
+    jobs = [queue.Job(n, [], RunFolder(tmp_path / str(n)), slurm_id=f"7_{n}") for n in (0, 1)]
     params = {"submitit_folder": str(tmp_path / "%j"), "poll_s": 0.01, "mem_gb": 1, "timeout_min": 1}
-    watch = slurm_jobs.Watch(params)
+    watch = queue.Watch(params)
     lost = watch.wait(jobs)
     assert lost[0] == "it was cancelled (SLURM job 7_0: CANCELLED, while it waited)."
     assert lost[1].startswith("it ended without a word of its own (SLURM job 7_1: UNKNOWN")

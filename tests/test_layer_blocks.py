@@ -7,22 +7,22 @@ import torch
 from shard_cases import ATTRS, LAYOUT, NUM_ROWS, NUM_SAMPLES, known, write_one
 from torch import nn
 
-from pipeline.aggregate import aggregate
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
-from pipeline.compute import compute_step
-from pipeline.config import Blocks
+from pipeline.compute.dense import hessian
+from pipeline.compute.stage import compute_step
+from pipeline.config.schema import Blocks
 from pipeline.criterion import CrossEntropy
-from pipeline.dense import hessian
 from pipeline.errors import PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
-from pipeline.objective import Batch
-from pipeline.shards import file_size, open_shard, write_shard
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.shards.shard import file_size, open_shard, write_shard
 from pipeline.spectrum import Exact
 from pipeline.strategy import STRATEGIES
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder
 
 LAYER = np.repeat([0, 1, 2], [24, 1, 12])  # first, scale, second
 INSIDE = LAYER[:, None] == LAYER

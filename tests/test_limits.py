@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from pipeline import limits
 from pipeline.errors import PipelineError
-from pipeline.limits import available_memory, check_disk, check_memory, in_words
+from pipeline.system import resources
+from pipeline.system.resources import available_memory, check_disk, check_memory, in_words
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_does_not_fit_in_memory_is_refused(needs, message):
 def limit(tmp_path, monkeypatch):
     """A control group whose limit can be written."""
     path = tmp_path / "memory.max"
-    monkeypatch.setattr(limits, "CGROUP_LIMITS", (str(tmp_path / "nowhere"), str(path)))
+    monkeypatch.setattr(resources, "CGROUP_LIMITS", (str(tmp_path / "nowhere"), str(path)))
     return path
 
 

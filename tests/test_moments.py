@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from shard_cases import ATTRS, LAYOUT, NUM_SAMPLES, known, write, write_one
 
-from pipeline.folder import RunFolder
-from pipeline.moments import Moments, Weighting, pool_tiles
-from pipeline.shards import open_shard
+from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
+from pipeline.shards.shard import open_shard
+from pipeline.system.run_folder import RunFolder
 
 CASES = pytest.mark.parametrize(
     ("tile", "reduction"), [(8, "mean"), (8, "sum"), (37, "mean"), (512, "sum"), (1, "mean"), (36, "sum")]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import hessian, vmap
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, Objective, flatten, objective_of
+from pipeline.objective.objective import Batch, Objective, flatten, objective_of
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from command import contents, fail, succeed
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline.checkpoints import load_state
-from pipeline.evidence import CHECKSUMS
-from pipeline.folder import RunFolder
-from pipeline.shard_writer import checksum_of
-from pipeline.shards import open_shard
+from pipeline.objective.checkpoints import load_state
+from pipeline.shards.shard import open_shard
+from pipeline.shards.writer import checksum_of
+from pipeline.system.evidence import CHECKSUMS
+from pipeline.system.run_folder import RunFolder
 
 HIS_MODULE = """
 from types import SimpleNamespace

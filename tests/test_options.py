@@ -3,7 +3,14 @@ import pytest
 from omegaconf import ListConfig
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_choice, check_count, check_counts, check_number, check_switch, check_text
+from pipeline.validation import (
+    check_choice,
+    check_count,
+    check_counts,
+    check_number,
+    check_switch,
+    check_text,
+)
 
 
 def test_what_fits_passes():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from report_cases import bowl, put, spectra
 
-from pipeline.evolution import linear_width
-from pipeline.folder import RunFolder
-from pipeline.page import Arrays, thinned, thinned_ranks
-from pipeline.report import make_report
+from pipeline.report.page.page import Arrays, thinned, thinned_ranks
+from pipeline.report.report import make_report
+from pipeline.results.evolution import linear_width
+from pipeline.system.run_folder import RunFolder
 from scripts.screenshot import browser, find_chromium
 
 STEPS = (0, 1, 10, 120)
@@ -26,7 +26,7 @@ def page(tmp_path_factory, results):
     """A browser without a network, in which the report of four steps is open."""
     folder = RunFolder(tmp_path_factory.mktemp("page"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.figures.PICTURES", {})  # the PNGs are tested elsewhere
+        patch.setattr("pipeline.report.figures.PICTURES", {})  # the PNGs are tested elsewhere
         bowl().write(folder.slices(120))
         make_report(put(folder, *results.values()), TRAINING)
     with browser(find_chromium()) as page:

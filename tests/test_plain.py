@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.plain import Plain
+from pipeline.objective.decompositions.mode import Plain
 
 Function = Callable[..., Any]
 STEP = 2.0**-13

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import plan
+from pipeline.compute import cost_estimate
+from pipeline.compute.cost_estimate import Plan, expected_seconds, gemm_rate, in_units
 from pipeline.criterion import CrossEntropy
-from pipeline.objective import Batch, objective_of
-from pipeline.plan import Plan, expected_seconds, gemm_rate, in_units
+from pipeline.objective.objective import Batch, objective_of
 from pipeline.strategy import HVP, Auto, Func, KhatriRao, Triangular
 
 
@@ -46,8 +46,8 @@ def test_auto_plans_what_it_would_take(sizes, taken):
 
 def test_seconds_add_up(monkeypatch):
     objective, params, batch = problem(64, 100, 10)
-    monkeypatch.setattr(plan, "_seconds_per_tangent", lambda *_: 0.01)
-    monkeypatch.setattr(plan, "gemm_rate", lambda like: 1e9)
+    monkeypatch.setattr(cost_estimate, "_seconds_per_tangent", lambda *_: 0.01)
+    monkeypatch.setattr(cost_estimate, "gemm_rate", lambda like: 1e9)
     found = expected_seconds(Plan.of(KhatriRao(), objective, params, batch), objective, params, batch)
     assert found == pytest.approx(110 * 0.01 + 128 * 7400**2 / 1e9)
 

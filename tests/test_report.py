@@ -14,11 +14,11 @@ import pytest
 from report_cases import CASES, bowl, put, spectra
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.quantities import QUANTITIES
-from pipeline.report import make_report
-from pipeline.report_tables import read_history
-from pipeline.report_words import number, percent
+from pipeline.report.report import make_report
+from pipeline.report.tables import read_history
+from pipeline.results.number_format import number, percent
+from pipeline.results.quantities import QUANTITIES
+from pipeline.system.run_folder import RunFolder
 
 CONFIG = {
     "seed": 7,
@@ -96,7 +96,7 @@ class Page(HTMLParser):
 def small_pictures():
     """Pictures of few dots: what is on them is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.figure_style.DPI", 40)
+        patch.setattr("pipeline.report.figure_style.DPI", 40)
         yield
 
 
@@ -309,9 +309,9 @@ def test_needs_no_torch_and_importing_it_loads_nothing_heavy(folder):
     program = """
 import sys
 from pathlib import Path
-from pipeline.folder import RunFolder
-from pipeline.quantities import QUANTITIES
-from pipeline.report import make_report
+from pipeline.system.run_folder import RunFolder
+from pipeline.results.quantities import QUANTITIES
+from pipeline.report.report import make_report
 early = {"matplotlib", "jinja2", "h5py", "omegaconf"} & set(sys.modules)
 make_report(RunFolder(Path(sys.argv[1])))
 print(early, {"torch", "hydra", "mlflow", "dask", "matplotlib.pyplot"} & set(sys.modules))

@@ -9,23 +9,23 @@ import torch
 from command import SMALL, fail, succeed
 from torch import nn
 
-from pipeline import running_mean
-from pipeline.aggregate import aggregate
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
-from pipeline.compute import compute_step, matrices_of
-from pipeline.config import Blocks, Keep
+from pipeline.compute import running_mean
+from pipeline.compute.stage import compute_step, matrices_of
+from pipeline.config.schema import Blocks, Keep
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_arrays
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
-from pipeline.shards import open_shard
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.shards.hdf5 import read_arrays
+from pipeline.shards.shard import open_shard
 from pipeline.spectrum import Exact
 from pipeline.storage import Blosc2, Plain
 from pipeline.strategy import HVP
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder
 
 SPEC = MatrixSpec(Hessian(), HVP(), storage=Plain(7), keep=Keep.mean)
 

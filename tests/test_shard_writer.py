@@ -18,14 +18,14 @@ import pytest
 from numpy.typing import NDArray
 from outcome import content
 
-from pipeline import shard_writer, tile_stream
 from pipeline.errors import PipelineError
-from pipeline.folder import partial_of
-from pipeline.hdf5 import Output
-from pipeline.journal import Entry, Journal
 from pipeline.layout import Layout
-from pipeline.shard_writer import ShardWriter, write_shard
-from pipeline.shards import open_shard
+from pipeline.shards import tile_writer, writer
+from pipeline.shards.hdf5 import Output
+from pipeline.shards.shard import open_shard
+from pipeline.shards.tile_journal import Entry, Journal
+from pipeline.shards.writer import ShardWriter, write_shard
+from pipeline.system.run_folder import partial_of
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tile is recorded as soon as it is written."""
-    monkeypatch.setattr(tile_stream, "RECORD_BYTES", 0)
+    monkeypatch.setattr(tile_writer, "RECORD_BYTES", 0)
 
 
 def writing(path: Path, identity: dict[str, Any] | None = IDENTITY, **options: Any) -> Any:
@@ -219,9 +219,9 @@ def test_a_kill_at_any_moment_loses_no_recorded_tile(
         import os, signal, sys, threading, time
         sys.path.insert(0, {str(ROOT / "tests")!r})
         from pathlib import Path
-        from pipeline import tile_stream
+        from pipeline.shards import tile_writer
         from test_shard_writer import fill, writing
-        tile_stream.RECORD_BYTES = 0
+        tile_writer.RECORD_BYTES = 0
         delay = float(sys.argv[1])
         with writing(Path({str(path)!r})) as writer:
             threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL))).start()
@@ -261,7 +261,7 @@ def test_writing_goes_on_beside_computing_and_waits_for_the_disk(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No more tiles lie in memory than the queue takes, however slow the disk is."""
-    monkeypatch.setattr(tile_stream, "QUEUE_BYTES", 3 * TILE**2 * 8)
+    monkeypatch.setattr(tile_writer, "QUEUE_BYTES", 3 * TILE**2 * 8)
     gate, write, made = threading.Semaphore(0), Output.write_chunk, []
 
     def slow(*arguments: Any) -> None:
@@ -269,7 +269,7 @@ def test_writing_goes_on_beside_computing_and_waits_for_the_disk(
         write(*arguments)
 
     monkeypatch.setattr(Output, "write_chunk", slow)
-    monkeypatch.setattr(shard_writer.ShardWriter, "_begin", watched(made, shard_writer.ShardWriter._begin))
+    monkeypatch.setattr(writer.ShardWriter, "_begin", watched(made, writer.ShardWriter._begin))
 
     def compute() -> None:
         with writing(path) as writer:

@@ -16,7 +16,7 @@ import pytest
 from shard_files import ATTRS, ROOT, alter, gradient_of, layout_of, symmetric, tile_bytes, write, writing
 
 from pipeline.errors import PipelineError
-from pipeline.shards import FORMAT_VERSION, Shard, mirrored, open_shard
+from pipeline.shards.shard import FORMAT_VERSION, Shard, mirrored, open_shard
 
 
 @pytest.fixture
@@ -181,8 +181,8 @@ def test_matvec_of_many_tiles_has_the_same_bits_on_any_number_of_threads(
     expected = matrix[rows, rows].astype("float64") @ vectors.astype("float64")
     products = []
     for num_threads, many in ((1, 1), (3, 1), (1, 10**6)):
-        monkeypatch.setattr("pipeline.multiply._num_threads", lambda n=num_threads: n)
-        monkeypatch.setattr("pipeline.multiply.MANY_TILES", many)
+        monkeypatch.setattr("pipeline.shards.matvec._num_threads", lambda n=num_threads: n)
+        monkeypatch.setattr("pipeline.shards.matvec.MANY_TILES", many)
         products.append(shard.matvec(vectors, span))
     assert products[0].dtype == np.float64
     assert np.abs(products[0] - expected).max() < (1e-12 if dtype == "float64" else 3e-5)
@@ -234,5 +234,5 @@ def test_an_open_shard_can_be_handed_to_another_process(path: Path) -> None:
 
 
 def test_reading_shards_needs_no_torch() -> None:
-    program = "import sys, pipeline.shards; sys.exit('torch' in sys.modules)"
+    program = "import sys, pipeline.shards.shard; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

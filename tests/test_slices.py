@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline import slices
-from pipeline.checkpoints import save_weights
+from pipeline.compute import loss_landscape
+from pipeline.compute.loss_landscape import Landscape, slice_steps
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.objective import Batch
-from pipeline.slices import Landscape, slice_steps
-from pipeline.spectra_file import LandscapeFile, LayerBlocks, MeanSpectrum, SpectraFile
+from pipeline.objective.checkpoints import save_weights
+from pipeline.objective.objective import Batch
+from pipeline.results.spectra_file import LandscapeFile, LayerBlocks, MeanSpectrum, SpectraFile
+from pipeline.system.run_folder import RunFolder
 
 
 class Spread:
@@ -123,8 +123,10 @@ def test_batches_whose_samples_mix_are_not_joined(tmp_path):
 
 def test_batches_are_joined_up_to_a_number_of_samples(tmp_path, monkeypatch):
     landscape, spectra = problem(linear(), SquaredError())
-    monkeypatch.setattr("pipeline.slices.NUM_AT_ONCE", 24)  # of 16, 16 and 8 samples the last two
-    assert [batch.num_samples for batch in slices._joined(landscape.batches)] == [16, 24]
+    monkeypatch.setattr(
+        "pipeline.compute.loss_landscape.NUM_AT_ONCE", 24
+    )  # of 16, 16 and 8 samples the last two
+    assert [batch.num_samples for batch in loss_landscape._joined(landscape.batches)] == [16, 24]
     [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
     np.testing.assert_allclose(found.lines.losses[0], found.lines.quadratic(0), rtol=1e-9)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from report_cases import bowl, spectra
 
-from pipeline import quantities
 from pipeline.errors import DamagedFile
-from pipeline.hdf5 import read_results, write_results
-from pipeline.quantities import QUANTITIES
-from pipeline.spectra_file import LandscapeFile, SpectraFile
+from pipeline.results import quantities
+from pipeline.results.quantities import QUANTITIES
+from pipeline.results.spectra_file import LandscapeFile, SpectraFile
+from pipeline.shards.hdf5 import read_results, write_results
 
 ROOT = Path(__file__).parents[1]
 OWN = {"spectra_file.py", "test_spectra_file.py"}

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import foresight
-from pipeline.config import Keep, Stage
+from pipeline.compute import preflight
+from pipeline.config.schema import Keep, Stage
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment, MatrixSpec
-from pipeline.folder import RunFolder, write_atomically
+from pipeline.experiment.experiment import Experiment, MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
-from pipeline.recorder import RunRecorder
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.report.recorder import RunRecorder
 from pipeline.spectrum import Exact
 from pipeline.strategy import Func
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder, write_atomically
 from pipeline.tracking import NoTracking
 
 EXPERIMENT = Experiment(
@@ -54,13 +54,13 @@ def folder(tmp_path):
 def asked(monkeypatch):
     """The number of shards that the disk was asked for, and the bytes that memory was asked for."""
     found = {}
-    monkeypatch.setattr(foresight, "check_disk", lambda *args: found.update(disk=args[1:]))
-    monkeypatch.setattr(foresight, "check_memory", lambda *args: found.update(memory=args))
+    monkeypatch.setattr(preflight, "check_disk", lambda *args: found.update(disk=args[1:]))
+    monkeypatch.setattr(preflight, "check_memory", lambda *args: found.update(memory=args))
     return found
 
 
 def plan(folder, **changes):
-    foresight.check_plan(folder, replace(EXPERIMENT, **changes))
+    preflight.check_plan(folder, replace(EXPERIMENT, **changes))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_nothing_is_told_of_work_that_is_done(folder, caplog):
     ("seconds", "said"), [(0.0421, "0.042 s"), (99, "99 s"), (900, "15 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds, said):
-    assert foresight._duration(seconds) == said
+    assert preflight._duration(seconds) == said
 
 
 def test_too_many_batches_are_refused_before_anything_is_trained(folder):

@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import tile_stream
-from pipeline.compute import compute_step
+from pipeline.compute.stage import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
-from pipeline.shards import open_shard, write_shard
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.shards import tile_writer
+from pipeline.shards.shard import open_shard, write_shard
 from pipeline.storage import Blosc2, Plain, Storage
 from pipeline.strategy import HVP
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder
 
 Array = NDArray[Any]
 NUM_ROWS, TILE = 45, 8
@@ -82,7 +82,7 @@ def test_packed_tiles_are_read_as_they_were_and_every_flipped_bit_is_found(
 def test_rounding_is_told_also_where_a_shard_was_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tile_stream, "RECORD_BYTES", 0)
+    monkeypatch.setattr(tile_writer, "RECORD_BYTES", 0)
     path, matrix = tmp_path / "a.h5", sparse("float64")
     with pytest.raises(KeyboardInterrupt):
         write(path, matrix, 44, stored="float32")

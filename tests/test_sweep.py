@@ -13,12 +13,13 @@ from command import SMALL, environment
 from command import command as run_command
 
 import pipeline
-from pipeline import status, sweep
+from pipeline.config.messages import explain
 from pipeline.errors import PipelineError
-from pipeline.explain import explain
-from pipeline.folder import RunFolder
-from pipeline.status import Status, recorded_status, status_of, write_status
-from pipeline.sweep_jobs import has_jobs, job_name, plan
+from pipeline.sweep import summary
+from pipeline.sweep.jobs import has_jobs, job_name, plan
+from pipeline.system import status
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.status import Status, recorded_status, status_of, write_status
 from pipeline.tracking import MLflow, store
 
 JOBS = [
@@ -72,7 +73,7 @@ def test_the_table_has_a_row_a_job_and_the_choices_that_vary(folder):
 
 
 def test_a_table_by_the_csv_module_says_the_same(folder, capsys):
-    assert sweep.main([str(folder)]) == 1
+    assert summary.main([str(folder)]) == 1
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
@@ -105,7 +106,7 @@ def test_looking_at_a_run_does_not_keep_it_from_starting(folder, monkeypatch):
 def test_all_jobs_finished(folder, capsys):
     for number in range(4):
         write_status(RunFolder(folder / str(number)), "finished")
-    assert sweep.main([str(folder)]) == 0
+    assert summary.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "state" not in out
     assert "4 of 4 jobs finished." in out
@@ -143,7 +144,7 @@ def test_no_sweep(tmp_path, folder, capsys):
         pipeline.open_sweep(tmp_path / "nowhere")
     assert not has_jobs(tmp_path / "nowhere")
     (folder / "sweep.json").write_text("[]")
-    assert sweep.main([str(folder)]) == 1
+    assert summary.main([str(folder)]) == 1
     assert "sweep.json cannot be read" in capsys.readouterr().err
 
 
@@ -184,7 +185,7 @@ def test_mlflow_has_one_run_for_the_sweep_with_the_table_and_aggregates(folder, 
                 client.update_run(run.run_id, status="RUNNING")
                 killed = run.run_id
     client.update_run(killed, status="RUNNING")  # as a killed process leaves it
-    assert sweep.main([str(folder)]) == 1
+    assert summary.main([str(folder)]) == 1
     record = json.loads((folder / "mlflow.json").read_text())
     parent = client.get_run(record["run_id"])
     assert parent.info.run_name == "sweep strategy × training.learning_rate 2026-01-31 12-00-00"
@@ -199,7 +200,7 @@ def test_mlflow_has_one_run_for_the_sweep_with_the_table_and_aggregates(folder, 
 
     for number in range(4):
         write_status(RunFolder(folder / str(number)), "finished")
-    assert sweep.main([str(folder)]) == 0
+    assert summary.main([str(folder)]) == 0
     assert client.get_run(record["run_id"]).info.status == "FINISHED"
 
 
@@ -208,7 +209,7 @@ def test_a_store_that_is_gone_costs_no_table(folder, tmp_path, caplog, monkeypat
     with MLflow(root=str(tmp_path)).start(RunFolder(folder / "0"), "job 0", {}, {}, folder):
         pass
     (tmp_path / "mlflow.db").write_text("no database")
-    assert sweep.main([str(folder)]) == 1
+    assert summary.main([str(folder)]) == 1
     assert (folder / "summary.csv").exists()
     assert "the sweep is not in MLflow: " in caplog.text
 
@@ -228,5 +229,5 @@ def test_a_sweep_whose_launcher_is_killed_is_summed_up_afterwards(tmp_path, caps
         process.kill()
         process.wait()
     assert list(pipeline.open_sweep(folder).table["state"]) == ["finished", "killed", "missing"]
-    assert sweep.main([str(folder)]) == 1
+    assert summary.main([str(folder)]) == 1
     assert "job 1 (training.num_steps=3000000) killed: its process ended" in capsys.readouterr().out

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from report_cases import spectra
 
-from pipeline.folder import RunFolder
-from pipeline.status import write_status
-from pipeline.sweep_jobs import open_sweep, plan
-from pipeline.sweep_report import page_of
+from pipeline.sweep.jobs import open_sweep, plan
+from pipeline.sweep.page import page_of
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.status import write_status
 from scripts.screenshot import browser, find_chromium
 
 JOBS = [[f"strategy={name}", f"seed={seed}"] for name in ("func", "hvp") for seed in (0, 1)] + [

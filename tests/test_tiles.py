@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.layout import Layout
-from pipeline.tiles import ALL, LAYER, Grid, file_size
+from pipeline.shards.tile_grid import ALL, LAYER, Grid, file_size
 
 LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "c.weight"), ((3, 5), (3,), (7, 2), (1,)))  # 33 weights
 

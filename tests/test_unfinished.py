@@ -8,16 +8,16 @@ import pytest
 from command import environment
 from shard_cases import ATTRS, known, write
 
-import pipeline.aggregate
-import pipeline.unfinished
-from pipeline.aggregate import aggregate
+import pipeline.aggregate.partial_results
+import pipeline.aggregate.stage
+from pipeline.aggregate.moments import pool_tiles
+from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
-from pipeline.folder import RunFolder
-from pipeline.moments import pool_tiles
-from pipeline.shards import Shard, open_shard
-from pipeline.spectra_file import SpectraFile
+from pipeline.results.spectra_file import SpectraFile
+from pipeline.shards.shard import Shard, open_shard
 from pipeline.spectrum import SLQ, Exact, TopK
-from pipeline.unfinished import Unfinished
+from pipeline.system.run_folder import RunFolder
 
 STEP = ATTRS["step"]
 SPECTRA = {
@@ -29,9 +29,9 @@ SPECTRA = {
 
 @pytest.fixture(autouse=True)
 def everything_is_kept(monkeypatch):
-    monkeypatch.setattr(pipeline.unfinished, "SLOW", 0.0)
-    monkeypatch.setattr(pipeline.aggregate, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(pipeline.aggregate, "TILES_PER_TASK", 1)
+    monkeypatch.setattr(pipeline.aggregate.partial_results, "SLOW", 0.0)
+    monkeypatch.setattr(pipeline.aggregate.stage, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(pipeline.aggregate.stage, "TILES_PER_TASK", 1)
 
 
 class Fuse:
@@ -50,7 +50,7 @@ class Fuse:
 def fuse(monkeypatch, name, at=None):
     if name == "pool_tiles":
         made = Fuse(pool_tiles, at)
-        monkeypatch.setattr(pipeline.aggregate, "pool_tiles", made)
+        monkeypatch.setattr(pipeline.aggregate.stage, "pool_tiles", made)
     else:
         made = Fuse(MATVEC, at)
         monkeypatch.setattr(Shard, "matvec", lambda *arguments: made(*arguments))
@@ -138,20 +138,20 @@ def test_a_process_that_is_killed_leaves_its_passes(tmp_path, monkeypatch):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "import pipeline.aggregate, pipeline.unfinished\n"
+        "import pipeline.aggregate.stage, pipeline.aggregate.partial_results\n"
         "from pipeline.cluster import Threads\n"
-        "from pipeline.folder import RunFolder\n"
-        "from pipeline.shards import Shard\n"
+        "from pipeline.system.run_folder import RunFolder\n"
+        "from pipeline.shards.shard import Shard\n"
         "from pipeline.spectrum import SLQ\n"
-        "pipeline.unfinished.SLOW, matvec, calls = 0.0, Shard.matvec, []\n"
-        "pipeline.aggregate.TILES_PER_TASK = 1\n"
+        "pipeline.aggregate.partial_results.SLOW, matvec, calls = 0.0, Shard.matvec, []\n"
+        "pipeline.aggregate.stage.TILES_PER_TASK = 1\n"
         "def killed(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 17: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return matvec(*arguments)\n"
         "Shard.matvec = killed\n"
         "spectrum = SLQ(num_top=3, num_vectors=4, num_steps=6)\n"
-        "list(pipeline.aggregate.aggregate(RunFolder(Path(sys.argv[1])), spectrum, Threads(1)))\n"
+        "list(pipeline.aggregate.stage.aggregate(RunFolder(Path(sys.argv[1])), spectrum, Threads(1)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, folder.path], env=environment(), timeout=120, check=False
@@ -164,8 +164,8 @@ def test_a_process_that_is_killed_leaves_its_passes(tmp_path, monkeypatch):
 
 
 def test_quick_results_leave_no_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.unfinished, "SLOW", 60.0)
-    monkeypatch.setattr(pipeline.aggregate, "SAVE_EVERY", 60.0)
+    monkeypatch.setattr(pipeline.aggregate.partial_results, "SLOW", 60.0)
+    monkeypatch.setattr(pipeline.aggregate.stage, "SAVE_EVERY", 60.0)
     saved, save = [], Unfinished.save
 
     def noted(self, name, *rest):

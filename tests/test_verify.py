@@ -15,18 +15,18 @@ from shard_cases import known, write
 from torch import nn
 
 from pipeline.cluster import Threads
-from pipeline.compute import compute_step
+from pipeline.compute.stage import compute_step
 from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.experiment import MatrixSpec
-from pipeline.folder import RunFolder
+from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective import Batch
-from pipeline.recorder import RunRecorder
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.report.recorder import RunRecorder
 from pipeline.run import aggregate
 from pipeline.spectrum import Exact
 from pipeline.strategy import HVP
-from pipeline.subject import Problem
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking
 
 ROOT = Path(__file__).parents[1]

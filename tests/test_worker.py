@@ -8,10 +8,11 @@ import pytest
 import torch
 from command import SMALL, succeed
 
-from pipeline import instantiate, worker
+from pipeline.compute import worker
 from pipeline.device import Auto, Cuda
-from pipeline.folder import RunFolder
-from pipeline.shards import open_shard
+from pipeline.experiment import instantiate
+from pipeline.shards.shard import open_shard
+from pipeline.system.run_folder import RunFolder
 
 STAGES = ("stages=[train,compute]", "checkpoint_steps=[0]")
 

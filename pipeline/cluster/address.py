@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_number, check_text
+from pipeline.validation import check_number, check_text
 
 FORM = re.compile(r"(tcp|tls|ucx|ws|wss)://.+:\d+")
 

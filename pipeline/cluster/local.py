@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_count
+from pipeline.validation import check_count
 
 NUM_STARTS = 3
 

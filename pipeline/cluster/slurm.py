@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import slurm
 from pipeline.errors import PipelineError
-from pipeline.options import check_count, check_number
+from pipeline.system import slurm
+from pipeline.validation import check_count, check_number
 
 log = logging.getLogger("pipeline")
 PATIENCE = 10  # seconds between two looks at workers that have not come

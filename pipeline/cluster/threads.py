@@ -11,7 +11,7 @@ from pathlib import Path
 import dask
 from dask.threaded import get
 
-from pipeline.options import check_count
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.criterion.labels import REDUCTIONS, check_range, misfit
-from pipeline.options import check_choice
+from pipeline.validation import check_choice
 
 
 @dataclass(frozen=True)

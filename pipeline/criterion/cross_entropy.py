@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.criterion.labels import REDUCTIONS, check_labels, check_range, misfit
-from pipeline.options import check_choice, check_number
+from pipeline.validation import check_choice, check_number
 
 REMEDY = "give integer labels, or choose criterion=squared_error for values"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.criterion.labels import REDUCTIONS, check_labels, misfit
-from pipeline.options import check_choice
+from pipeline.validation import check_choice
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.data.samples import Samples
 from pipeline.data.split import SplitDataset
 from pipeline.errors import PipelineError
-from pipeline.options import check_text
+from pipeline.validation import check_text
 
 Array = NDArray[Any]
 
@@ -76,7 +76,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Array]:
     if path.suffix == ".npz":
         return _read_npz(path, names)
     if path.suffix in {".h5", ".hdf5"}:
-        from pipeline.hdf5 import read_arrays
+        from pipeline.shards.hdf5 import read_arrays
 
         return read_arrays(path, names)
     raise PipelineError(f"data.path={path}: give a file that ends in .npz, .h5 or .hdf5.")

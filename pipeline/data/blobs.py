@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.samples import Samples
 from pipeline.data.split import SplitDataset
-from pipeline.options import check_count, check_number
+from pipeline.validation import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

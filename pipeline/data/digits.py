@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.data.samples import Samples
 from pipeline.data.split import SplitDataset
-from pipeline.options import check_count
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True, kw_only=True)

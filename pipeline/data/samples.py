@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch
-from pipeline.options import check_count
+from pipeline.objective.objective import Batch
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True)

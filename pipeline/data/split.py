@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.samples import Samples, as_samples, count_outputs
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch
-from pipeline.options import check_count, check_counts, check_number
+from pipeline.objective.objective import Batch
+from pipeline.validation import check_count, check_counts, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

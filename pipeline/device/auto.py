@@ -6,7 +6,7 @@ import torch
 
 from pipeline.device.cpu import Cpu
 from pipeline.device.cuda import Cuda
-from pipeline.options import check_switch
+from pipeline.validation import check_switch
 
 
 @dataclass(frozen=True)

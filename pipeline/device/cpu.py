@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.options import check_count
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_count, check_switch
+from pipeline.validation import check_count, check_switch
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pipeline.matrix.empirical_fisher import EmpiricalFisher
 from pipeline.matrix.fisher import Fisher
 from pipeline.matrix.ggn import GGN
 from pipeline.matrix.hessian import Hessian, Residual
-from pipeline.objective import Batch, Objective, Params
-from pipeline.reference import Product, Reference
+from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.reference import Product, Reference
 
 
 class Matrix(Protocol):

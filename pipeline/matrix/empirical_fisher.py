@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.linearised import Linear, linearised
-from pipeline.matrix.slopes import along, moments, slopes_of
-from pipeline.objective import Batch, Criterion, Objective, Params
-from pipeline.reference import Product, Reference
-from pipeline.samples import check_outputs_count_samples
-from pipeline.trees import Tree
+from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.objective.linearized import Linear, linearised
+from pipeline.objective.objective import Batch, Criterion, Objective, Params
+from pipeline.objective.reference import Product, Reference
+from pipeline.objective.samples import check_outputs_count_samples
+from pipeline.objective.trees import Tree
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch.func import vmap
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
-from pipeline.linearised import Linear, linearised
 from pipeline.matrix.ggn import gauss_newton
-from pipeline.matrix.slopes import along, moments, slopes_of
-from pipeline.objective import Batch, Criterion, Objective, Params
-from pipeline.options import check_count
-from pipeline.reference import Product, Reference
-from pipeline.trees import Tree
+from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.objective.linearized import Linear, linearised
+from pipeline.objective.objective import Batch, Criterion, Objective, Params
+from pipeline.objective.reference import Product, Reference
+from pipeline.objective.trees import Tree
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.linearised import linearised
-from pipeline.objective import Batch, Objective, Params
-from pipeline.reference import Product, Reference
+from pipeline.objective.linearized import linearised
+from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.reference import Product, Reference
 
 
 @dataclass(frozen=True)

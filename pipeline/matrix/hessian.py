@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.linearised import Difference, linearised
 from pipeline.matrix.ggn import gauss_newton
-from pipeline.objective import Batch, Objective, Params
-from pipeline.reference import Product, Reference
+from pipeline.objective.linearized import Difference, linearised
+from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.reference import Product, Reference
 
 
 @dataclass(frozen=True)

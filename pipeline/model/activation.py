@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline.options import check_choice
+from pipeline.validation import check_choice
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.model.activation import activation_named
 from pipeline.model.shapes import sample_shape
-from pipeline.options import check_counts, check_switch
+from pipeline.validation import check_counts, check_switch
 
 
 class MLP(nn.Sequential):

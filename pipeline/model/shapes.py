@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isqrt, prod
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_count, check_counts
+from pipeline.validation import check_count, check_counts
 
 
 def sample_shape(input_shape: Sequence[int], num_outputs: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.model.activation import activation_named
 from pipeline.model.shapes import image_shape
-from pipeline.options import check_count
+from pipeline.validation import check_count
 
 
 class Attention(nn.Module):

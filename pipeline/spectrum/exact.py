@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.limits import in_words
-from pipeline.options import check_choice, check_count, check_switch
 from pipeline.spectrum.lanczos import extremal_eigenpairs
 from pipeline.spectrum.protocol import Array, Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import TopK
+from pipeline.system.resources import in_words
+from pipeline.validation import check_choice, check_count, check_switch
 
 DEVICES = ("auto", "cpu", "cuda")
 NO_GPU = "torch finds no GPU"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.options import check_count, check_number
 from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import SINGLE, ends_of, memory_of
+from pipeline.validation import check_count, check_number
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import PipelineError
-from pipeline.options import check_count, check_number
 from pipeline.spectrum.lanczos import RitzPairs, extremal_eigenpairs, kept_at_restart
 from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
+from pipeline.validation import check_count, check_number
 
 SINGLE = 1e-5  # tolerance from which products in float32 are good enough for a matrix in float32
 BLOCKS_PER_BASIS = 12  # a longer basis saves hardly a pass on spectra of Hessians

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.options import check_choice, check_count
+from pipeline.validation import check_choice, check_count
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from pipeline.blocks import Block
-from pipeline.objective import Batch, Objective, Params
+from pipeline.objective.objective import Batch, Objective, Params
 from pipeline.strategy.auto import Auto
 from pipeline.strategy.autograd import Autograd
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.triangular import Triangular
-from pipeline.strategy.wanted import Wanted, everything
 
 
 class Strategy(Protocol):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pipeline.blocks import Block
 from pipeline.errors import PipelineError, StrategyError
-from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 
 if TYPE_CHECKING:
     from pipeline.strategy import Strategy

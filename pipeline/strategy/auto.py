@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 
-from pipeline.blocks import Block
 from pipeline.errors import StrategyError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params
-from pipeline.options import check_count
+from pipeline.objective.objective import Batch, Objective, Params
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
-from pipeline.strategy.captured import uses_of
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP, Counts, count_numbers, rows_at_once
 from pipeline.strategy.khatri_rao import KhatriRao
+from pipeline.strategy.khatri_rao.captured_net import uses_of
+from pipeline.strategy.khatri_rao.linear_use import Use
 from pipeline.strategy.triangular import Triangular
-from pipeline.strategy.uses import Use
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.validation import check_count
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
-from pipeline.options import check_count
+from pipeline.objective.objective import Batch, Objective, Params, flatten, leaves_of
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.triangle import unit_vectors
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.strategy.parameter_pairs import unit_vectors
+from pipeline.validation import check_count
 
 log = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from pipeline.blocks import Block
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
-from pipeline.linearised import Difference, Linear, Linearisation
-from pipeline.objective import Batch, Inputs, Objective, Params, leaves_of
-from pipeline.options import check_count
-from pipeline.samples import are_alike
-from pipeline.strategy.chunks import weighted_chunks
+from pipeline.objective.linearized import Difference, Linear, Linearisation
+from pipeline.objective.objective import Batch, Inputs, Objective, Params, leaves_of
+from pipeline.objective.samples import are_alike
+from pipeline.objective.trees import Tree
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.wanted import Wanted, everything
-from pipeline.trees import Tree
+from pipeline.strategy.loss_chunks import weighted_chunks
+from pipeline.validation import check_count
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
-from pipeline.options import check_count
+from pipeline.objective.objective import Batch, Objective, Params, flatten, leaves_of
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.tangent import push
-from pipeline.strategy.triangle import columns_of
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.strategy.forward_mode import push
+from pipeline.strategy.parameter_pairs import columns_of
+from pipeline.validation import check_count
 
 log = logging.getLogger(__name__)
 

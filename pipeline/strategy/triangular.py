@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.blocks import Block
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, leaves_of
-from pipeline.options import check_count
+from pipeline.objective.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
-from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.strategy.parameter_pairs import columns_of, rows_of, unit_vectors
+from pipeline.validation import check_count
 
 ROWS_PER_BLOCK = 64
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking.mlflow import MLflow
 from pipeline.tracking.none import NoTracking
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder, write_atomically
-from pipeline.options import check_switch
-from pipeline.tracking import faults, origin, store
-from pipeline.tracking.texts import flat_texts, key_text, value_text
+from pipeline.system.run_folder import RunFolder, write_atomically
+from pipeline.tracking import error_messages, provenance, store
+from pipeline.tracking.key_format import flat_texts, key_text, value_text
+from pipeline.validation import check_switch
 
 if TYPE_CHECKING:
-    from pipeline.tracking.beside import Recorder
+    from pipeline.tracking.background import Recorder
 
 RECORD = "mlflow.json"  # in a run folder: which MLflow run it is; in a sweep's folder: the parent of its runs
 PARENT = "mlflow.parentRunId"
@@ -64,7 +64,7 @@ class MLflow:
         """What has `start`: this, or a process that begins to import mlflow now and takes the calls of the run."""
         if not self.background:
             return self
-        from pipeline.tracking.beside import recorder
+        from pipeline.tracking.background import recorder
 
         return recorder(self)
 
@@ -87,7 +87,7 @@ class MLflow:
         """
         uri = store.resolve(self.uri, self.root)
         client, experiment_id = store.connect(uri, self.experiment)
-        with faults.one_line(uri):
+        with error_messages.one_line(uri):
             parent = self._parent(client, experiment_id, uri, sweep) if sweep else None
             run_id = self._run_of(
                 client, experiment_id, uri, folder.path, name, {PARENT: parent} if parent else {}
@@ -116,7 +116,7 @@ class MLflow:
             raise PipelineError(f"{uri} names no artifact: write runs:/<run id>/<artifact path>.")
         where = store.resolve(self.uri, self.root)
         client, _ = store.connect(where, self.experiment)
-        with faults.one_line(where):
+        with error_messages.one_line(where):
             _check_artifact(client, where, uri, run_id, path)
             to.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=to) as fresh:
@@ -173,7 +173,7 @@ class MLflowRun:
 
     def log_artifact(self, path: Path, under: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it, into the artifact folder `under` of the run."""
-        with faults.one_line(self.uri):
+        with error_messages.one_line(self.uri):
             self.client.log_artifact(self.run_id, str(path), under)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -183,7 +183,7 @@ class MLflowRun:
         """Log the params that MLflow does not have yet, and the tags; a param that differs becomes a tag."""
         from mlflow.entities import Param
 
-        with faults.one_line(self.uri):
+        with error_messages.one_line(self.uri):
             known = self.client.get_run(self.run_id).data
         changed = {
             f"changed.{key}": text for key, text in params.items() if known.params.get(key, text) != text
@@ -191,15 +191,15 @@ class MLflowRun:
         new = [Param(key, text) for key, text in params.items() if key not in known.params]
         self._log(params=new, tags=_tags({**changed, **tags}))
         if ERROR in known.tags:  # of the start before this one
-            with faults.one_line(self.uri):
+            with error_messages.one_line(self.uri):
                 self.client.delete_tag(self.run_id, ERROR)
 
     def close(self, status: str) -> None:
-        with faults.one_line(self.uri):
+        with error_messages.one_line(self.uri):
             self.client.set_terminated(self.run_id, status)
 
     def _log(self, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        with faults.one_line(self.uri):
+        with error_messages.one_line(self.uri):
             for first in range(0, len(metrics), NUM_METRICS):
                 self.client.log_batch(self.run_id, metrics=metrics[first : first + NUM_METRICS])
             for first in range(0, max(len(params), len(tags)), NUM_PARAMS):
@@ -215,8 +215,8 @@ def _tags(tags: Mapping[str, str]) -> list[Any]:
 
 def _origin_tags() -> dict[str, str]:
     """Versions and commit; under MLflow's own names too where its table has a column for them."""
-    commit = origin.git_commit()
-    tags = {f"version.{name}": version for name, version in origin.versions().items()}
+    commit = provenance.git_commit()
+    tags = {f"version.{name}": version for name, version in provenance.versions().items()}
     tags |= {"mlflow.source.name": "pipeline.run", "mlflow.source.type": "LOCAL"}
     return tags | ({"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {})
 

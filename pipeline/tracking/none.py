@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 
 class UntrackedRun:

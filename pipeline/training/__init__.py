@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pipeline.folder import RunFolder
-from pipeline.objective import Batch
+from pipeline.objective.evaluation import accuracy, check_fit, evaluate, observe
+from pipeline.objective.objective import Batch
+from pipeline.system.run_folder import RunFolder
 from pipeline.training.adam import Adam
-from pipeline.training.evaluation import accuracy, check_fit, evaluate, observe
 from pipeline.training.gd import GD
 from pipeline.training.pretrained import Pretrained
 from pipeline.training.sgd import SGD

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.training.descent import Descent
+from pipeline.training.gradient_descent import Descent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from pipeline.objective import Batch
-from pipeline.terminal import progress
-from pipeline.training.evaluation import predict
+from pipeline.objective.evaluation import predict
+from pipeline.objective.objective import Batch
+from pipeline.system.terminal import progress
 from pipeline.training.history import History
-from pipeline.training.job import Job
 from pipeline.training.minibatches import minibatches
 from pipeline.training.state import TrainingState
+from pipeline.training.task import Job
 
 
 @dataclass(frozen=True)

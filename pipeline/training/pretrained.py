@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.checkpoints import load_weights
 from pipeline.errors import PipelineError
-from pipeline.options import check_text
+from pipeline.objective.checkpoints import load_weights
 from pipeline.training.untrained import Untrained
+from pipeline.validation import check_text
 
 
 @dataclass(frozen=True)

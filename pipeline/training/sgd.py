@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.options import check_number
-from pipeline.training.descent import Descent
+from pipeline.training.gradient_descent import Descent
+from pipeline.validation import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

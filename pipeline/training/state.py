@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
 from pipeline.errors import PipelineError
-from pipeline.folder import write_atomically
+from pipeline.objective.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
+from pipeline.system.run_folder import write_atomically
 from pipeline.training.history import Row
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.checkpoints import evidence_in, load_weights
-from pipeline.folder import RunFolder
-from pipeline.objective import Batch
+from pipeline.objective.checkpoints import evidence_in, load_weights
+from pipeline.objective.objective import Batch
+from pipeline.system.run_folder import RunFolder
 from pipeline.training.history import History
-from pipeline.training.job import Job
+from pipeline.training.task import Job
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pytest
 from command import environment
 from shard_cases import ATTRS, known, write
 
-from pipeline.aggregate import aggregate
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Address, Threads
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_results
+from pipeline.shards.hdf5 import read_results
 from pipeline.spectrum import Exact
+from pipeline.system.run_folder import RunFolder
 
 
 def free_port():

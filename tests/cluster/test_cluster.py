@@ -9,11 +9,11 @@ import pytest
 from dask.delayed import delayed
 from shard_cases import known, write
 
-from pipeline.aggregate import aggregate
+from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Local, Threads
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
 from pipeline.spectrum import Exact
+from pipeline.system.run_folder import RunFolder
 
 CLUSTERS = pytest.mark.parametrize("cluster", [Threads, Local])
 

@@ -103,7 +103,7 @@ def commands(
 ) -> Iterator[list[Command]]:
     """A command for each pair of a folder and overrides, from one process that imports everything once.
 
-    constants: of the program, such as `compute__TILE=8` for pipeline.compute.TILE.
+    constants: of the program, such as `compute__TILE=8` for pipeline.compute.stage.TILE.
     """
     specs, mine, theirs = [], [], []
     for folder, overrides in wanted:

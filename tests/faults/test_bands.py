@@ -10,9 +10,9 @@ from command import start, succeed
 from faults.test_workers import COMPUTE, WORKERS, workers_of, writers_of
 from outcome import complete
 
-from pipeline.folder import RunFolder
-from pipeline.hdf5 import read_arrays
-from pipeline.shards import open_shard
+from pipeline.shards.hdf5 import read_arrays
+from pipeline.shards.shard import open_shard
+from pipeline.system.run_folder import RunFolder
 
 ONE = (*COMPUTE, "data.batch_size=null", "storage.tile=50")  # P = 2,003: 41 rows of tiles
 

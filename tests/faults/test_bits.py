@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from report_cases import spectra
 
-from pipeline.bands import Band, join
 from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.layout import Layout
-from pipeline.shards import open_shard, write_shard
-from pipeline.spectra_file import SpectraFile
-from pipeline.tiles import Grid
-from pipeline.verify import damages
+from pipeline.results.spectra_file import SpectraFile
+from pipeline.shards.row_bands import Band, join
+from pipeline.shards.shard import open_shard, write_shard
+from pipeline.shards.tile_grid import Grid
+from pipeline.shards.verify import damages
 
 NUM_ROWS, TILE = 200, 16  # 13 rows of tiles, 91 tiles
 

@@ -6,8 +6,8 @@ from command import SMALL, fail
 from outcome import complete
 
 from pipeline.data import Arrays
-from pipeline.objective import Batch
-from pipeline.subject import split
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import split
 
 HIS_LOSS = '''
 """A mean loss whose second derivative, and nothing else, is not finite for samples with the label 3."""

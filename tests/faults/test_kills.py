@@ -12,7 +12,7 @@ from faults.conftest import NUM_LANES, STAGES, in_lanes
 from faults.runs import commands, run_again
 from outcome import complete, names, results, unlike
 
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 NUM_KILLS = int(os.environ.get("FAULTS_KILLS", "100"))
 NUM_STEPS = 150

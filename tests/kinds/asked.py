@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Triangular
 

@@ -12,7 +12,7 @@ import torch
 from kinds.asked import assert_refused, data, differences, is_right, net
 from torch import Tensor, nn
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.strategy import Auto
 from pipeline.strategy import auto as module

@@ -11,11 +11,11 @@ from kinds.asked import WAYS, assert_right, data, differences, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.certificate import Certificate, certify, directions
-from pipeline.dense import hessian
+from pipeline.compute.certificate import Certificate, certify, directions
+from pipeline.compute.dense import hessian
 from pipeline.matrix import MATRICES
-from pipeline.objective import Batch, objective_of
-from pipeline.reference import Reference
+from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.reference import Reference
 
 Built = tuple[nn.Module, Any, Any, Any]
 

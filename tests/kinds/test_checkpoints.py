@@ -14,7 +14,7 @@ from kinds.asked import WAYS, assert_right, data, differences, each_way, gauss_n
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 
 

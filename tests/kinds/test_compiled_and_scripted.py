@@ -12,7 +12,7 @@ from kinds.asked import assert_refused, assert_right, data, differences, each_wa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"

@@ -10,8 +10,8 @@ import torch
 from kinds.asked import assert_right, gauss_newton, net, off
 from torch import Tensor, nn
 
+from pipeline.compute.dense import hessian
 from pipeline.criterion import CrossEntropy
-from pipeline.dense import hessian
 from pipeline.matrix import Fisher
 
 N, DRAWS = 6, 1000

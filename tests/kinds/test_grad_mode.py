@@ -11,7 +11,7 @@ import torch
 from kinds.asked import WAYS, data, differences, each_way, is_right, net
 from torch import nn
 
-from pipeline.dense import hessian, layer_hessians, sample_hessians
+from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
 
 MODES: dict[str, Callable[[], Any]] = {
     "no_grad": torch.no_grad,

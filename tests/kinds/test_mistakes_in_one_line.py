@@ -12,7 +12,7 @@ from kinds.asked import WAYS, assert_refused, assert_right, differences, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.dense import layer_hessians, sample_hessians
+from pipeline.compute.dense import layer_hessians, sample_hessians
 from pipeline.errors import PipelineError
 
 MSE = nn.MSELoss()

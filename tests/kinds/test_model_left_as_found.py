@@ -14,7 +14,7 @@ from kinds.asked import AUTOS, WAYS, data, is_right, net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pipeline.dense import hessian, layer_hessians, sample_hessians
+from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
 from pipeline.errors import PipelineError
 from pipeline.matrix import MATRICES
 

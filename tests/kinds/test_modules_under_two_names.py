@@ -10,7 +10,7 @@ import torch
 from kinds.asked import TOLERANCE, WAYS, data, differences, each_way, is_right, net
 from torch import Tensor, nn
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 
 
 def twice_in_a_row() -> nn.Module:

@@ -10,10 +10,10 @@ import torch
 from kinds.asked import is_right, net, off
 from torch import Tensor, nn
 
-from pipeline.dense import hessian
-from pipeline.objective import Batch, objective_of
+from pipeline.compute.dense import hessian
+from pipeline.objective.objective import Batch, objective_of
 from pipeline.strategy import KhatriRao
-from pipeline.strategy.captured import Net
+from pipeline.strategy.khatri_rao.captured_net import Net
 
 
 class Block(nn.Module):

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 from variants import NAMES, strategy
 
 import pipeline
-from pipeline.certificate import certify, directions
+from pipeline.compute.certificate import certify, directions
 from pipeline.criterion import CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix import GGN, MATRICES, EmpiricalFisher, Fisher, Residual
-from pipeline.objective import Batch, objective_of
-from pipeline.reference import Reference
+from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.reference import Reference
 
 BY_ID = {case.id: case for case in CASES}
 SOME = (

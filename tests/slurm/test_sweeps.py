@@ -11,7 +11,7 @@ from command import contents
 from slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, WORDS, Started, resumed, slurm
 
 import pipeline
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import store
 
 pytestmark = NEEDS_SLURM

@@ -7,13 +7,13 @@ import torch
 from cases import thread_net
 from torch import Tensor, nn
 
-from pipeline.blocks import assemble
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, objective_of
+from pipeline.objective.objective import Batch, objective_of
 from pipeline.strategy import Auto, Triangular
 from pipeline.strategy import auto as module
+from pipeline.strategy.blocks import assemble
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.blocks import assemble
 from pipeline.layout import Layout
-from pipeline.linearised import Difference, linearised
-from pipeline.objective import Batch, Objective, objective_of
+from pipeline.objective.linearized import Difference, linearised
+from pipeline.objective.objective import Batch, Objective, objective_of
 from pipeline.strategy import HVP, KhatriRao
-from pipeline.strategy.captured import Net
-from pipeline.strategy.response import mixes_samples
-from pipeline.strategy.rows import tangents_of_use
+from pipeline.strategy.blocks import assemble
+from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.passes import tangents_of_use
+from pipeline.strategy.khatri_rao.perturbation import mixes_samples
 
 N = 5
 CRITERION = nn.CrossEntropyLoss()
@@ -234,7 +234,7 @@ def test_rows_by_units_equal_rows_by_products(case: str, megabytes: int) -> None
 def test_one_tangent_at_a_time_is_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params, batch = problem(case)
     expected = dense(KhatriRao(), objective, params, batch)
-    monkeypatch.setattr("pipeline.strategy.rows._num_tangents", lambda *args: 1)
+    monkeypatch.setattr("pipeline.strategy.khatri_rao.passes._num_tangents", lambda *args: 1)
     assert (
         dense(KhatriRao(), objective, params, batch) - expected
     ).abs().max() <= 1e-12 * expected.abs().max()
@@ -285,9 +285,9 @@ def test_nothing_is_captured_where_samples_mix() -> None:
 def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params, batch = problem("encoder layer")
     expected = dense(KhatriRao(), objective, params, batch)
-    from pipeline.strategy import rows
+    from pipeline.strategy.khatri_rao import passes
 
-    whole, sizes = rows.respond, []
+    whole, sizes = passes.respond, []
 
     def limited(net: Net, tangents: dict[int, Tensor]) -> object:
         sizes.append(len(next(iter(tangents.values()))))
@@ -295,7 +295,7 @@ def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("no room")
         return whole(net, tangents)
 
-    monkeypatch.setattr(rows, "respond", limited)
+    monkeypatch.setattr(passes, "respond", limited)
     assert torch.equal(dense(KhatriRao(), objective, params, batch), expected)
     assert max(sizes) > 6
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from variants import NAMES, strategy
 
+from pipeline.compute.dense import hessian
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
-from pipeline.dense import hessian
 from pipeline.layout import Layout
 
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from variants import NAMES, strategy
 
-from pipeline.dense import hessian
+from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.strategy import Func
 

@@ -11,10 +11,10 @@ from oracles import FiniteDifferences, double_backward, finite_differences, weig
 from torch import Tensor
 from variants import Variant, distinct
 
-from pipeline.blocks import Block, assemble
 from pipeline.errors import PipelineError
-from pipeline.objective import objective_of
+from pipeline.objective.objective import objective_of
 from pipeline.strategy import KhatriRao
+from pipeline.strategy.blocks import Block, assemble
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 

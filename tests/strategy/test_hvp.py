@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.blocks import assemble
 from pipeline.criterion import SquaredError
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Params, objective_of
+from pipeline.objective.objective import Batch, Params, objective_of
 from pipeline.strategy import HVP, KhatriRao, Strategy, Triangular, hvp
+from pipeline.strategy.blocks import assemble
 
 
 class Curved(nn.Module):

@@ -9,9 +9,9 @@ import torch
 from cases import CASES, Case
 
 from pipeline.layout import Layout
-from pipeline.objective import objective_of
-from pipeline.strategy.chunks import weighted_chunks
-from pipeline.strategy.triangle import columns_of, rows_of, unit_vectors
+from pipeline.objective.objective import objective_of
+from pipeline.strategy.loss_chunks import weighted_chunks
+from pipeline.strategy.parameter_pairs import columns_of, rows_of, unit_vectors
 
 CASE = {case.id: case for case in CASES}
 

@@ -12,11 +12,12 @@ from oracles import weights_of
 from torch import Tensor
 from variants import Variant
 
-from pipeline.blocks import Block
 from pipeline.errors import PipelineError
-from pipeline.objective import objective_of
-from pipeline.strategy import autograd, func, hvp, moves, rows, triangular
-from pipeline.strategy.wanted import Wanted, everything
+from pipeline.objective.objective import objective_of
+from pipeline.strategy import autograd, func, hvp, triangular
+from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.blocks import Block
+from pipeline.strategy.khatri_rao import passes, tangents
 
 CELL = 4  # rows and columns of what is asked for together
 OF_MANY_ROWS = [Variant("autograd"), Variant("triangular"), Variant("func"), Variant("hvp", "chunk_size", 3)]
@@ -29,7 +30,7 @@ each_pair = pytest.mark.parametrize(("case", "variant"), PAIRS, ids=[f"{v.id}-{c
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a large net: units by themselves, few rows at a time."""
-    monkeypatch.setattr(moves, "ROWS_BYTES", 1)
+    monkeypatch.setattr(tangents, "ROWS_BYTES", 1)
     monkeypatch.setattr(triangular, "ROWS_PER_BLOCK", 3)
 
 
@@ -53,9 +54,9 @@ def asks_for(cells: np.ndarray) -> Callable[[slice, slice], bool]:
     """Cells (i, j), i >= j, of CELL rows and columns."""
 
     def wanted(rows: slice, cols: slice) -> bool:
-        if cols.start >= rows.stop:
+        if cols.start >= passes.stop:
             rows, cols = cols, rows
-        part = tuple(slice(span.start // CELL, -(-span.stop // CELL)) for span in (rows, cols))
+        part = tuple(slice(span.start // CELL, -(-span.stop // CELL)) for span in (passes, cols))
         return bool(cells[part].any())
 
     return wanted
@@ -83,7 +84,7 @@ def test_nothing_is_made_where_nothing_is_asked_for(
         raise AssertionError("a pass was made")
 
     case = next(case for case in CASES if case.id == "mlp-gelu")
-    for module, name in ((rows, "respond"), (hvp, "vmap"), (autograd, "_rows"), (func, "hessian")):
+    for module, name in ((passes, "respond"), (hvp, "vmap"), (autograd, "_rows"), (func, "hessian")):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(triangular, "unit_vectors", fail)
     with pytest.raises((AssertionError, PipelineError), match="a pass was made"):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow
-from pipeline.tracking.beside import recorder, recorders
+from pipeline.tracking.background import recorder, recorders
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +116,7 @@ def test_a_recorder_that_dies_is_told(tmp_path):
 PARENT = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow
 root, how = Path(sys.argv[1]), sys.argv[2]
 tracker = MLflow(root=str(root), background=True).ready()

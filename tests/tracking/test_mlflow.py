@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow
 from pipeline.tracking.mlflow import RECORD
 
@@ -133,7 +133,7 @@ def test_a_killed_process_is_continued(tracking, folder, root):
         pass
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from pipeline.folder import RunFolder; from pipeline.tracking import MLflow\n"
+        "from pipeline.system.run_folder import RunFolder; from pipeline.tracking import MLflow\n"
         "with MLflow(root=sys.argv[1]).start(RunFolder(Path(sys.argv[2])), 'n', {'a': 1}, {}, None) as run:\n"
         "    run.log_metrics({'loss': 1.0}, 1)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -214,7 +214,7 @@ def test_eight_processes_on_a_fresh_store_lose_nothing(tmp_path):
     code = """
 import multiprocessing, sys
 from pathlib import Path
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow, store
 
 def job(number, barrier, root):

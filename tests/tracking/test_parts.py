@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
-from pipeline.tracking import NoTracking, origin, texts, view
+from pipeline.system.run_folder import RunFolder
+from pipeline.tracking import NoTracking, dashboard_views, key_format, provenance
 
 
 def test_no_tracking_records_nothing(tmp_path):
@@ -27,7 +27,7 @@ def test_no_tracking_fetches_nothing(tmp_path):
 
 def test_values_are_written_as_they_are_typed():
     nested = {"a": {"b": {"c": 1e-6}, "empty": {}}, "list": (1, None, True), "text": "mlp"}
-    assert texts.flat_texts(nested) == {
+    assert key_format.flat_texts(nested) == {
         "a.b.c": "1e-06",
         "a.empty": "{}",
         "list": "[1, null, true]",
@@ -46,18 +46,18 @@ def test_values_are_written_as_they_are_typed():
     ],
 )
 def test_keys(key, expected):
-    assert texts.key_text(key) == expected
+    assert key_format.key_text(key) == expected
 
 
 def test_a_cut_value_has_the_length_of_the_limit():
-    assert texts.value_text("x" * 6000) == "x" * 6000
-    assert len(texts.value_text("x" * 6001)) == 6000
+    assert key_format.value_text("x" * 6000) == "x" * 6000
+    assert len(key_format.value_text("x" * 6001)) == 6000
 
 
 def test_versions_are_those_of_this_interpreter():
     import torch
 
-    found = origin.versions()
+    found = provenance.versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"] == torch.__version__
 
@@ -67,21 +67,21 @@ def test_the_commit_is_that_of_the_project_alone(tmp_path, monkeypatch):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert origin.git_commit(tmp_path) is None
+    assert provenance.git_commit(tmp_path) is None
     git("init")
-    assert origin.git_commit(tmp_path) is None
+    assert provenance.git_commit(tmp_path) is None
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a hook
-    assert origin.git_commit(tmp_path) == commit
+    assert provenance.git_commit(tmp_path) == commit
     (tmp_path / "untracked").touch()
-    assert origin.git_commit(tmp_path) == commit
+    assert provenance.git_commit(tmp_path) == commit
     (tmp_path / "file").write_text("two")
-    assert origin.git_commit(tmp_path) == f"{commit} (changed)"
+    assert provenance.git_commit(tmp_path) == f"{commit} (changed)"
     (tmp_path / "site-packages").mkdir()
-    assert origin.git_commit(tmp_path / "site-packages") is None
+    assert provenance.git_commit(tmp_path / "site-packages") is None
 
 
 def test_columns_are_what_differs_and_what_was_measured():
@@ -90,7 +90,7 @@ def test_columns_are_what_differs_and_what_was_measured():
         for m, s in ["c0", "m1"]
     ]
     parent = ({}, {"num_jobs": 2.0})
-    assert view.columns([*runs, parent]) == [
+    assert dashboard_views.columns([*runs, parent]) == [
         "params.`model`",
         "params.`seed`",
         "params.`a.b`",
@@ -113,7 +113,7 @@ def test_columns_leave_out_what_changes_no_number_and_what_a_choice_says():
         )
         for name in "ab"
     ]
-    assert view.columns(runs) == [
+    assert dashboard_views.columns(runs) == [
         "params.`strategy`",
         "params.`model._target_`",
         "params.`strategy.chunk_size`",
@@ -121,19 +121,19 @@ def test_columns_leave_out_what_changes_no_number_and_what_a_choice_says():
 
 
 def test_a_single_run_shows_its_choices():
-    assert view.columns([({"strategy": "func", "model": "mlp", "n": "1"}, {})]) == [
+    assert dashboard_views.columns([({"strategy": "func", "model": "mlp", "n": "1"}, {})]) == [
         "params.`model`",
         "params.`strategy`",
     ]
-    assert view.columns([]) == []
+    assert dashboard_views.columns([]) == []
 
 
 def test_views_are_json_that_fits_a_tag():
     names = [f"{i:060}" for i in range(900)]
-    runs = [({name: str(n) for name in names}, dict.fromkeys(view.COLUMNS, 1.0)) for n in range(2)]
-    tags = view.views(runs)
+    runs = [({name: str(n) for name in names}, dict.fromkeys(dashboard_views.COLUMNS, 1.0)) for n in range(2)]
+    tags = dashboard_views.views(runs)
     assert set(tags) == {"mlflow.sharedViewState.newest", "mlflow.sharedViewState.compare"}
     for value in tags.values():
         state = json.loads(json.loads(value)["state"])
-        assert len(state["selectedColumns"]) == view.NUM_PARAMS + len(view.COLUMNS)
+        assert len(state["selectedColumns"]) == dashboard_views.NUM_PARAMS + len(dashboard_views.COLUMNS)
         assert len(value) < 5000

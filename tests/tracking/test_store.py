@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow, store
 
 

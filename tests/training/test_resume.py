@@ -7,9 +7,9 @@ import pytest
 import torch
 from interrupted import CHECKPOINT_STEPS, SHORT, TRAININGS, train
 
-from pipeline.checkpoints import load_state
 from pipeline.errors import PipelineError
-from pipeline.folder import RunFolder
+from pipeline.objective.checkpoints import load_state
+from pipeline.system.run_folder import RunFolder
 
 ROWS = [0, 7, 14, 21, 28, 35, 42, 45]
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -1,0 +1,151 @@
+"""What an aggregation that is cut short leaves to the next one: sums, spectra of parts, and products of slow passes.
+
+Lanczos is a deterministic function of the products that it is given. So no state of it is kept but these: an iteration
+that is taken up again runs from its beginning with the products on disk in place of passes, and goes on bit for bit. A
+product is (P, m) numbers a pass, where the state is the whole basis.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.aggregate.moments import Moments
+from pipeline.errors import PipelineError
+from pipeline.shards.hdf5 import Array, Results, read_results, write_results
+from pipeline.shards.matrix_views import Part
+from pipeline.spectrum import Spectrum
+from pipeline.spectrum.protocol import Quadrature
+
+SLOW = 2.0  # seconds from which a result is worth a file
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Files in a folder of their own, which goes when the spectra file is whole.
+
+    identity: of all that the results depend on; files of another identity count for nothing.
+    """
+
+    folder: Path
+    identity: str
+
+    def load(self, name: str) -> Results | None:
+        """What was saved under this name; None where there is nothing, or nothing sound."""
+        path = self.folder / f"{name}.h5"
+        try:
+            found = read_results(path) if path.exists() else None
+        except PipelineError:  # damaged: it is made again
+            return None
+        return found if found is not None and found.attrs.get("identity") == self.identity else None
+
+    def save(self, name: str, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        write_results(self.folder / f"{name}.h5", {**attrs, "identity": self.identity}, arrays)
+
+    def load_sums(self, moments: Moments, ends: Sequence[int]) -> int:
+        """Put saved sums over tiles into `moments`; gives the number of groups of tiles that are in them.
+
+        ends: the number of tiles up to the end of each group. Sums up to another number count for nothing.
+        """
+        found = self.load("sums")
+        if found is None or found.attrs["num_tiles"] not in ends:
+            return 0
+        for field_ in fields(Moments):
+            setattr(moments, field_.name, found.arrays[field_.name])
+        return ends.index(found.attrs["num_tiles"]) + 1
+
+    def save_sums(self, moments: Moments, num_tiles: int) -> None:
+        arrays = {field_.name: getattr(moments, field_.name) for field_ in fields(Moments)}
+        self.save("sums", {"num_tiles": num_tiles}, arrays)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class Remembered:
+    """A matrix whose slow products are kept, and taken from the disk where the same vectors come again."""
+
+    matrix: Part
+    unfinished: Unfinished
+    name: str
+    _num_products: int = field(default=0, init=False)
+
+    @property
+    def num_rows(self) -> int:
+        return self.matrix.num_rows
+
+    def dense(self) -> Array:
+        return self.matrix.dense()
+
+    def matvec(self, vectors: Array) -> Array:
+        """The product; each call is one pass, or none."""
+        name = f"{self.name}/pass-{self._num_products:05d}"
+        self._num_products += 1
+        vectors = np.ascontiguousarray(vectors)
+        told = {"vectors": zlib.crc32(vectors.data)}
+        found = self.unfinished.load(name)
+        if found is not None and found.attrs["vectors"] == told["vectors"]:
+            log.info("%s: pass %d is there already.", self.name, self._num_products)
+            return found.arrays["product"]
+        start = time.monotonic()
+        product = np.ascontiguousarray(self.matrix.matvec(vectors))
+        if time.monotonic() - start >= SLOW:
+            self.unfinished.save(name, told, {"product": product})
+        return product
+
+
+def remembered(unfinished: Unfinished, name: str, make: Callable[[], Spectrum]) -> Spectrum:
+    """The spectrum that was saved under this name, or the one that is made now, and saved if that was slow."""
+    found = unfinished.load(name)
+    if found is not None:
+        return _spectrum(found)
+    start = time.monotonic()
+    spectrum = make()
+    if time.monotonic() - start >= SLOW:
+        unfinished.save(name, *_encoded(spectrum))
+    return spectrum
+
+
+def _encoded(spectrum: Spectrum) -> tuple[dict[str, Any], dict[str, Array]]:
+    attrs = {"complete": spectrum.complete, "num_passes": spectrum.num_passes}
+    names = ("eigenvalues", "top_eigenvalues", "top_eigenvectors", "residuals")
+    arrays = {name: getattr(spectrum, name) for name in names}
+    prefix, quadrature = "quadrature", spectrum.quadrature
+    while quadrature is not None:
+        arrays |= {f"{prefix}/nodes": quadrature.nodes, f"{prefix}/weights": quadrature.weights}
+        attrs[f"{prefix}/num_rows"] = quadrature.num_rows
+        prefix, quadrature = f"{prefix}/earlier", quadrature.earlier
+    return attrs, arrays
+
+
+def _spectrum(found: Results) -> Spectrum:
+    return Spectrum(
+        eigenvalues=found.arrays["eigenvalues"],
+        top_eigenvalues=found.arrays["top_eigenvalues"],
+        top_eigenvectors=found.arrays["top_eigenvectors"],
+        residuals=found.arrays["residuals"],
+        complete=bool(found.attrs["complete"]),
+        quadrature=_quadrature(found, "quadrature"),
+        num_passes=int(found.attrs["num_passes"]),
+    )
+
+
+def _quadrature(found: Results, prefix: str) -> Quadrature | None:
+    if f"{prefix}/nodes" not in found.arrays:
+        return None
+    return Quadrature(
+        nodes=found.arrays[f"{prefix}/nodes"],
+        weights=found.arrays[f"{prefix}/weights"],
+        num_rows=int(found.attrs[f"{prefix}/num_rows"]),
+        earlier=_quadrature(found, f"{prefix}/earlier"),
+    )

@@ -1,0 +1,339 @@
+"""The aggregate stage: from a folder of shards to spectra, by Dask. Needs no torch model, no data and no GPU.
+
+For each step: one pass over all shards, tile by tile, gives the weighted mean (stored as `mean.h5`, a shard
+    like the others) and all sums; then the mean is decomposed, and each batch's and each parameter's matrix
+    as a task of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dask.base import compute as dask_compute
+from dask.delayed import delayed
+from threadpoolctl import threadpool_limits
+
+from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
+from pipeline.aggregate.partial_results import Remembered, Unfinished, remembered
+from pipeline.aggregate.step_densities import densities
+from pipeline.aggregate.step_summary import batch_spectra, headline_of
+from pipeline.cluster import Cluster
+from pipeline.errors import PipelineError
+from pipeline.results.spectra_file import LayerBlocks, MeanSpectrum, SpectraFile
+from pipeline.shards.hdf5 import Array
+from pipeline.shards.matrix_views import Part
+from pipeline.shards.shard import SHARED, Shard, Tile, open_shard, write_shard
+from pipeline.spectrum import Decomposition, Spectrum
+from pipeline.spectrum.summary import sign_threshold
+from pipeline.system.evidence import difference, shared
+from pipeline.system.resources import check_memory, in_words
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.terminal import progress
+
+log = logging.getLogger(__name__)
+
+TILES_PER_TASK = 8
+SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
+LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
+
+
+def aggregate(
+    folder: RunFolder, spectrum: Decomposition, cluster: Cluster, num_batches: int | None = None
+) -> Iterator[SpectraFile]:
+    """Write the spectra file of each step that has shards, and give it.
+
+    A spectra file that was made from the same shards by the same choices is taken as it is.
+    num_batches: aggregate the first so many batches; None takes all that were computed.
+
+    Raises:
+        PipelineError: there are no shards, some are missing or damaged, or they do not belong together; or
+            the matrices do not fit into memory.
+    """
+    steps = folder.shard_steps()
+    if not steps:
+        raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
+    with cluster.open(folder.path / ".dask") as num_workers:
+        for step in steps:
+            shards = [open_shard(path) for path in folder.shard_paths(step)][:num_batches]
+            _check_together(shards, num_batches)
+            _check_memory(shards[0], spectrum, num_workers)
+            inputs_hash = _hash(shards, spectrum)
+            path = folder.spectrum(step)
+            file = SpectraFile.read_if_sound(path)
+            has_mean = len(shards) == 1 or folder.mean(step).exists()
+            if has_mean and file is not None and file.inputs_hash == inputs_hash:
+                log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
+            else:
+                unfinished = Unfinished(folder.unfinished(step), inputs_hash)
+                file = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
+                file.write(path)
+                unfinished.remove()
+            if file.numbers["frobenius_norm"] == 0:
+                log.warning(
+                    "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
+                )
+            yield file
+
+
+def _check_memory(shard: Shard, spectrum: Decomposition, num_workers: int) -> None:
+    """One decomposition of the whole matrix, or one of a batch's matrix in each worker."""
+    num_rows, itemsize = shard.num_rows, shard.dtype.itemsize
+    held = num_rows**2 * itemsize if spectrum.in_memory else 0
+    together = num_workers * (held + spectrum.of_batch().memory(num_rows, itemsize))
+    check_memory(
+        num_rows,
+        {f"spectrum={_name(spectrum)}": spectrum.memory(num_rows, itemsize), "cluster.num_workers": together},
+    )
+
+
+def _name(spectrum: Decomposition) -> str:
+    return type(spectrum).__name__.lower()
+
+
+def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
+    if "batch_index" not in shards[0].attrs:  # the mean alone
+        num_there = shards[0].attrs["num_batches"]
+        if num_batches not in (None, num_there):
+            raise PipelineError(
+                f"{shards[0].path} is the mean of {num_there} batches, whose shards are gone: "
+                f"num_batches={num_batches} cannot be taken from it; leave it out, "
+                "or choose another folder with hydra.run.dir=FOLDER."
+            )
+        return
+    indices = [shard.attrs["batch_index"] for shard in shards]
+    for index, shard in zip(indices, shards, strict=True):
+        if shard.path.stem != f"batch-{index:05d}":
+            raise PipelineError(
+                f"{shard.path} holds batch {index}: one shard a batch; delete it and run the stage compute again."
+            )
+    expected = num_batches or max(shard.attrs["num_batches"] for shard in shards)
+    missing = sorted(set(range(expected)) - set(indices))
+    if missing:
+        raise PipelineError(
+            f"{shards[0].path.parent} lacks the shards of batches {missing}: run the stage compute again."
+        )
+    first = shards[0]
+    for shard in shards[1:]:
+        for key in SHARED:
+            if shard.attrs[key] != first.attrs[key]:
+                raise PipelineError(
+                    f"{shard.path} holds {key}={shard.attrs[key]!r}, {first.path.name} holds {first.attrs[key]!r}: "
+                    "one folder holds one config; move one of them away."
+                )
+        if differs := difference(shared(shard.attrs), shared(first.attrs)):
+            raise PipelineError(
+                f"{shard.path} was made with {differs[0]} than {first.path.name} ({differs[1]} differ): "
+                "one folder holds one experiment; move one of them away."
+            )
+
+
+def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
+    """Of all that the spectra file is made from; a shard's checksum covers every number in it."""
+    keys = (*SHARED, "batch_index", "num_samples", "checksum")
+    identity = [[shard.attrs[key] for key in keys if key in shard.attrs] for shard in shards]
+    return hashlib.sha256(repr((identity, spectrum)).encode()).hexdigest()[:16]
+
+
+def _aggregate_step(
+    folder: RunFolder,
+    step: int,
+    shards: Sequence[Shard],
+    spectrum: Decomposition,
+    num_workers: int,
+    unfinished: Unfinished,
+) -> SpectraFile:
+    """The spectra file of one step, from its shards."""
+    num_samples = [shard.attrs["num_samples"] for shard in shards]
+    weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
+    with threadpool_limits(1):  # its threads are Dask's
+        mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
+    spans = _affordable(mean, spectrum)
+    batch_paths = [shard.path for shard in shards] if len(shards) > 1 else []
+    tasks = [
+        delayed(_decompose)(Part(path), spectrum.of_batch(), spectrum.in_memory, unfinished, path.stem)
+        for path in batch_paths
+    ]
+    tasks += [
+        delayed(_decompose)(
+            Part(mean.path, span), spectrum, spectrum.in_memory, unfinished, f"rows-{span.start}"
+        )
+        for _, span in spans
+    ]
+    # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
+    with threadpool_limits(1):
+        parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
+    top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, unfinished, "mean", num_threads=None)
+    batches, layers = parts[: len(batch_paths)] or [top], parts[len(batch_paths) :]
+    origin = {key: shards[0].attrs[key] for key in SHARED} | shared(shards[0].attrs)
+    of_origin = {key: origin.pop(key) for key, value in [*origin.items()] if isinstance(value, float)}
+    return SpectraFile(
+        step=origin.pop("step"),
+        matrix=origin.pop("matrix"),
+        spectrum=_name(spectrum),
+        inputs_hash=unfinished.identity,
+        origin=origin,
+        numbers={
+            **of_origin,
+            "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
+            **headline_of(mean, top, batches, moments, shards, weighting),
+        },
+        mean=MeanSpectrum(
+            top.eigenvalues, top.top_eigenvalues, top.top_eigenvectors, top.residuals, mean.gradient
+        ),
+        layers=LayerBlocks(
+            mean.parameters.names,
+            mean.parameters.shapes,
+            np.asarray(mean.parameters.offsets),
+            block_norms=np.sqrt(moments.block_squares),
+            trace=moments.layer_traces,
+            eigenvalues={name: layer.eigenvalues for (name, _), layer in zip(spans, layers, strict=True)},
+        ),
+        batches=batch_spectra(shards, top, batches, moments, weighting),
+        density=densities(top, batches),
+    )
+
+
+def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]:
+    """The parameters whose own blocks are decomposed, and their rows.
+
+    Not: one whose block is most of a large matrix on disk. It would take as many passes as the whole once more.
+    """
+    spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
+    if spectrum.in_memory or len(spans) == 1:
+        return spans
+    taken = []
+    for name, span in spans:
+        num_rows = span.stop - span.start
+        num_bytes = num_rows**2 * mean.dtype.itemsize // 2
+        if num_bytes > LARGE_BLOCK and 2 * num_rows**2 > mean.num_rows**2:
+            log.info(
+                "%s: no spectrum of its own block (%s on disk): it is most of the matrix, and would take as long.",
+                name,
+                in_words(num_bytes),
+            )
+        else:
+            taken.append((name, span))
+    return taken
+
+
+def write_mean(
+    folder: RunFolder,
+    step: int,
+    shards: Sequence[Shard],
+    weighting: Weighting,
+    num_workers: int,
+    unfinished: Unfinished,
+) -> tuple[Shard, Moments]:
+    """The weighted mean of the shards, and the sums over all tiles; the mean of one shard is that shard.
+
+    Cut short, it goes on where it was: with the tiles that the shard's journal holds, and the sums that were saved.
+    """
+    first, tiles = shards[0], shards[0].tile_indices()
+    groups = [tiles[i : i + TILES_PER_TASK] for i in range(0, len(tiles), TILES_PER_TASK)]
+    bare = [replace(shard) for shard in shards]  # without what they have read: they go to other processes
+    moments = Moments.zero(len(shards), first.parameters)
+    ends = list(accumulate(map(len, groups)))
+    num_summed = unfinished.load_sums(moments, ends)
+
+    def pooled(wanted: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
+        """The means of the tiles of some groups; the sums of those that are new are added."""
+        following = [*(groups[index] for index in wanted[num_workers:]), *[[]] * num_workers]
+        tasks = [
+            delayed(pool_tiles)(bare, weighting, groups[index], following=after)
+            for index, after in zip(wanted, following, strict=False)
+        ]
+        saved = time.monotonic()
+        results = _results(tasks, num_workers, f"mean at step {step}")
+        for index, (means, sums) in zip(wanted, results, strict=True):
+            yield means  # first: what is saved as summed has been handed to the writer
+            if index >= num_summed:
+                moments.add(sums)
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    unfinished.save_sums(moments, ends[index])
+                    saved = time.monotonic()
+
+    there = first if len(shards) == 1 else _mean_of(folder.mean(step), unfinished.identity)
+    if there is not None:
+        for _ in pooled(range(num_summed, len(groups))):
+            pass
+        if len(shards) == 1 and first.path != folder.mean(step):
+            folder.mean(step).unlink(missing_ok=True)  # of more batches, once
+        return there, moments
+    gradient = weighting.mean([shard.gradient for shard in shards])
+    attrs = {key: first.attrs[key] for key in SHARED} | {
+        **shared(first.attrs),
+        "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
+        "num_batches": len(shards),
+        "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),
+        "gradient_norm": float(np.linalg.norm(gradient)),
+    }
+    attrs["inputs_hash"] = unfinished.identity
+    with write_shard(
+        folder.mean(step), first.parameters, str(first.dtype), attrs, gradient, first.tile, identity=attrs
+    ) as writer:
+        grid = first.grid
+        missing = [any(writer.wanted(grid.span(i), grid.span(j)) for i, j in group) for group in groups]
+        if not all(missing):
+            log.info("the mean at step %d: %d tiles are there already.", step, writer.num_there)
+        for means in pooled([k for k in range(len(groups)) if missing[k] or k >= num_summed]):
+            for tile, values in means:
+                writer.put(tile, values)
+        unfinished.save_sums(moments, ends[-1])  # before the mean has its name: what is complete stays
+    return open_shard(folder.mean(step)), moments
+
+
+def _mean_of(path: Path, inputs_hash: str) -> Shard | None:
+    """The mean that is there, if it is of these inputs."""
+    try:
+        mean = open_shard(path) if path.exists() else None
+    except PipelineError:  # damaged: it is made again
+        return None
+    return mean if mean is not None and mean.attrs.get("inputs_hash") == inputs_hash else None
+
+
+def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:
+    """Results in the order of the tasks, computed two a worker at a time, so that few of them lie in memory.
+
+    While the results of some tasks are used, the next ones are computed.
+    """
+    wave = 2 * num_workers
+    waves = [tasks[i : i + wave] for i in range(0, len(tasks), wave)]
+
+    def computed() -> Iterator[Any]:
+        with ThreadPoolExecutor(1) as ahead:
+            futures = deque(ahead.submit(dask_compute, *wave) for wave in waves[:1])
+            for following in [*waves[1:], None][: len(waves)]:
+                results = futures.popleft().result()
+                if following is not None:
+                    futures.append(ahead.submit(dask_compute, *following))
+                yield from results
+
+    return progress(computed(), description, total=len(tasks))
+
+
+def _decompose(
+    matrix: Part,
+    decomposition: Decomposition,
+    in_memory: bool,
+    unfinished: Unfinished,
+    name: str,
+    num_threads: int | None = 1,
+) -> Spectrum:
+    def make() -> Spectrum:
+        if in_memory:
+            return decomposition.decompose(matrix.held())
+        stored = replace(matrix, single=decomposition.single)
+        return decomposition.decompose(Remembered(stored, unfinished, name))
+
+    with threadpool_limits(num_threads):
+        return remembered(unfinished, name, make)

@@ -1,0 +1,193 @@
+"""The certificate of a matrix: random products, checked in a way that shares nothing with its strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+from pipeline.objective.objective import Objective, Params, leaves_of
+from pipeline.objective.reference import SAFETY, SHARP, Product, Reference
+
+NUM_PROBES = 2
+ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
+NEARLY = 10  # times its tolerance: up to which an error may be that of the difference quotient
+SMALL = 0.03  # relative error up to which rounding of single precision is the likely reason
+COARSE = (
+    1e-3  # relative rounding up to which two ways that autograd takes may differ: single precision inside
+)
+LOOSE = 0.1  # tolerance above which a comparison says nothing
+UNCHECKED = "H v cannot be checked"
+OWN_PRECISION = 1e-6  # relative difference that gradients of module and objective, in float64, may have
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far products with the matrix are from those found on the user's own module, relative to the latter.
+
+    probe_error: ‖Hv − D(v)‖ / ‖D(v)‖, the largest over random v. tolerance: what rounding of the matrix and the
+    error of the difference quotient D(v) may add up to. reference: what D(v) is.
+    why: what is wrong, where it is known; else the error says it.
+    """
+
+    probe_error: float
+    tolerance: float
+    reference: str = "differences of the gradient"
+    why: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.why and isfinite(self.probe_error) and self.probe_error <= self.tolerance
+
+    def remedy(self, computed: torch.dtype) -> str:
+        """What may help where the matrix fails, which was computed in this dtype."""
+        if self.why.startswith(UNCHECKED):
+            return "verify=False takes the matrix as it is"
+        if self.why:
+            return (
+                "let the loss depend on its weights through the model alone, or verify=False takes the matrix as "
+                "it is"
+            )
+        if computed != torch.float64 and self.probe_error < SMALL:
+            return "use dtype=torch.float64, since weights, inputs or targets are scaled badly for single precision"
+        return "use strategy=auto, which tries others, or look for a layer with a wrong derivative"
+
+    def __str__(self) -> str:
+        if self.why:
+            return self.why
+        return (
+            f"H v differs from the derivative of the gradient along v by {self.probe_error:.2g} of its size, "
+            f"{self.tolerance:.2g} is allowed"
+        )
+
+
+def directions(num_parameters: int) -> Tensor:
+    """Random directions v, (P, NUM_PROBES), float64; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_parameters, NUM_PROBES, generator=generator, dtype=torch.float64)
+
+
+def certify(
+    reference: Reference,
+    matrix: Any,
+    products: Tensor,
+    precision: torch.dtype,
+    targets: Any,
+    probes: Tensor | None = None,
+    objective: tuple[Objective, Params] | None = None,
+) -> Certificate:
+    """Compare the products H v, (P, NUM_PROBES), with those that the reference finds on the user's own module.
+
+    matrix: what it is; its `product` says how the reference takes H v. targets: those of the batch, or what the
+    matrix has drawn in their place. precision: the dtype in which it was computed. probes: the directions v;
+    `directions(P)` by default. objective: what the strategy differentiated, in the precision of the reference: its
+    loss and gradient must be the module's own.
+
+    Where H v is nearly what differences say, or they are not sharp (a kink), or not those of a symmetric matrix (the
+    module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the
+    module.
+
+    Cost: 14 gradients in float64 for the Hessian, and the gradient of the objective; up to 50 for piecewise linear
+    nets.
+    """
+    try:
+        if objective is not None and (why := _differs(reference, *objective)):
+            return Certificate(float("nan"), 0.0, why=why)
+        return _certify(reference, matrix, products, precision, targets, probes)
+    except (PipelineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever the model and its loss raise, at these weights or beside them
+        line = str(error).partition("\n")[0]
+        why = f"{UNCHECKED}: the model or its loss raises {type(error).__name__} when it is called again ({line})"
+        return Certificate(float("nan"), 0.0, why=why)
+
+
+def _certify(
+    reference: Reference,
+    matrix: Any,
+    products: Tensor,
+    precision: torch.dtype,
+    targets: Any,
+    probes: Tensor | None,
+) -> Certificate:
+    probes = (directions(len(products)) if probes is None else probes).to(products.device)
+    products = products.double()
+    rounding = ROUNDING * torch.finfo(max_precision(precision, reference.dtype)).eps
+    found = [matrix.product(reference, v, targets, False) for v in probes.T]
+    first = _compared(products, found, rounding, reference)
+    sharp = all(_is_sharp(product) for product in found)
+    if first.passed and sharp:
+        return first
+    if sharp and first.probe_error > NEARLY * first.tolerance and _is_symmetric(found, probes):
+        return first
+    try:
+        exact = [matrix.product(reference, v, targets, True) for v in probes.T]
+    except (RuntimeError, NotImplementedError) as error:
+        if first.passed and first.tolerance <= LOOSE:
+            return first
+        line = str(error).partition("\n")[0]
+        return Certificate(
+            first.probe_error,
+            first.tolerance,
+            why=f"{UNCHECKED}: differences of the gradient disagree with themselves (a kink, or a part of the "
+            f"model behind no_grad or detach), and autograd cannot differentiate the module twice ({line})",
+        )
+    noise = min(
+        COARSE, SAFETY * max(product.noise for product in found)
+    )  # on a kink a jump looks like rounding
+    second = _compared(products, exact, rounding + noise, reference)
+    return Certificate(second.probe_error, second.tolerance, "two backward passes")
+
+
+def max_precision(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The coarser of two dtypes."""
+    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _compared(products: Tensor, found: list[Product], rounding: float, reference: Reference) -> Certificate:
+    errors, tolerances = [], []
+    for product, (value, uncertainty, _) in zip(products.T, found, strict=True):
+        size, error = float(value.norm()), float((product - value).norm())
+        errors.append(error / size if size > 0 else error)
+        tolerances.append(rounding + (uncertainty / size if size > 0 else 1e-8))
+    ratios = [error / tolerance for error, tolerance in zip(errors, tolerances, strict=True)]
+    worst = max(range(len(errors)), key=lambda i: ratios[i] if isfinite(ratios[i]) else inf)
+    return Certificate(errors[worst], tolerances[worst])
+
+
+def _is_sharp(product: Product) -> bool:
+    return product.uncertainty <= SHARP * float(product.value.norm()) or product.uncertainty < 1e-12
+
+
+def _is_symmetric(found: list[Product], probes: Tensor) -> bool:
+    """Whether uᵀ D(v) = vᵀ D(u), as far as differences tell."""
+    (one, first, _), (other, second, _) = found
+    u, v = probes.T
+    gap = abs(float(v @ one - u @ other))
+    sizes = float(v.norm() * one.norm() + u.norm() * other.norm())
+    return gap <= 10 * (first * float(v.norm()) + second * float(u.norm())) + 1e-6 * sizes
+
+
+def _differs(reference: Reference, objective: Objective, params: Params) -> str:
+    """What is wrong, where loss or gradient of the objective are not those of the module."""
+    batch = reference.batch
+    loss, own_loss = float(objective.loss(leaves_of(params), batch).detach()), reference.loss()
+    eps = float(torch.finfo(reference.dtype).eps)
+    allowed = max(OWN_PRECISION, 1000 * eps)
+    if not abs(loss - own_loss) <= allowed * max(abs(own_loss), 1e-3):
+        return f"the loss as it is differentiated is {loss:.6g}, the module's own is {own_loss:.6g}"
+    gradient, own = objective.gradient(params, batch).double(), reference.gradient()
+    if float((gradient - own).norm()) <= allowed * float(own.norm()) + 1e-9:
+        return ""
+    sizes = [value.numel() for value in params.values()]
+    gaps = [float(part.norm()) for part in (gradient - own).split(sizes)]
+    name = list(params)[gaps.index(max(gaps))]
+    return (
+        f"the gradient by {name} as it is differentiated differs from the module's own by "
+        f"{max(gaps) / max(float(own.norm()), 1e-300):.2g} of the gradient: the loss reaches it in a way "
+        "that cannot be followed"
+    )

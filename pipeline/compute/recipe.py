@@ -1,0 +1,123 @@
+"""The diagonal blocks that are computed of a batch's matrix, each by its strategy, and their certificates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.compute.certificate import Certificate, certify, directions
+from pipeline.config.schema import Blocks, Verify
+from pipeline.errors import StrategyError
+from pipeline.experiment.experiment import MatrixSpec
+from pipeline.matrix import Matrix
+from pipeline.objective.objective import Batch, Criterion, Objective, Params, layout_of, objective_of
+from pipeline.objective.reference import Reference
+from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
+from pipeline.strategy.auto import because, tell
+from pipeline.strategy.block_filter import Wanted
+from pipeline.strategy.blocks import Block
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A diagonal block of the matrix, and what it is the Hessian of.
+
+    model, criterion: the user's own, which certify the block, and the names of its parameters.
+    """
+
+    rows: slice
+    objective: Objective
+    params: Params
+    model: nn.Module
+    criterion: Criterion
+
+    def certificate(self, matrix: Matrix, batch: Batch, products: Tensor, stored: torch.dtype) -> Certificate:
+        """Of the products with the whole matrix, (P, m), those rows that are of this part."""
+        about = (self.model, self.criterion, list(self.params))
+        reference = Reference(*about, batch)
+        exact = objective_of(*about, reference.dtype)
+        drawn = matrix.problem(self.objective, self.params, batch)[1]
+        probes = directions(len(products))[self.rows]
+        return certify(reference, matrix, products[self.rows], stored, drawn.targets, probes, exact)
+
+
+def parts_of(
+    model: nn.Module, criterion: Criterion, parameters: Sequence[str] | None, blocks: Blocks
+) -> list[Part]:
+    """One part for the whole matrix, or one for each layer."""
+    layout = layout_of(model, parameters)
+    spans = [slice(0, layout.num_parameters)]
+    if blocks is Blocks.layer:
+        spans = list(layout.layers().values())
+    return [
+        Part(span, *objective_of(model, criterion, layout.names_in(span)), model, criterion) for span in spans
+    ]
+
+
+def blocks_of(
+    spec: MatrixSpec, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any], failures: Failures = ()
+) -> Iterator[Block]:
+    """The blocks of a part, by rows and columns of the whole matrix.
+
+    What `auto` takes, and why, goes into `attrs`. failures: of the ways that it is not to take again.
+
+    Raises:
+        StrategyError: the model cannot be differentiated in this way.
+    """
+    transformed, drawn = spec.matrix.problem(part.objective, part.params, batch)
+
+    def inside(rows: slice, cols: slice) -> bool:
+        return wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
+
+    tried = {name for name, _ in failures}
+    ways = choices_of(spec.strategy, transformed, part.params, drawn)
+    choice = next((way for way in ways if way.name not in tried), None)
+    if choice is None:
+        raise refusal(failures)
+    if choice.reason:
+        choice = because(choice, failures)
+        tell(choice)
+        attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
+    for block in blocks_by(choice, transformed, part.params, drawn, inside):
+        rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
+        yield Block(rows, cols, block.values)
+
+
+def _shifted(span: slice, by: int) -> slice:
+    return slice(span.start + by, span.stop + by)
+
+
+def certified(
+    spec: MatrixSpec, parts: Sequence[Part], batch: Batch, products: Tensor, stored: torch.dtype, name: str
+) -> dict[str, float]:
+    """What the certificate found, as attributes of the shard.
+
+    products: H v for `directions`, (P, m). stored: the dtype of H. name: what it is the matrix of.
+
+    Raises:
+        StrategyError: H v is wrong, and verify=error.
+    """
+    if spec.verify == Verify.off:
+        return {}
+    found = [part.certificate(spec.matrix, batch, products, stored) for part in parts]
+    failed = [certificate for certificate in found if not certificate.passed]
+    worst = max(
+        failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1)
+    )
+    if failed and spec.verify == Verify.warn:
+        log.warning("%s: %s: stored all the same, because verify=warn.", name, worst)
+    elif failed:
+        remedy = (
+            worst.remedy(stored).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
+        )
+        if "verify=" not in remedy:
+            remedy += "; verify=warn stores it all the same"
+        raise StrategyError(str(worst), remedy)
+    return {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}

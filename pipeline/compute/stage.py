@@ -1,0 +1,146 @@
+"""The compute stage: one shard for each batch, streamed to disk block by block as the strategy yields them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.compute.batch_matrix import BatchMatrix
+from pipeline.compute.distribution import Elsewhere, Processes
+from pipeline.compute.recipe import parts_of
+from pipeline.compute.running_mean import keep_mean
+from pipeline.errors import PipelineError
+from pipeline.experiment.experiment import Experiment, MatrixSpec
+from pipeline.matrix import MATRICES
+from pipeline.objective.objective import Batch, Params, objective_of
+from pipeline.objective.observation import NUM_FIRST, hash_of, observed
+from pipeline.objective.problem import Problem
+from pipeline.shards.tile_grid import Grid
+from pipeline.strategy import STRATEGIES
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.terminal import progress
+from pipeline.validation import name_of
+
+MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
+log = logging.getLogger(__name__)
+
+
+def compute(
+    folder: RunFolder,
+    experiment: Experiment,
+    log_metrics: Callable[[dict[str, float], int], None],
+    processes: Processes | None = None,
+) -> None:
+    """Shards: one for each batch at each checkpoint, or their mean alone.
+
+    log_metrics: takes the numbers of a batch, and which one it is.
+    processes: compute shards elsewhere; they are checked here.
+
+    Raises:
+        PipelineError: the folder has no checkpoint, or one of another experiment.
+    """
+    steps = folder.checkpoint_steps()
+    if not steps:
+        raise PipelineError(
+            f"{folder.checkpoints} holds no weights: add train to stages (training=none draws them)."
+        )
+    problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
+    keeps_mean = spec.keeps_mean(len(batches))
+    grid = Grid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
+    others = Elsewhere(processes, folder.passing if keeps_mean else folder.shard, grid)
+    for step in steps:  # all of them before anything is written
+        problem.load(folder.checkpoint(step))
+    if not keeps_mean:
+        others.compute([(step, index) for step in steps for index in range(len(batches))])
+    for step in steps:
+        if len(steps) > 1:
+            problem.load(folder.checkpoint(step))
+        about = (folder, step, problem, batches, spec)
+        if keeps_mean:
+            made = keep_mean(folder, step, matrices_of(*about), partial(others.compute_next, step))
+        else:
+            made = compute_step(*about)
+        for attrs in made:
+            prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
+            numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
+            log_metrics(numbers, attrs["batch_index"])
+
+
+def compute_step(
+    folder: RunFolder,
+    step: int,
+    problem: Problem,
+    batches: Sequence[Batch],
+    spec: MatrixSpec,
+) -> Iterator[dict[str, Any]]:
+    """Write the shards of one checkpoint that are not there yet; give the attributes of each batch's shard.
+
+    Raises:
+        PipelineError: a shard in the folder belongs to another config, experiment or other weights, the loss is not
+            finite, the matrix holds NaN, or a file cannot be written.
+    """
+    matrices = matrices_of(folder, step, problem, batches, spec)
+    found = [matrix.there() for matrix in matrices]  # all are looked at before one is written
+    if there := len(found) - found.count(None):
+        log.info("step %d: %d of %d shards are there already.", step, there, len(batches))
+    for matrix, shard in zip(progress(matrices, f"Hessians at step {step}"), found, strict=True):
+        yield shard.attrs if shard is not None else matrix.write()
+
+
+def matrices_of(
+    folder: RunFolder,
+    step: int,
+    problem: Problem,
+    batches: Sequence[Batch],
+    spec: MatrixSpec,
+    only: int | None = None,
+) -> list[BatchMatrix]:
+    """What is to be computed at one checkpoint, a matrix a batch; or that of one batch only."""
+    about = (problem.model, problem.criterion, spec.parameters)
+    at = objective_of(*about)
+    parts = parts_of(*about, spec.blocks)
+    names = {
+        "strategy": name_of(spec.strategy, STRATEGIES),
+        "matrix": name_of(spec.matrix, MATRICES),
+        "reduction": str(getattr(problem.criterion, "reduction", "mean")),
+        "config_hash": spec.hash(),
+        "train_hash": problem.hashes["train_hash"],
+        "blocks": spec.blocks.value,
+        "step": step,
+        "weights_hash": _hash(at[1]),
+        "torch_version": str(torch.__version__),
+        "num_batches": len(batches),
+    }
+    first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
+    place = folder.passing if spec.keeps_mean(len(batches)) else folder.shard
+    return [
+        BatchMatrix(
+            place(step, index),
+            {
+                **names,
+                "batch_index": index,
+                "num_samples": batch.num_samples,
+                "data_hash": hash_of(batch),
+            },
+            at,
+            parts,
+            batch,
+            spec,
+            first,
+        )
+        for index, batch in enumerate(batches)
+        if only in (None, index)
+    ]
+
+
+def _hash(params: Params) -> str:
+    """16 hexadecimal digits of the SHA-256 of the weights: two shards are of one checkpoint if these agree."""
+    digest = hashlib.sha256()
+    for value in params.values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

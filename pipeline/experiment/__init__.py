@@ -1,0 +1,1 @@
+"""One description of a run, built once from its config."""

@@ -1,0 +1,78 @@
+"""An experiment as objects: the problem, which matrix is computed of each batch, and what a run does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
+from pipeline.layout import Layout
+from pipeline.matrix import Matrix
+from pipeline.objective.objective import Batch
+from pipeline.objective.problem import Problem
+from pipeline.spectrum import Decomposition
+from pipeline.storage import AS_COMPUTED, Storage
+from pipeline.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """Which matrix is computed of each batch, by which strategy, and how it is stored.
+
+    parameters: names or globs of the weights to differentiate by; None for all that require grad.
+    verify: what becomes of a matrix that fails its certificate.
+    blocks: all of the matrix, or the diagonal blocks of the layers alone.
+    keep: the matrix of each batch, or the mean of all alone.
+    settings: the resolved config, of which `hash` covers what a shard's numbers depend on.
+    """
+
+    matrix: Matrix
+    strategy: Strategy
+    parameters: Sequence[str] | None = None
+    verify: Verify = Verify.error
+    blocks: Blocks = Blocks.all
+    storage: Storage = AS_COMPUTED
+    keep: Keep = Keep.all
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def hash(self) -> str:
+        """16 hexadecimal digits: two shards are of one config if these agree."""
+        return config_hash(self.settings)
+
+    def keeps_mean(self, num_batches: int) -> bool:
+        """Whether a batch's matrix goes when it has been added to the mean; that of one batch is the mean."""
+        return self.keep is Keep.mean and num_batches > 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run computes, built once from its config, and once in each worker.
+
+    last_step: of training. checkpoint_steps: further steps at which matrices are taken.
+    num_batches: the first so many; None takes all. slice_points: of the loss along an eigenvector; None for no slices.
+    recipe: what a worker builds the same experiment from: settings, and the checksums of the samples.
+    """
+
+    problem: Problem
+    matrix: MatrixSpec
+    spectrum: Decomposition
+    checkpoint_steps: Sequence[int]
+    last_step: int
+    num_batches: int | None
+    seed: int
+    slice_points: int | None
+    stages: frozenset[Stage]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def layout(self) -> Layout:
+        """The rows and columns of the matrix."""
+        return self.problem.layout(self.matrix.parameters)
+
+    def batches(self) -> list[Batch]:
+        """The batches whose matrices are taken.
+
+        Raises:
+            PipelineError: there are fewer than asked for.
+        """
+        return self.problem.batches(self.num_batches, self.seed)

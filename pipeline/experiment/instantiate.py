@@ -1,0 +1,213 @@
+"""From the config to the objects that it names.
+
+`prepare` leaves in each group what its class is to be handed, `instantiate` builds the experiment, in a run and in each
+of its workers.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pipeline.config.given import SIZES, Given, check_hydra, check_top, trim
+from pipeline.config.schema import Config, Stage, check_settings, checkpoint_steps, last_step
+from pipeline.errors import PipelineError
+from pipeline.system.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pipeline.experiment.experiment import Experiment
+    from pipeline.objective.problem import Problem
+
+GROUPS = (
+    "data",
+    "model",
+    "criterion",
+    "device",
+    "training",
+    "matrix",
+    "strategy",
+    "storage",
+    "spectrum",
+    "cluster",
+    "tracking",
+)
+NEED_MODEL = {Stage.train, Stage.compute, Stage.slices}
+# PyTorch's threads wait for each other by spinning; where others keep the cores busy, that can cost a hundred times the
+# work itself. So few turns cost a tenth of small steps on idle cores (scripts/benchmark_busy.py). Read with torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def prepare(config: DictConfig) -> None:
+    """Leave in each group the options that its class is to be handed.
+
+    Raises:
+        PipelineError: there is a key that nobody reads, a top-level value is wrong, or a class that is needed cannot
+            be imported.
+    """
+    stages = set(config.stages)
+    with open_dict(config.data):  # the data says them when it has been loaded
+        for size in SIZES:
+            config.data.setdefault(size, None)
+    check_settings(plain(config))
+    hydra_config: Any = HydraConfig.get()
+    given = _given(hydra_config)
+    added = [key for key, _ in _parsed(hydra_config.overrides.hydra)]
+    check_hydra(OmegaConf.structured(HydraConf), hydra_config, added)
+    check_top(config)
+    unneeded = {
+        "training": Stage.train not in stages,
+        **dict.fromkeys(("model", "data", "criterion", "device"), not stages & NEED_MODEL),
+    }
+    for group in GROUPS:
+        needed = not unneeded.get(group, False)
+        target = config[group].get("_target_") if isinstance(config[group], DictConfig) else None
+        trim(config, group, given, partial(_locate, group, str(target)) if needed else None)
+
+
+def _given(hydra_config: Any) -> Given:
+    folders = []
+    for source in hydra_config.runtime.config_sources:
+        if source.schema == "file":
+            folders.append(Path(source.path))
+        elif source.schema == "pkg" and source.provider != "hydra":
+            found = find_spec(source.path.replace("/", "."))
+            folders += [Path(place) for place in (found and found.submodule_search_locations) or ()]
+    choices = hydra_config.runtime.choices
+    return Given(choices, _parsed(hydra_config.overrides.task), folders, hydra_config.job.config_name)
+
+
+def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Keys and values of the command line."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [(each.key_or_group, None if each.is_delete() else each.value()) for each in parsed]
+
+
+def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
+    """The experiment that a config describes; what the data says of its sizes is put into the config.
+
+    worker: the number of this process among the workers of its machine; None in the run itself.
+
+    Raises:
+        PipelineError: a class cannot be imported or refuses an option, or model, data and criterion do not fit.
+    """
+    import_torch()
+    from pipeline.experiment.experiment import Experiment, MatrixSpec
+
+    handed = OmegaConf.to_container(config.data, resolve=True)
+    problem = _problem(config, worker)
+    settings = plain(config)
+    matrix = MatrixSpec(
+        matrix=build(config, "matrix"),
+        strategy=build(config, "strategy"),
+        parameters=settings["parameters"],
+        verify=config.verify,
+        blocks=config.blocks,
+        storage=build(config, "storage"),
+        keep=config.keep,
+        settings=settings,
+    )
+    return Experiment(
+        problem=problem,
+        matrix=matrix,
+        spectrum=build(config, "spectrum"),
+        checkpoint_steps=checkpoint_steps(settings),
+        last_step=last_step(settings),
+        num_batches=config.num_batches,
+        seed=config.seed,
+        slice_points=config.slice_points,
+        stages=frozenset(config.stages),
+        recipe={**settings, "data": handed, **problem.hashes},
+    )
+
+
+def _problem(config: DictConfig, worker: int | None) -> Problem:
+    """Model, data and criterion on their device."""
+    import torch
+
+    from pipeline.data import as_samples
+    from pipeline.device import Auto
+    from pipeline.objective.problem import Problem
+
+    device = build(config, "device")
+    if worker is not None and isinstance(device, Auto):
+        device = device.of_worker(worker)
+    place, dtype = device.setup(), getattr(torch, config.dtype.value)
+    data = build(config, "data")
+    samples = as_samples(data.load())
+    with open_dict(config):
+        config.data.input_shape = list(samples.input_shape)
+        config.data.num_outputs = samples.num_outputs
+    torch.manual_seed(config.seed)
+    model, criterion = build(config, "model"), build(config, "criterion")
+    batch_size = getattr(data, "batch_size", None)
+    return Problem.on(place, dtype, model, criterion, samples.train, samples.test, batch_size)
+
+
+def build(config: DictConfig, group: str) -> Any:
+    """The object that a group's options describe.
+
+    What it is handed is what `prepare` has left there.
+    """
+    options = config[group]
+    _locate(group, options._target_)
+    return hydra.utils.instantiate(options, _convert_="all")
+
+
+def build_training(config: DictConfig, folder: RunFolder, tracking: Any) -> Any:
+    """The training; weights that are named by an MLflow run are copied into the run folder first."""
+    path = config.training.get("path")
+    if isinstance(path, str) and path.startswith("runs:/"):
+        config.training.path = str(tracking.fetch(path, folder.checkpoints / "fetched"))
+    return build(config, "training")
+
+
+def as_config(settings: Mapping[str, Any]) -> DictConfig:
+    """The config whose resolved settings these are, in a process that Hydra did not start."""
+    known = {key: settings[key] for key in Config.__dataclass_fields__ if key in settings}
+    return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(known))  # type: ignore[return-value]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as nested dicts, with every interpolation resolved."""
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    return settings
+
+
+def import_torch() -> None:
+    """Import PyTorch, with what its optimizers and transforms import when they are first used.
+
+    Python looks for garbage whenever so many objects are new, and nothing of this million is: without that search, and
+    later without looking at them again, it takes a sixth less time.
+    """
+    if "torch" not in sys.modules:
+        gc.disable()
+        import_module("torch._dynamo")
+        gc.freeze()
+        gc.enable()
+
+
+def _locate(group: str, target: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PipelineError(
+            f"{group}._target_={target} cannot be imported ({error}): "
+            "check its name, and that its folder is on PYTHONPATH."
+        ) from None
+    if not callable(found):
+        raise PipelineError(f"{group}._target_={target} is no class: give one, such as {target}.Class.")
+    return found

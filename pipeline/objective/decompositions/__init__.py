@@ -1,0 +1,1 @@
+"""Layers and losses in forms that PyTorch differentiates correctly twice."""

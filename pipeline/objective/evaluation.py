@@ -1,0 +1,115 @@
+"""Loss and accuracy of a model on many samples, and the trial that tells whether it fits the data at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.objective.objective import Batch, Inputs
+from pipeline.objective.observation import observed_first
+
+Criterion = Callable[[Any, Any], Any]
+NUM_AT_ONCE = 4096
+
+
+def predict(model: nn.Module, inputs: Inputs) -> Any:
+    """The outputs; a tuple of inputs becomes positional arguments, a dict keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def accuracy(outputs: Any, targets: Any) -> float | None:
+    """The share of labels that are right, or None where targets are not labels.
+
+    The class is the highest of the outputs (N, C, ...); with one output a sample, class 1 is a positive output.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return None
+    if outputs.shape == targets.shape or outputs.shape == (*targets.shape, 1):
+        chosen = (outputs.reshape(targets.shape) > 0).long()
+    elif outputs.ndim >= 2 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        chosen = outputs.argmax(1)
+    else:
+        return None
+    return (chosen == targets).double().mean().item()
+
+
+def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
+    """Loss and accuracy over all samples, in eval mode, 4,096 samples at a time.
+
+    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by their samples, or
+    added.
+    """
+    summed = getattr(criterion, "reduction", "mean") == "sum"
+    loss, right, known = 0.0, 0.0, True
+    with evaluating(model), torch.no_grad():
+        for start in range(0, batch.num_samples, NUM_AT_ONCE):
+            chunk = batch.chunk(start, start + NUM_AT_ONCE)
+            share = chunk.num_samples / batch.num_samples
+            outputs = predict(model, chunk.inputs)
+            loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else share)
+            correct = accuracy(outputs, chunk.targets)
+            known = known and correct is not None
+            right += share * (correct or 0.0)
+    return loss, right if known else None
+
+
+def observe(model: nn.Module, criterion: Criterion, train: Batch) -> dict[str, Any]:
+    """What tells a model and a criterion from others, for these weights, see `evidence.py`."""
+    with evaluating(model):
+        return observed_first(model, predict, criterion, train)
+
+
+def check_fit(model: nn.Module, criterion: Criterion, batch: Batch) -> None:
+    """Try two samples.
+
+    Raises:
+        PipelineError: the model cannot read them, or the criterion cannot judge what comes out.
+    """
+    few = batch.chunk(0, 2)
+    name = type(model).__name__
+    with evaluating(model), torch.no_grad():
+        try:
+            outputs = predict(model, few.inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise PipelineError(
+                f"{name} does not fit the data: on {_shape(few.inputs)} it says {_line(error)!r}: check "
+                f"model.input_shape."
+            ) from error
+        try:
+            loss = criterion(outputs, few.targets)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise PipelineError(
+                f"the criterion does not fit {name} and the data: on outputs {_shape(outputs)} and targets "
+                f"{_shape(few.targets)} it says {_line(error)!r}: choose another criterion."
+            ) from error
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        raise PipelineError(
+            f"the criterion gives {_shape(loss)}: one number is needed, reduce by mean or sum."
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards for each module the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

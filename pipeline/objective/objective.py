@@ -1,0 +1,365 @@
+"""The loss as a function of the weights: here, once, for every strategy."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.layout import Layout
+from pipeline.objective.decompositions.mode import Plain, check_modules, checkpoints_off
+from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.module_state import ModuleState, check_parameters
+from pipeline.objective.trees import Tree
+from pipeline.validation import check_count
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Params = dict[str, Tensor]
+Criterion = Callable[[Any, Any], Any]
+
+
+class Batch(NamedTuple):
+    """N samples: inputs and targets as the model and the criterion take them.
+
+    Most tensors count samples in their first dimension; masks, edges of a graph, flags and the like do not. Which of
+    them do is a guess by shapes (`counted`), so nothing is cut by it before a trial has shown that it may be, see
+    `strategy/chunks.py`.
+    """
+
+    inputs: Inputs
+    targets: Any
+
+    @property
+    def num_samples(self) -> int:
+        """N, the length that most inputs share; of two as frequent, the one that divides the targets' length."""
+        lengths = [len(value) for value in _tensors(self.inputs) if value.ndim > 0]
+        others = [len(value) for value in _tensors(self.targets) if value.ndim > 0]
+
+        def rank(length: int) -> tuple[int, bool]:
+            return lengths.count(length), any(n % length == 0 for n in others if length)
+
+        return max(lengths, key=rank) if lengths else 1
+
+    def counted(self, squares: bool = True) -> list[int]:
+        """How many entries of its first dimension a sample takes, for each tensor of inputs and targets; 0: none.
+
+        squares: whether a tensor (N, N) counts samples, which may as well be a mask.
+        """
+        n = self.num_samples
+
+        def entries(value: Tensor, several: bool) -> int:
+            if value.ndim == 0 or n == 0 or (not squares and value.shape[:2] == (n, n)):
+                return 0
+            return len(value) // n if len(value) == n or (several and len(value) % n == 0) else 0
+
+        inputs = [entries(value, False) for value in _tensors(self.inputs)]
+        return inputs + [entries(value, True) for value in _tensors(self.targets)]
+
+    @staticmethod
+    def of(inputs: Any, targets: Any) -> Batch:
+        """Inputs and targets as a user has them: any mapping becomes a dictionary."""
+        return Batch(_plain_mappings(inputs), _plain_mappings(targets))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """The same samples elsewhere; only floating-point tensors take the dtype."""
+        return self._like([_cast(value, device, dtype) for value in _tensors(tuple(self))])
+
+    def chunk(self, start: int, stop: int, squares: bool = True) -> Batch:
+        """Samples start..stop-1, as far as shapes tell; what does not count samples stays whole."""
+        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
+        return self._like([value[start * each : stop * each] if each else value for value, each in pairs])
+
+    def doubled(self, squares: bool = True) -> Batch:
+        """Every sample twice."""
+        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
+        return self._like([torch.cat([value, value]) if each else value for value, each in pairs])
+
+    def _like(self, tensors: Sequence[Tensor]) -> Batch:
+        return Batch(*Tree.of(tuple(self), every=True).like(tensors))
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return Tree.of(value, every=True).tensors
+
+
+def _plain_mappings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_mappings(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_plain_mappings(part) for part in value)
+    return value
+
+
+def _anywhere(params: Params) -> AbstractContextManager[Any]:
+    return Plain()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss(params, batch) = criterion(predict(params, inputs), targets), a 0-d tensor.
+
+    `predict` maps all samples of a batch at once, and must be a pure function of its arguments.
+    within: what the criterion is called in, so that weights which it reads by itself are `params`.
+    """
+
+    predict: Callable[[Params, Inputs], Any]
+    criterion: Criterion
+    within: Callable[[Params], AbstractContextManager[Any]] = _anywhere
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss of the batch.
+
+        Raises:
+            PipelineError: the criterion returned something else than one number.
+        """
+        return self.loss_of(params, self.predict(params, batch.inputs), batch.targets)
+
+    def loss_of(self, params: Params, outputs: Any, targets: Any) -> Tensor:
+        """The loss of outputs that are there."""
+        with torch.enable_grad(), self.within(params):
+            loss: Tensor | object = self.criterion(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.ndim > 0:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise PipelineError(
+                f"the criterion returned {got}, expected a 0-d tensor: give it reduction='mean' or 'sum'."
+            )
+        return loss
+
+    def gradient(self, params: Params, batch: Batch) -> Tensor:
+        """The gradient of the loss, (P,), by one ordinary backward pass; zeros for what the loss does not use."""
+        leaves = leaves_of(params)
+        loss = self.loss(leaves, batch)
+        if not loss.requires_grad:
+            return torch.zeros_like(flatten(params))
+        parts = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
+        return flatten(dict(zip(leaves, parts, strict=True)))
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """The flat vector (P,) of named tensors, in the order of the mapping."""
+    return torch.cat([value.reshape(-1) for value in params.values()])
+
+
+def leaves_of(params: Params) -> Params:
+    """The same weights as tensors that require grad: a model may take gradients by its weights in its forward pass."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
+
+
+def objective_of(
+    model: nn.Module,
+    criterion: Criterion,
+    parameters: Sequence[str] | str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    randomness: int | None = None,
+) -> tuple[Objective, Params]:
+    """The objective of a module and the weights it is differentiated by, detached from the module.
+
+    The model runs under `Plain`, so that every strategy sees functions that can be differentiated twice. Each call
+    starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the criterion
+    reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
+
+    parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
+    dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
+        buffers, attributes or mode.
+    randomness: the seed of the random numbers that the model draws, see `draws.py`; None refuses them.
+
+    Raises:
+        PipelineError: a pattern matches no parameter, or no parameter is left; the weights are not of one dtype of at
+            least single precision; the seed is negative; a module computes something whose derivative autograd does not
+            see.
+    """
+    chosen = set(layout_of(model, parameters, dtype).names)
+    if randomness is not None:
+        check_count("randomness", randomness, minimum=0)
+    state = ModuleState(model)
+    own = dict(model.named_parameters())
+
+    def copied(value: Tensor) -> Tensor:
+        return _cast(value.detach().clone(), device, dtype)
+
+    weights = {name: copied(value) for name, value in own.items()}
+    params = {name: value.clone() for name, value in weights.items() if name in chosen}
+    buffers = {id(value): copied(value) for _, value in model.named_buffers()}
+    outer = ModuleState(criterion) if isinstance(criterion, nn.Module) else None
+    if isinstance(criterion, nn.Module):  # class weights, say, or a centre that moves with each call
+        held = [*criterion.buffers(), *criterion.parameters()]
+        buffers |= {id(value): copied(value) for value in held if id(value) not in set(map(id, own.values()))}
+    fixed = {id(own[name]): weights[name] for name in own if name not in chosen}
+    run = compiled_inside(model)
+
+    @contextmanager
+    def within(params: Params, draws: Draws | None = None) -> Iterator[None]:
+        values = {**fixed, **{id(own[name]): value for name, value in params.items()}}
+        constants = {id(values[id(own[name])]): weights[name] for name in own}
+        values |= {identity: value.clone() for identity, value in buffers.items()}
+        trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
+        loss = outer.replaced(values) if outer else nullcontext()
+        with (
+            checkpoints_off(),
+            loss,
+            state.replaced(values),
+            eager(),
+            Plain(draws, constants, values, trained),
+        ):
+            yield
+
+    def predict(params: Params, inputs: Inputs) -> Any:
+        args, kwargs = arguments(run, inputs)
+        with torch.enable_grad(), within(params, Draws(randomness)):
+            return run(*args, **kwargs)
+
+    return Objective(predict, criterion, within), params
+
+
+def layout_of(
+    model: nn.Module,
+    parameters: Sequence[str] | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Layout:
+    """The rows and columns of a matrix by these weights, from their shapes alone: nothing is copied.
+
+    Arguments and errors are those of `objective_of`.
+    """
+    chosen = select(model, parameters)
+    check_modules(model)
+    check_dtype(dtype)
+    check_parameters(model)
+    params = {name: value for name, value in model.named_parameters() if name in chosen}
+    _check_precision(
+        {
+            value.dtype if dtype is None or not value.is_floating_point() else dtype
+            for value in params.values()
+        }
+    )
+    return Layout.of(params)
+
+
+def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's call.
+
+    A tuple holds positional arguments, a mapping keyword arguments, a list is one argument; where the model's signature
+    does not take them so, a tuple or mapping is one argument, and a list (as a DataLoader collates) holds several.
+    """
+    if isinstance(inputs, Mapping):
+        keywords = dict(inputs)
+        return (
+            ((), keywords)
+            if _takes(model, (), keywords) or not _takes(model, (inputs,), {})
+            else ((inputs,), {})
+        )
+    if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
+        several, one = tuple(inputs), (inputs,)
+        first, second = (one, several) if isinstance(inputs, list) else (several, one)
+        return (first, {}) if _takes(model, first, {}) or not _takes(model, second, {}) else (second, {})
+    return (inputs,), {}
+
+
+def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # no signature can be read
+        return True
+    return True
+
+
+def compiled_inside(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given: what it compiled is not to be traced again with other tensors."""
+    inside = vars(model).get("_modules", {}).get("_orig_mod")
+    return inside if inside is not None and type(model).__name__ == "OptimizedModule" else model
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within it what `torch.compile` and `torch.jit.script` made of functions runs as it was written.
+
+    TorchScript's own derivatives are wrong in forward mode: for x · sigmoid(x) the Hessian is off by more than half.
+    """
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    scripted: Any = torch.jit.ScriptFunction
+    before = scripted.__call__
+
+    def written(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scripts = (
+            getattr(self, "__name__", "") == "ScriptFunction"
+        )  # what was traced may be another function by now
+        function = getattr(self, "_torchdynamo_inline", None) if scripts else None
+        return before(self, *args, **kwargs) if function is None else function(*args, **kwargs)
+
+    scripted.__call__ = written
+    try:
+        with stance, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        scripted.__call__ = before
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse what is not a dtype of at least single precision; None is the model's own."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise PipelineError(f"dtype={dtype!r}: choose torch.float32, torch.float64 or None, the model's own.")
+
+
+def _check_precision(dtypes: set[torch.dtype]) -> None:
+    kinds = sorted(map(str, dtypes))
+    if len(kinds) > 1:
+        raise PipelineError(
+            f"the weights are of several dtypes ({', '.join(kinds)}): choose one for all by dtype=torch.float64."
+        )
+    if kinds[0] not in ("torch.float32", "torch.float64"):
+        raise PipelineError(
+            f"the weights are {kinds[0]}, which is too coarse for second derivatives: use dtype=torch.float32 or "
+            "torch.float64."
+        )
+
+
+def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]:
+    """The names of the parameters that are differentiated by.
+
+    Raises:
+        PipelineError: the model is no module, a pattern matches no parameter, or none is left.
+    """
+    if not isinstance(model, nn.Module):
+        raise PipelineError(
+            f"the model is {_kind(model)}, not a torch.nn.Module: give the module that holds the weights."
+        )
+    every = {name: value for name, value in model.named_parameters()}
+    if parameters is None:
+        chosen = {name for name, value in every.items() if value.requires_grad}
+    else:
+        patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+        matches = {
+            pattern: [pattern] if pattern in every else fnmatch.filter(every, pattern) for pattern in patterns
+        }
+        unmatched = [pattern for pattern, found in matches.items() if not found]
+        if unmatched:
+            raise PipelineError(
+                f"parameters: {unmatched[0]!r} matches no parameter of {type(model).__name__}: "
+                f"it has {', '.join(every)}."
+            )
+        chosen = {name for found in matches.values() for name in found}
+    if not chosen:
+        raise PipelineError(
+            f"{type(model).__name__} has no parameter that requires grad: nothing to differentiate by."
+        )
+    return chosen
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+
+
+def _cast(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    if value.is_inference():  # made under torch.inference_mode(): autograd keeps no such tensor
+        value = value.clone()
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

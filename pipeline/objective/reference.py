@@ -1,0 +1,387 @@
+"""Products with a matrix, found on the user's own module, by a way that shares nothing with any strategy.
+
+The module itself is called, as the user calls it, but for `torch.utils.checkpoint`, of whose reentrant form
+`autograd.grad` leaves out the weights, without a word, where its inputs need no gradient. Its parameters are moved in
+place, and it is differentiated once, by plain backward passes: no functional call, no function mode, no forward mode,
+no vmap. What is a second derivative elsewhere is a difference quotient here, in float64, extrapolated, with the
+rounding of what is differenced measured.
+
+Autograd does not see through `torch.no_grad()` and `detach()`; differences do. Where the two disagree in that way,
+and where a difference quotient is not sharp, as on a kink, `by_autograd` gives what two backward passes through the
+module give.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from math import inf, isfinite
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.errors import PipelineError
+from pipeline.objective.decompositions.mode import Plain, checkpoints_off
+from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.module_state import ModuleState
+from pipeline.objective.objective import Batch, Criterion, arguments, compiled_inside, eager, select
+from pipeline.objective.trees import Tree
+
+NOISE_STEPS = (
+    1e-9,
+    3e-7,
+)  # of the size of the point: between such points only rounding changes a smooth function
+STEPS = (1e-2, 1e-3, 1e-4, 3e-6, 1e-7)  # of the size of the point
+NOISE_OF_STEP = (
+    1e-9,
+    1e-12,
+)  # relative noise above which the first, and the second, of these steps come first
+AGREED = 1e-3  # of the slope: where two differences agree so well, no kink lies between them
+LEAST_NOISE = 2e-16  # relative
+SAFETY = 20  # by which the rounding of a quotient may exceed that of one difference over the step
+SHARP = 0.01  # of the product: how far off it may be at most, to be of use
+
+
+class Product(NamedTuple):
+    """A product with the matrix, (P,), and how far off it may be, as a norm.
+
+    noise: the rounding of what was differenced, relative to its size: some 1e-16, or 1e-7 where a module computes in
+    single precision inside.
+    """
+
+    value: Tensor
+    uncertainty: float
+    noise: float = 0.0
+
+
+class Reference:
+    """The loss of the user's own module on one batch, by the chosen parameters.
+
+    The module is as it was found whenever no method is running: every parameter is the same object with the same
+    memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        parameters: Sequence[str] | str | None,
+        batch: Batch,
+        device: torch.device | None = None,
+        randomness: int | None = None,
+    ) -> None:
+        """Raises a PipelineError where the module cannot be called on the batch at all."""
+        chosen = select(model, parameters)
+        if any(
+            value.is_inference() for value in model.parameters()
+        ):  # autograd cannot differentiate by these at all
+            model = copy.deepcopy(model)
+        self._run, self.criterion, self._randomness = compiled_inside(model), criterion, randomness
+        self._state = ModuleState(model)
+        self._criterion_state = ModuleState(criterion) if isinstance(criterion, nn.Module) else None
+        self.names = [name for name, _ in model.named_parameters() if name in chosen]
+        own = dict(model.named_parameters())
+        self._parameters = [own[name] for name in self.names]
+        self._others = [value for name, value in own.items() if name not in chosen]
+        self._buffers = [value for _, value in model.named_buffers()]
+        if isinstance(criterion, nn.Module):
+            self._buffers += [
+                *criterion.buffers(),
+                *(p for p in criterion.parameters() if id(p) not in map(id, own.values())),
+            ]
+        self._device = device
+        self._start: Start | None = None
+        self.dtype = torch.float64
+        self._as(torch.float64, batch)
+        try:
+            self._loss_at(None)
+        except PipelineError:
+            raise
+        except (
+            Exception
+        ):  # something inside is fixed to another precision: then all is computed in the module's own
+            self.dtype = self._parameters[0].dtype
+            self._as(None, batch)
+            try:
+                self._loss_at(None)
+            except PipelineError:
+                raise
+            except Exception as error:
+                line = str(error).partition("\n")[0]
+                raise PipelineError(
+                    f"the model or its loss cannot be computed on this batch ({type(error).__name__}: {line}): call "
+                    "criterion(model(inputs), targets) by itself to see where."
+                ) from error
+
+    def _as(self, dtype: torch.dtype | None, batch: Batch) -> None:
+        """Take weights, buffers and batch in a dtype, None for their own."""
+
+        def cast(value: Tensor) -> Tensor:
+            kind = dtype if value.is_floating_point() else None
+            return value.detach().clone().to(device=self._device, dtype=kind)
+
+        self.batch = batch.to(self._device, dtype)
+        self._weights = [cast(value) for value in self._parameters]
+        self._fixed = [cast(value) for value in self._others]
+        self._kept = {id(value): cast(value) for value in self._buffers}
+        self._sizes = [value.numel() for value in self._weights]
+        self.size = max(
+            1e-3, float(torch.cat([value.reshape(-1) for value in self._weights]).double().norm())
+        )
+
+    @contextmanager
+    def _moved(self, by: Tensor | None) -> Iterator[None]:
+        """The module's own parameters at the weights plus `by`, (P,)."""
+        parameters = [*self._parameters, *self._others]
+        found = [(value, value.data, value.requires_grad) for value in parameters]
+        parts = by.split(self._sizes) if by is not None else [None] * len(self._sizes)
+        drawn = Plain(Draws(self._randomness)) if self._randomness is not None else nullcontext()
+        buffers = {identity: value.clone() for identity, value in self._kept.items()}
+        outer = self._criterion_state.replaced(buffers) if self._criterion_state else nullcontext()
+        try:
+            for parameter, weight, part in zip(self._parameters, self._weights, parts, strict=True):
+                parameter.data = weight if part is None else weight + part.reshape(weight.shape).to(weight)
+                parameter.requires_grad_(True)
+            for parameter, weight in zip(self._others, self._fixed, strict=True):
+                parameter.data = weight
+            with torch.enable_grad(), checkpoints_off(), eager(), outer, self._state.replaced(buffers), drawn:
+                yield
+        finally:
+            for parameter, data, requires_grad in found:
+                parameter.data = data
+                parameter.requires_grad_(requires_grad)
+
+    def _outputs(self) -> Any:
+        args, kwargs = arguments(self._run, self.batch.inputs)
+        return self._run(*args, **kwargs)
+
+    def _loss_at(self, by: Tensor | None) -> float:
+        with self._moved(by):
+            return float(self.criterion(self._outputs(), self.batch.targets).detach())
+
+    def loss(self) -> float:
+        """The loss as the user computes it."""
+        return self._loss_at(None)
+
+    def gradient(self, by: Tensor | None = None) -> Tensor:
+        """The gradient of the loss at weights moved by a vector, (P,), in float64."""
+        with self._moved(by):
+            loss = self.criterion(self._outputs(), self.batch.targets)
+            return self._flat(_plain_gradient(loss, self._parameters))
+
+    def hessian(self, direction: Tensor) -> Product:
+        """The derivative of the gradient along a direction, (P,)."""
+        if self._start is None and float(direction.norm()) > 0:
+            self._start = Start.of(self.gradient, direction / direction.norm(), self.size)
+        return derivative(self.gradient, direction, self.size, self._start)
+
+    def hessian_by_autograd(self, direction: Tensor) -> Tensor:
+        """The same by a second backward pass, which fused attention has none of: it takes the form in matrix
+        products.
+        """
+        with sdpa_kernel(SDPBackend.MATH), self._moved(None):
+            loss = self.criterion(self._outputs(), self.batch.targets)
+            gradient = _plain_gradient(loss, self._parameters, create_graph=True)
+            along = self._parts(direction)
+            product = sum((g * v).sum() for g, v in zip(gradient, along, strict=True))
+            return self._flat(_plain_gradient(product, self._parameters))
+
+    def outputs(self) -> Any:
+        """What the module returns, without a graph."""
+        with self._moved(None):
+            tree = Tree.of(self._outputs())
+            return tree.like([value.detach() for value in tree.tensors])
+
+    def push(self, direction: Tensor) -> tuple[list[Tensor], Product]:
+        """J v, the derivative of the outputs' tensors along a direction, by differences; and the same as one
+        vector.
+        """
+        shapes: list[Tensor] = []
+
+        def flat(by: Tensor) -> Tensor:
+            with self._moved(by):
+                shapes[:] = [value.detach() for value in Tree.of(self._outputs()).tensors]
+            return _flat(shapes)
+
+        found = derivative(flat, direction, self.size)
+        return _split(found.value, shapes), found
+
+    def push_by_autograd(self, direction: Tensor) -> list[Tensor]:
+        """J v by two backward passes, or from the rows of J where a layer allows one only."""
+        along = self._parts(direction)
+        with sdpa_kernel(SDPBackend.MATH), self._moved(None):
+            tensors = Tree.of(self._outputs()).tensors
+            try:
+                u = [torch.zeros_like(value).requires_grad_() for value in tensors]
+                total = sum((f * c).sum() for f, c in zip(tensors, u, strict=True))
+                pulled = _plain_gradient(total, self._parameters, create_graph=True)
+                product = sum((g * v).sum() for g, v in zip(pulled, along, strict=True))
+                return [value.detach() for value in _plain_gradient(product, u)]
+            except RuntimeError:
+                rows = [
+                    torch.stack(
+                        [
+                            sum(
+                                (
+                                    (g * v).sum()
+                                    for g, v in zip(
+                                        _plain_gradient(entry, self._parameters), along, strict=True
+                                    )
+                                ),
+                                start=entry.detach() * 0,
+                            )
+                            for entry in value.reshape(-1)
+                        ]
+                    )
+                    for value in tensors
+                ]
+                return [row.reshape(value.shape).detach() for row, value in zip(rows, tensors, strict=True)]
+
+    def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
+        """Jᵀ u, (P,), by one backward pass."""
+        with self._moved(None):
+            tensors = Tree.of(self._outputs()).tensors
+            total = sum((f * u.to(f)).sum() for f, u in zip(tensors, cotangents, strict=True))
+            return self._flat(_plain_gradient(total, self._parameters))
+
+    @property
+    def num_samples(self) -> int:
+        return self.batch.num_samples
+
+    def evaluate(self, outputs: Any, targets: Any) -> Tensor:
+        """The criterion alone."""
+        with self._moved(None):
+            loss: Tensor = self.criterion(outputs, targets)
+        return loss
+
+    def slopes(self, outputs: Any, targets: Any, moved_by: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """∂L/∂f of the criterion alone, at outputs that may be moved."""
+        tree = Tree.of(outputs)
+        by = moved_by or [torch.zeros_like(value) for value in tree.tensors]
+        with self._moved(None):
+            leaves = [
+                (f + change).detach().requires_grad_() for f, change in zip(tree.tensors, by, strict=True)
+            ]
+            loss = self.criterion(tree.like(leaves), targets)
+            return [value.detach() for value in _plain_gradient(loss, leaves)]
+
+    def curve(self, outputs: Any, changes: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """Λ c, the derivative of the criterion's slopes along a change of the outputs, by differences."""
+        tensors = Tree.of(outputs).tensors
+        flat = _flat(tensors)
+
+        def slopes(by: Tensor) -> Tensor:
+            return _flat(self.slopes(outputs, self.batch.targets, _split(by, tensors)))
+
+        found = derivative(slopes, _flat(changes), max(1e-3, float(flat.norm())))
+        return _split(found.value, tensors), found.uncertainty
+
+    def curve_by_autograd(self, outputs: Any, changes: Sequence[Tensor]) -> list[Tensor]:
+        """The same by two backward passes through the criterion."""
+        tree = Tree.of(outputs)
+        with self._moved(None):
+            leaves = [value.detach().requires_grad_() for value in tree.tensors]
+            slopes = _plain_gradient(
+                self.criterion(tree.like(leaves), self.batch.targets), leaves, create_graph=True
+            )
+            product = sum((g * c.to(g)).sum() for g, c in zip(slopes, changes, strict=True))
+            return [value.detach() for value in _plain_gradient(product, leaves)]
+
+    def _parts(self, direction: Tensor) -> list[Tensor]:
+        return [
+            part.reshape(weight.shape).to(weight)
+            for part, weight in zip(direction.split(self._sizes), self._weights, strict=True)
+        ]
+
+    def _flat(self, parts: Sequence[Tensor]) -> Tensor:
+        return _flat(parts)
+
+
+class Start(NamedTuple):
+    """A function at the point where it is differentiated, and its rounding there: see `derivative`."""
+
+    here: Tensor
+    noise: float
+
+    @staticmethod
+    def of(function: Callable[[Tensor], Tensor], unit: Tensor, size: float) -> Start:
+        """Cost: 5 evaluations."""
+        function = _nan_where_it_raises(function, unit)
+        here = function(unit * 0)
+        noise = LEAST_NOISE * float(here.norm())
+        for fraction in NOISE_STEPS:
+            step = unit * (fraction * size)
+            gap = (function(step) - 2 * here + function(-step)).nan_to_num()
+            noise = max(noise, float(gap.norm()) / 2)
+        return Start(here, noise)
+
+
+def _nan_where_it_raises(function: Callable[[Tensor], Tensor], unit: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function, NaN beside the point where it has no value: a matrix that is positive definite no more, say."""
+
+    def at(move: Tensor) -> Tensor:
+        try:
+            return function(move)
+        except (PipelineError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:
+            if not move.any():
+                raise
+            return torch.full_like(function(unit * 0), float("nan"))
+
+    return at
+
+
+def derivative(
+    function: Callable[[Tensor], Tensor], direction: Tensor, size: float, start: Start | None = None
+) -> Product:
+    """The derivative of a function at zero along a direction, by extrapolated central differences.
+
+    size: of the point at which it is taken; steps are fractions of it. The rounding of the function is measured:
+    between points that are 1e-9 and 3e-7 of the size apart, its second difference is rounding, and a smooth
+    function's is not seen. Differences at the steps h and h / 2 give an estimate of their own error, and so do second
+    differences, which are a fourth at half the step unless a kink of a piecewise linear net lies within it. Where
+    there is one, smaller steps are taken, which may lie on this side of it; so they are where the function has no
+    value at the ends of a step.
+    Cost: 4 evaluations, and those of `Start`; up to 16 more beside a kink.
+    """
+    length = float(direction.norm())
+    if length == 0:
+        return Product(torch.zeros_like(function(direction)), 0.0)
+    unit = direction / length
+    function = _nan_where_it_raises(function, unit)
+    here, noise = start or Start.of(function, unit, size)
+    relative = noise / max(float(here.norm()), 1e-300)
+    first = sum(relative < bound for bound in NOISE_OF_STEP)
+    found: list[Product] = []
+    for fraction in STEPS[first:]:
+        step = fraction * size
+        ends = [(function(unit * h), function(unit * -h), h) for h in (step, step / 2)]
+        wide, narrow = ((ahead - behind) / (2 * h) for ahead, behind, h in ends)
+        second, fourth = (ahead - 2 * here + behind for ahead, behind, _ in ends)
+        disagreement = float((narrow - wide).norm()) + float((4 * fourth - second).norm()) / step
+        value = (4 * narrow - wide) / 3
+        found.append(Product(value * length, (disagreement + SAFETY * noise / step) * length, relative))
+        if disagreement <= AGREED * float(value.norm()):
+            break
+    return min(found, key=lambda product: product.uncertainty if isfinite(product.uncertainty) else inf)
+
+
+def _plain_gradient(value: Any, by: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in by]
+    return torch.autograd.grad(
+        value, list(by), create_graph=create_graph, retain_graph=True, materialize_grads=True
+    )
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.detach().reshape(-1).double() for part in parts])
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = flat.split([value.numel() for value in like])
+    return [part.reshape(value.shape).to(value) for part, value in zip(parts, like, strict=True)]

@@ -1,0 +1,1 @@
+"""From results to summary, figures and page."""

@@ -1,0 +1,36 @@
+"""All that a report is made from, read from a run folder once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.results.evolution import Limit
+    from pipeline.results.spectra_file import LandscapeFile, SpectraFile
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run has found.
+
+    results: the spectra by step, ascending. history: columns of the training curve by name; empty if there is none.
+    limit: the line beside the largest eigenvalues. slices: the loss along eigenvectors, of those steps that have it.
+    """
+
+    results: Mapping[int, SpectraFile]
+    history: Mapping[str, NDArray[Any]]
+    limit: Limit
+    slices: Mapping[int, LandscapeFile]
+
+    @property
+    def last_step(self) -> int:
+        return max(self.results)
+
+    @property
+    def last(self) -> SpectraFile:
+        """The spectra of the last step."""
+        return self.results[self.last_step]

@@ -1,0 +1,68 @@
+"""Collects a run's headline numbers: writes summary.json, logs to the tracker, prints the final table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pipeline.config.schema import Stage
+from pipeline.errors import PipelineError
+from pipeline.results.quantities import QUANTITIES, TABLE
+from pipeline.results.run import open_run
+from pipeline.system.run_folder import RunFolder, write_atomically
+from pipeline.system.terminal import say, table
+from pipeline.tracking import TrackedRun
+
+
+class RunRecorder:
+    """The numbers of one run, the seconds of its stages, and where both are written."""
+
+    def __init__(self, folder: RunFolder, tracked: TrackedRun) -> None:
+        self.folder = folder
+        self.tracked = tracked
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time one stage."""
+        start = time.perf_counter()
+        yield
+        self._seconds[f"seconds_{stage.value}"] = time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
+        run = open_run(self.folder.path)
+        numbers: dict[str, float] = {}
+        with suppress(PipelineError):  # a summary that is damaged is about to be replaced
+            numbers = {key: run.summary[key] for key in run.summary if key.startswith("seconds_")}
+        numbers |= self._seconds
+        if self.folder.history.exists():
+            with self.folder.history.open(newline="") as file:
+                *_, last = csv.DictReader(file)
+            numbers |= {key: float(value) for key, value in last.items() if key != "step" and value}
+        if run.spectra:
+            numbers |= run.spectra[max(run.spectra)].metrics
+        return numbers
+
+    def close(self) -> None:
+        """Write summary.json, log its numbers and all files that are there, and print the table."""
+        numbers = self.summary()
+        write_atomically(self.folder.summary, json.dumps(numbers, indent=2) + "\n")
+        self.tracked.log_metrics({key: value for key, value in numbers.items() if key.startswith("seconds_")})
+        for path in (self.folder.config, self.folder.summary, self.folder.report):
+            if path.exists():
+                self.tracked.log_artifact(path)
+        for path in sorted(self.folder.figures.glob("*.png")):
+            self.tracked.log_artifact(path, under="figures")
+        rows = {QUANTITIES[key].label: QUANTITIES[key].plain(numbers[key]) for key in TABLE if key in numbers}
+        seconds = [
+            f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f} s"
+            for stage in Stage
+            if f"seconds_{stage.value}" in numbers
+        ]
+        table("Hessian spectrum", rows, note=", ".join(seconds))
+        report, path = self.folder.report, self.folder.path
+        say(f"report: {report}" if report.exists() else f"run folder: {path}")

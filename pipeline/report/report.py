@@ -1,0 +1,140 @@
+"""The last stage: figures and a self-contained page, made from the files of a run folder and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.schema import class_names
+from pipeline.errors import PipelineError
+from pipeline.report import tables as tables
+from pipeline.report.data import Findings
+from pipeline.results.number_format import matrix_name
+from pipeline.system.run_folder import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from pipeline.report.charts import Sections
+    from pipeline.report.page.page import Arrays
+
+TEMPLATE = "report.html.jinja"
+EXTENT = {
+    "exact": "every eigenvalue of the mean matrix",
+    "topk": "the extreme eigenvalues of the mean matrix",
+    "slq": "the extreme eigenvalues and an estimated density of the mean matrix",
+}
+
+
+def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> Path:
+    """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
+
+    config: the resolved config; None reads the one that the run left in its folder. The page opens from disk
+    with no network: plotly, numbers and style are inside. Each file is written whole or not at all.
+
+    Raises:
+        PipelineError: there are no spectra yet, or a file of the folder is damaged.
+    """
+    from pipeline.report.charts import charts_of
+    from pipeline.report.page.page import Arrays
+    from pipeline.system.terminal import progress
+
+    found, arrays = _findings(folder, config), Arrays()
+    sections = charts_of(found, arrays)
+    folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
+    page = _page(folder, config, found, sections, arrays)
+    from pipeline.report.figures import PICTURES, draw_pictures  # matplotlib: not before it is needed
+
+    charts = [chart for charts in sections.values() for chart in charts]
+    drawn = draw_pictures(charts, arrays, _choice(found), _context(found), folder.figures)
+    for _ in progress(drawn, "report", total=len(PICTURES)):
+        pass
+    write_atomically(folder.report, page)
+    return folder.report
+
+
+def _choice(found: Findings) -> dict[str, str]:
+    """What a reader sees at first: the last step."""
+    return {"step": str(found.last_step)}
+
+
+def _context(found: Findings) -> str:
+    """Which matrix, at which steps, of how many weights, samples and batches."""
+    file, several = found.last, len(found.results) > 1
+    counts = [(file.numbers[key], key.removeprefix("num_")) for key in ("num_samples", "num_batches")]
+    at = f"step {file.step:,}" + (f", the last of {len(found.results)}" if several else "")
+    return "  ·  ".join(
+        [
+            f"{matrix_name(file.matrix)} at {at}",
+            f"P = {file.numbers['num_parameters']:,} weights",
+            *(f"{count:,} {name if count != 1 else name.removesuffix('es')}" for count, name in counts),
+        ]
+    )
+
+
+def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
+    """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
+    from pipeline.results.evolution import stability_limit
+    from pipeline.results.spectra_file import LandscapeFile, SpectraFile
+
+    steps = folder.spectrum_steps()
+    if not steps:
+        raise PipelineError(
+            f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
+        )
+    results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
+    chosen, *_ = tables.load_config(folder, config)
+    slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
+    return Findings(
+        results,
+        tables.read_history(folder.history),
+        stability_limit(
+            class_names(chosen).get("training", ""),
+            chosen.get("training") or {},
+            results[steps[-1]].matrix,
+        ),
+        {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
+    )
+
+
+def _page(
+    folder: RunFolder,
+    config: Mapping[str, Any] | None,
+    found: Findings,
+    sections: Sections,
+    arrays: Arrays,
+) -> str:
+    from pipeline.report.page.page import render
+
+    results, last = found.results, found.last_step
+    chosen, yaml, command = tables.load_config(folder, config)
+    file = found.last
+    headline = tables.headline(file, found.history)
+    return render(
+        TEMPLATE,
+        [chart for charts in sections.values() for chart in charts],
+        arrays,
+        _choice(found),
+        sections=sections,
+        name=folder.path.resolve().name,
+        path=folder.path,
+        step=last,
+        all_steps=list(results),
+        attrs=file.attrs,
+        extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
+        matrix=matrix_name(file.matrix),
+        choices=list(class_names(chosen).items()),
+        seed=chosen.get("seed"),
+        config=yaml,
+        command=command,
+        headline=headline,
+        tiles=tables.tiles(headline),
+        batches=tables.batches(file),
+        layers=tables.layers(file),
+        steps=tables.steps(results) if len(results) > 1 else [],
+        files=tables.files(folder),
+        shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
+        spectrum=folder.spectrum(last),
+        versions=tables.versions(file),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )

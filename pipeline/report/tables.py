@@ -1,0 +1,153 @@
+"""The tables of the report as rows of text, from the spectra, the training history and the files of a run."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.results.number_format import UNKNOWN, number
+from pipeline.results.quantities import BATCH_TABLE, QUANTITIES, STEP_TABLE, TILES, Quantity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.results.spectra_file import SpectraFile
+    from pipeline.system.run_folder import RunFolder
+
+Array = NDArray[Any]
+Rows = list[list[str]]
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "dask", "hydra-core", "mlflow", "plotly", "matplotlib")
+
+
+def read_history(path: Path) -> dict[str, Array]:
+    """The columns of a training history, NaN where a cell is empty; no columns if there is no such file.
+
+    Raises:
+        PipelineError: a cell is not a number.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    try:
+        cells = [[float(cell) if cell else np.nan for cell in row] for row in rows]
+        columns = np.array(cells, float).reshape(len(rows), len(header)).T
+    except ValueError as error:
+        raise PipelineError(
+            f"{path} is no table of numbers ({error}): delete it, the report does without."
+        ) from None
+    return dict(zip(header, columns, strict=True)) if rows else {}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A headline number of a run: what it is, as a person reads it, and with all its digits."""
+
+    quantity: Quantity
+    value: str
+    exact: str
+
+
+def headline(file: SpectraFile, history: Mapping[str, Array]) -> list[tuple[str, list[Number]]]:
+    """Numbers of the step and of the end of training, in groups; those that are not defined are left out."""
+    ends = {key: float(values[-1]) for key, values in history.items() if key != "step" and len(values)}
+    numbers = file.numbers | {key: value for key, value in ends.items() if np.isfinite(value)}
+    groups: dict[str, list[Number]] = {}
+    for key, quantity in QUANTITIES.items():
+        if key in numbers:
+            row = Number(quantity, quantity.text(numbers[key]), repr(numbers[key]))
+            groups.setdefault(quantity.group, []).append(row)
+    return list(groups.items())
+
+
+def tiles(groups: list[tuple[str, list[Number]]]) -> list[tuple[str, str]]:
+    """What a reader wants to see first: name and value."""
+    values = {row.quantity.key: row.value for _, rows in groups for row in rows}
+    return [(QUANTITIES[key].name, values[key]) for key in TILES if key in values]
+
+
+def labels(keys: Sequence[str]) -> list[str]:
+    """The heads of columns of headline numbers."""
+    return [QUANTITIES[key].label for key in keys]
+
+
+def batches(file: SpectraFile) -> tuple[list[str], Rows]:
+    """Head and rows: a row a batch, and the mean matrix as the last row; no rows where there are no batches."""
+    head = ["batch", "samples", *labels(BATCH_TABLE), "distance to mean", "overlap with mean"]
+    each = file.batches
+    if each is None:
+        return head, []
+    columns = [getattr(each, key) for key in BATCH_TABLE] + [each.distance_to_mean, each.overlap_with_mean]
+    rows = [
+        [str(b), number(int(each.num_samples[b])), *(number(float(column[b])) for column in columns)]
+        for b in range(len(each))
+    ]
+    mean = [number(file.numbers.get(key)) for key in BATCH_TABLE]
+    return head, [*rows, ["mean", number(file.numbers["num_samples"]), *mean, UNKNOWN, UNKNOWN]]
+
+
+def layers(file: SpectraFile) -> Rows:
+    """A row a parameter: name, shape, weights; trace, largest eigenvalue and norm of its diagonal block."""
+    blocks, rows = file.layers, []
+    for i, (name, shape) in enumerate(zip(blocks.names, blocks.shapes, strict=True)):
+        eigenvalues = blocks.eigenvalues.get(name, np.empty(0))
+        largest = float(eigenvalues.max()) if len(eigenvalues) else None
+        values = (int(blocks.sizes[i]), float(blocks.trace[i]), largest, float(blocks.block_norms[i, i]))
+        rows.append([name, " × ".join(map(str, shape)) or "scalar", *map(number, values)])
+    return rows
+
+
+def steps(results: Mapping[int, SpectraFile]) -> tuple[list[str], Rows]:
+    """Head and rows: a row a step."""
+    rows = [
+        [number(step), *(number(each.numbers.get(key)) for key in STEP_TABLE)]
+        for step, each in results.items()
+    ]
+    return ["step", *labels(STEP_TABLE)], rows
+
+
+def versions(file: SpectraFile) -> Rows:
+    """What the report was written with; a version that the shards recorded is the one that computed them."""
+    rows = [["Python", platform.python_version()]]
+    for package in PACKAGES:
+        try:
+            rows.append([package, metadata.version(package)])
+        except metadata.PackageNotFoundError:
+            continue
+    recorded = [
+        [key.replace("_", " "), str(file.origin[key])] for key in ("torch_version",) if key in file.origin
+    ]
+    return [*rows, *recorded, ["platform", f"{platform.system()} {platform.machine()}"]]
+
+
+def files(folder: RunFolder) -> Rows:
+    """What lies in the run folder, by its name there; what is not there is left out."""
+    described = {
+        "shards": "the matrices: one HDF5 file a step and batch, and the mean of each step",
+        "spectra": "all arrays behind these figures: one HDF5 file a step",
+        "slices": "the loss along the top eigenvectors: one HDF5 file a step",
+        "checkpoints": "weights as safetensors at each step, and the training history",
+        "figures": "figures for papers and slides as PNG",
+        "config.yaml": "the config with every choice resolved, its hash, and the command",
+        "summary.json": "the headline numbers, by the names they have in the tracker",
+        "run.log": "what the run logged",
+    }
+    return [[name, meaning] for name, meaning in described.items() if (folder.path / name).exists()]
+
+
+def load_config(folder: RunFolder, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], str, str]:
+    """The config as a mapping and as YAML, and the command that began the run (empty if it is not known)."""
+    import yaml
+
+    saved = yaml.safe_load(folder.config.read_text()) if folder.config.is_file() else {}
+    chosen = dict(saved if config is None else config)
+    command = str(chosen.pop("command", ""))
+    return chosen, yaml.safe_dump(chosen, sort_keys=False) if chosen else "", command

@@ -1,0 +1,60 @@
+"""What a run left behind, from Python: `pipeline.open_run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import is_config
+from pipeline.errors import PipelineError
+from pipeline.results.spectra_file import SpectraFile
+from pipeline.shards.shard import Shard, open_shard
+from pipeline.system.run_folder import RunFolder, refuse_file
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run folder, read as it is asked for."""
+
+    folder: RunFolder
+
+    @cached_property
+    def shards(self) -> dict[int, list[Shard]]:
+        """The shards of each step, in batch order."""
+        return {
+            step: [open_shard(path) for path in self.folder.shard_paths(step)]
+            for step in self.folder.shard_steps()
+        }
+
+    @cached_property
+    def spectra(self) -> dict[int, SpectraFile]:
+        """The spectra file of each step: `.mean.eigenvalues`, `.numbers["trace"]`, and so on."""
+        return {step: SpectraFile.read(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers of the last step; empty before the run has aggregated."""
+        path = self.folder.summary
+        try:
+            summary = json.loads(path.read_text()) if path.exists() else {}
+            return dict(summary)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(
+                f"{path} is damaged ({error}): delete it and run the stage report again."
+            ) from error
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder: `.shards`, `.spectra`, `.summary`.
+
+    Raises:
+        PipelineError: there is no such folder, or no run has written to it.
+    """
+    run = RunFolder(Path(folder))
+    refuse_file(run.path, "a run folder")
+    if not run.shards.exists() and not run.spectra.exists() and not is_config(run.config):
+        raise PipelineError(f"{folder} is not a run folder: it has neither config.yaml nor shards.")
+    return Run(run)

@@ -1,0 +1,308 @@
+"""What a run leaves behind, typed: the spectra file and the landscape file of a step.
+
+The only module that spells the names of their arrays. Whoever writes builds the object; whoever reads takes attributes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from pipeline.errors import DamagedFile
+from pipeline.shards.hdf5 import Array, damaged, read_results, write_results
+from pipeline.system.run_folder import set_aside
+
+FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+class _ResultFile(ABC):
+    """What both files have in common: attributes and arrays, written whole and read back."""
+
+    @property
+    @abstractmethod
+    def attrs(self) -> dict[str, Any]:
+        """The attributes as they lie in the file."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by their names in the file."""
+
+    @classmethod
+    @abstractmethod
+    def _of(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self: ...
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_results(path, self.attrs, self.arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            DamagedFile: it is not what was written, or lacks a number or an array.
+        """
+        found = read_results(path)
+        try:
+            return cls._of(found.attrs, found.arrays)
+        except KeyError as missing:
+            raise damaged(path, f"it has no {missing.args[0]}") from missing
+
+    @classmethod
+    def read_if_sound(cls, path: Path) -> Self | None:
+        """The file; None where it is to be made: there is none, or a damaged one, which is set aside."""
+        try:
+            return cls.read(path) if path.exists() else None
+        except DamagedFile as damage:
+            log.warning("%s", set_aside(damage, "it is made again"))
+            return None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Arrays that lie together in a file, each by the name of its field; one that is None does not."""
+
+    GROUP: ClassVar[str]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        found = {f"{self.GROUP}/{field.name}": getattr(self, field.name) for field in fields(self)}
+        return {name: values for name, values in found.items() if values is not None}
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> Self:
+        names = {field.name: f"{cls.GROUP}/{field.name}" for field in fields(cls)}
+        return cls(
+            **{key: arrays.get(name) if key in optional else arrays[name] for key, name in names.items()}
+        )
+
+
+@dataclass(frozen=True)
+class MeanSpectrum(_Columns):
+    """The spectrum of the mean matrix: k top eigenpairs of P weights."""
+
+    GROUP = "mean"
+    eigenvalues: Array  # ascending: all P, or the extreme ones where the spectrum is not exact
+    top_eigenvalues: Array  # (k,) descending
+    top_eigenvectors: Array  # (P, k)
+    residuals: Array  # (k,): ‖H v − λ v‖
+    gradient: Array  # (P,) of the mean loss
+
+
+@dataclass(frozen=True)
+class Density(_Columns):
+    """Densities of the spectra on one grid, per decade of |λ|; NaN where Lanczos does not resolve eigenvalues."""
+
+    GROUP = "density"
+    grid: Array  # (G,) ascending
+    values: Array  # (G,) of the mean matrix
+    batches: Array  # (B, G)
+    standard_error: Array | None = None  # (G,) of `values`, where those are an estimate
+
+
+@dataclass(frozen=True)
+class BatchSpectra(_Columns):
+    """Numbers of each of B batches' own matrix."""
+
+    GROUP = "batches"
+    eigenvalues: Array  # (B, k) descending, or (B, P) ascending where all were asked for
+    num_samples: Array  # (B,), as the following ones
+    loss: Array
+    gradient_norm: Array
+    trace: Array
+    frobenius_norm: Array
+    lambda_max: Array
+    distance_to_mean: Array  # in the Frobenius norm, relative to that of the mean
+    overlap_with_mean: Array  # of the top eigenspaces
+    overlap: Array  # (B, B) of the top eigenspaces of any two
+
+    def __len__(self) -> int:
+        return len(self.num_samples)
+
+    def top(self, num_top: int) -> Array:
+        """The top eigenvalues of each batch, (B, k) descending, whether the file holds k or all P of them."""
+        ascending = self.eigenvalues.shape[1] > num_top or bool((np.diff(self.eigenvalues, axis=1) > 0).any())
+        return self.eigenvalues[:, ::-1][:, :num_top] if ascending else self.eigenvalues
+
+
+@dataclass(frozen=True)
+class LayerBlocks:
+    """The parameters of the model, m of them, and the blocks of the mean matrix that belong to them."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: Array  # (m + 1,): where the rows of each begin
+    block_norms: Array  # (m, m): the Frobenius norm of each block
+    trace: Array  # (m,) of the diagonal blocks
+    eigenvalues: Mapping[str, Array]  # of the diagonal blocks that were decomposed, by the parameter's name
+
+    @property
+    def sizes(self) -> Array:
+        """The number of weights of each parameter, (m,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        return {
+            "parameters/names": list(self.names),
+            "parameters/shapes": [str(shape) for shape in self.shapes],
+            "parameters/offsets": self.offsets,
+            "layers/block_norms": self.block_norms,
+            "layers/trace": self.trace,
+            **{f"layers/{name}/eigenvalues": values for name, values in self.eigenvalues.items()},
+        }
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, Array]) -> Self:
+        names = tuple(str(name) for name in arrays["parameters/names"])
+        eigenvalues = {name: arrays.get(f"layers/{name}/eigenvalues") for name in names}
+        return cls(
+            names,
+            tuple(tuple(map(int, re.findall(r"\d+", shape))) for shape in arrays["parameters/shapes"]),
+            arrays["parameters/offsets"],
+            arrays["layers/block_norms"],
+            arrays["layers/trace"],
+            {name: values for name, values in eigenvalues.items() if values is not None},
+        )
+
+
+@dataclass(frozen=True)
+class SpectraFile(_ResultFile):
+    """What aggregation found at one step: `spectra/step-….h5`.
+
+    spectrum: how the mean was decomposed. inputs_hash: of all that the file is made from. numbers: every number of the
+    whole, the headline among them, by its key. origin: the texts and lists that shards share (matrix, config_hash, …).
+    density, batches: None in a file that has none.
+    """
+
+    step: int
+    matrix: str
+    spectrum: str
+    inputs_hash: str
+    numbers: dict[str, float]
+    origin: dict[str, Any]
+    mean: MeanSpectrum
+    layers: LayerBlocks
+    density: Density | None = None
+    batches: BatchSpectra | None = None
+
+    @property
+    def num_top(self) -> int:
+        return len(self.mean.top_eigenvalues)
+
+    @property
+    def several_batches(self) -> BatchSpectra | None:
+        """The batches, where there are at least two to be compared."""
+        return self.batches if self.batches is not None and len(self.batches) > 1 else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers and the step, as summary.json and the tracker have them."""
+        return {**self.numbers, "step": self.step}
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return {
+            **self.origin,
+            "matrix": self.matrix,
+            "step": self.step,
+            "format_version": FORMAT_VERSION,
+            "spectrum": self.spectrum,
+            "num_top": self.num_top,
+            "inputs_hash": self.inputs_hash,
+            **self.numbers,
+        }
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        parts = (self.mean, self.layers, self.batches, self.density)
+        return {name: values for part in parts if part is not None for name, values in part.arrays.items()}
+
+    @classmethod
+    def _of(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        own = {key: attrs[key] for key in ("step", "matrix", "spectrum")}
+        rest = {key: value for key, value in attrs.items() if key not in (*own, "format_version", "num_top")}
+        inputs_hash = str(rest.pop("inputs_hash", ""))
+        numbers = {key: value for key, value in rest.items() if type(value) in (int, float)}
+        has = {name.partition("/")[0] for name in arrays}
+        return cls(
+            **own,
+            inputs_hash=inputs_hash,
+            numbers=numbers,
+            origin={key: value for key, value in rest.items() if key not in numbers},
+            mean=MeanSpectrum._of(arrays),
+            layers=LayerBlocks._of(arrays),
+            density=Density._of(arrays, ("standard_error",)) if Density.GROUP in has else None,
+            batches=BatchSpectra._of(arrays) if BatchSpectra.GROUP in has else None,
+        )
+
+
+@dataclass(frozen=True)
+class Lines(_Columns):
+    """The loss on lines along k top eigenvectors, at n distances from the weights."""
+
+    GROUP = "lines"
+    eigenvalues: Array  # (k,)
+    slopes: Array  # (k,): the gradient along each eigenvector
+    distances: Array  # (k, n)
+    losses: Array  # (k, n)
+
+    def quadratic(self, line: int) -> Array:
+        """L + (gᵀv) t + ½ λ t² on a line, (n,): what the loss would be if the matrix told all of it."""
+        distances, losses = self.distances[line], self.losses[line]
+        slope, curvature = float(self.slopes[line]), float(self.eigenvalues[line])
+        result: Array = losses[len(losses) // 2] + slope * distances + curvature * distances**2 / 2
+        return result
+
+
+@dataclass(frozen=True)
+class Plane(_Columns):
+    """The loss on the plane of the first two eigenvectors."""
+
+    GROUP = "plane"
+    first: Array  # (m,): distances along the first
+    second: Array  # (m,)
+    losses: Array  # (m, m): a row a distance along the second
+
+
+@dataclass(frozen=True)
+class LandscapeFile(_ResultFile):
+    """The loss along the top eigenvectors at one step: `slices/step-….h5`.
+
+    inputs_hash: that of the spectra it belongs to. num_points: on each line, as asked for.
+    plane: None where there is one eigenvector.
+    """
+
+    step: int
+    inputs_hash: str
+    num_points: int
+    lines: Lines
+    plane: Plane | None = None
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "step": self.step,
+            "inputs_hash": self.inputs_hash,
+            "num_points": self.num_points,
+        }
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        return self.lines.arrays | (self.plane.arrays if self.plane is not None else {})
+
+    @classmethod
+    def _of(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        plane = Plane._of(arrays) if any(name.startswith(f"{Plane.GROUP}/") for name in arrays) else None
+        own = {key: attrs[key] for key in ("step", "inputs_hash", "num_points")}
+        return cls(**own, lines=Lines._of(arrays), plane=plane)

@@ -1,0 +1,1 @@
+"""Symmetric matrices on disk, in tiles of their lower triangle."""

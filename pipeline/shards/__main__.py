@@ -1,0 +1,5 @@
+"""The command `python -m pipeline.shards verify FOLDER`."""
+
+from pipeline.shards.verify import main
+
+main()

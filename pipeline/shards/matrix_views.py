@@ -1,0 +1,59 @@
+"""Stored matrices as the spectra take them: whole, or a parameter's own block; on disk, or held in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.shards.hdf5 import Array
+from pipeline.shards.shard import Shard, open_shard
+
+
+@dataclass(frozen=True)
+class Part:
+    """A principal submatrix of a stored matrix, or all of it if `rows` is None; it can be sent to other processes."""
+
+    path: Path
+    rows: slice | None = None
+    single: bool = False
+
+    @cached_property
+    def _shard(self) -> Shard:
+        return open_shard(self.path)
+
+    @property
+    def num_rows(self) -> int:
+        return self._shard.num_rows if self.rows is None else self.rows.stop - self.rows.start
+
+    def dense(self) -> Array:
+        return self._shard.dense() if self.rows is None else self._shard.block(self.rows, self.rows)
+
+    def matvec(self, vectors: Array) -> Array:
+        """The product, in float64; with `single` tiles are multiplied in their own dtype, and summed in float64."""
+        taken = vectors.astype(self._shard.dtype) if self.single else np.asarray(vectors, np.float64)
+        return self._shard.matvec(taken, self.rows)
+
+    def held(self) -> Held:
+        """The same matrix in memory."""
+        return Held(self.dense())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
+
+    values: Array
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.values)
+
+    def dense(self) -> Array:
+        return self.values
+
+    def matvec(self, vectors: Array) -> Array:
+        product: Array = self.values @ vectors.astype(self.values.dtype)
+        return product

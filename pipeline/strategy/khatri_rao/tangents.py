@@ -1,0 +1,185 @@
+"""What is moved to make rows of one use: its units, the entries of its weight, or those of its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.strategy.khatri_rao.accumulator import Piece, Rows
+from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.pair_blocks import Pair, flat_columns, weights_of_units
+from pipeline.strategy.khatri_rao.perturbation import Response
+
+PieceWanted = Callable[
+    [str, Rows, str], bool
+]  # parameter of the rows, which of them, parameter of the columns
+ROWS_BYTES = 256 * 2**20  # of rows that are made, or left out because they are there, together
+
+
+class Part(NamedTuple):
+    """A use whose columns are made, and the entries that are moved for their rows."""
+
+    column: int
+    entries: range
+
+
+@dataclass(frozen=True)
+class UnitMoves:
+    """One tangent for each position of these units of use `row`; `entries` are the units."""
+
+    net: Net
+    row: int
+    entries: range
+
+    @property
+    def tangents_each(self) -> int:
+        return self.net.uses[self.row].num_positions
+
+    @property
+    def num_tangents(self) -> int:
+        return len(self.entries) * self.tangents_each
+
+    def tangents(self) -> Tensor:
+        """Shaped (u·T, N, T, units)."""
+        use = self.net.uses[self.row]
+        T, N = use.num_positions, self.net.batch.num_samples
+        tangents = self.net.deltas[self.row].new_zeros(len(self.entries), T, T, use.num_units)
+        for i, unit in enumerate(self.entries):
+            tangents[i, :, :, unit].fill_diagonal_(1)
+        return tangents.flatten(0, 1)[:, None].expand(-1, N, -1, -1)
+
+    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+        """What is to be made of the pass. Which units go together does not depend on what is wanted: the same bits."""
+        use, found = self.net.uses[self.row], []
+        for m in range(self.row, len(self.net.uses)):
+            columns = self.net.uses[m].num_weights * self.net.deltas[self.row].element_size()
+            size = max(1, ROWS_BYTES // max(1, use.num_inputs * columns))
+            for start in range(self.entries.start, self.entries.stop, size):
+                units = range(start, min(start + size, self.entries.stop))
+                rows = _rows_of_units(use, units)
+                if any(is_wanted(*each, name) for each in rows for name in self.net.uses[m].names):
+                    found.append(Part(m, units))
+        return found
+
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+        positions = (-1, self.net.uses[self.row].num_positions)
+        for m, units in parts:
+            pair = Pair(self.net, self.row, m)
+            here = slice(units.start - self.entries.start, units.stop - self.entries.start)
+            delta_dot = response.deltas[m - self.row].unflatten(0, positions)[here]
+            a_dot = response.inputs[m - self.row]
+            a_dot = None if a_dot is None else a_dot.unflatten(0, positions)[here]
+            yield from pair.bias_columns_by_unit(units, delta_dot)
+            yield from pair.weight_columns_by_unit(units, delta_dot, a_dot)
+
+
+@dataclass(frozen=True)
+class WeightMoves:
+    """One tangent for each of these entries of the weight of use `row`."""
+
+    net: Net
+    row: int
+    entries: range
+    tangents_each: ClassVar[int] = 1
+
+    @property
+    def num_tangents(self) -> int:
+        return len(self.entries)
+
+    def tangents(self) -> Tensor:
+        """Shaped (c, N, T, units): ã at the unit that the entry belongs to."""
+        use, a = self.net.uses[self.row], self.net.inputs[self.row]
+        each = torch.arange(len(self.entries), device=a.device)
+        units, inputs = (
+            (self.entries.start + each) // use.num_inputs,
+            (self.entries.start + each) % use.num_inputs,
+        )
+        group = units // (use.num_units // use.num_groups)
+        tangents = a.new_zeros(len(self.entries), *self.net.deltas[self.row].shape)
+        tangents[each, :, :, units] = a[:, :, group * use.num_inputs + inputs].permute(2, 0, 1)
+        return tangents
+
+    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+        return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
+
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+        return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
+
+    @property
+    def _rows(self) -> tuple[str, Rows]:
+        use = self.net.uses[self.row]
+        assert use.weight is not None
+        rows = slice(self.entries.start, self.entries.stop)
+        return use.weight, rows if use.order is None else use.order[rows]
+
+
+@dataclass(frozen=True)
+class BiasMoves:
+    """One tangent for each of these entries of the bias of use `row`."""
+
+    net: Net
+    row: int
+    entries: range
+    tangents_each: ClassVar[int] = 1
+
+    @property
+    def num_tangents(self) -> int:
+        return len(self.entries)
+
+    def tangents(self) -> Tensor:
+        """Shaped (c, N, T, units): 1 at the unit."""
+        delta = self.net.deltas[self.row]
+        tangents = delta.new_zeros(len(self.entries), *delta.shape)
+        for i, unit in enumerate(self.entries):
+            tangents[i, :, :, unit] = 1
+        return tangents
+
+    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+        return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
+
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+        return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
+
+    @property
+    def _rows(self) -> tuple[str, Rows]:
+        bias = self.net.uses[self.row].bias
+        assert bias is not None
+        return bias, slice(self.entries.start, self.entries.stop)
+
+
+def _rows_of_units(use: Use, units: range) -> list[tuple[str, Rows]]:
+    rows: list[tuple[str, Rows]] = []
+    if use.weight is not None:
+        rows.append((use.weight, weights_of_units(use, units)))
+    if use.bias is not None:
+        rows.append((use.bias, slice(units.start, units.stop)))
+    return rows
+
+
+def _parts_of_entries(
+    net: Net, row: int, name: str, rows: Rows, entries: range, is_wanted: PieceWanted
+) -> list[Part]:
+    return [
+        Part(m, entries)
+        for m in range(row, len(net.uses))
+        if any(is_wanted(name, rows, column) for column in net.uses[m].names)
+    ]
+
+
+def _pieces_of_entries(
+    net: Net, row: int, name: str, rows: Rows, response: Response, parts: Sequence[Part]
+) -> Iterator[Piece]:
+    use = net.uses[row]
+    for m, _ in parts:
+        column, same = net.uses[m], m == row
+        delta_dot, a_dot = response.deltas[m - row], response.inputs[m - row]
+        if column.bias is not None:
+            yield Piece(name, rows, column.bias, delta_dot.sum((1, 2)), same)
+        if column.weight is not None and (not same or name == use.weight or use.weight is None):
+            values = flat_columns(column, Pair(net, row, m).columns_by_weight(delta_dot, a_dot))
+            yield Piece(name, rows, column.weight, values, same)

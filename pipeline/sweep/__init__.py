@@ -1,0 +1,1 @@
+"""Many runs: jobs, table, page, going on after a stop."""

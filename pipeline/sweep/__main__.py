@@ -1,0 +1,5 @@
+"""The command `python -m pipeline.sweep FOLDER`."""
+
+from pipeline.sweep.summary import main
+
+raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""What Hydra tells of a run and of a sweep: which jobs there will be, in which folder, by which names they are tracked.
+
+Hydra's `on_multirun_end` is not called when a job has failed, so the end of a sweep is seen to in `run.main`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, read_write
+
+from pipeline.config.schema import command_of, params, run_name
+from pipeline.sweep.jobs import has_jobs, job_name, plan
+from pipeline.sweep.slurm.queue import NOTES
+from pipeline.system.run_folder import RunFolder
+
+launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
+
+
+class Multirun(Callback):
+    """Notes in the sweep's folder which jobs there will be, and here that a sweep has begun."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Let Hydra's notes be where another run is at work in the folder: this one will be refused."""
+        if RunFolder(Path(config.hydra.run.dir)).is_held():
+            with read_write(config.hydra):
+                config.hydra.output_subdir = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir).absolute()
+        launched.append(folder)
+        if (
+            config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+        ):  # others choose jobs as they go
+            plan(folder, shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]]), jobs_of(config))
+
+
+def started_sweeps() -> list[Path]:
+    """The folders of the sweeps of this process of which a job has begun."""
+    return [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the sweep that this run is a job of; None for a single run."""
+    hydra_config = HydraConfig.get()
+    return Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
+
+
+def labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The name, params and tags of this run in the tracker."""
+    runtime, sweep = HydraConfig.get(), sweep_folder()
+    choices = {group: str(choice) for group, choice in runtime.runtime.choices.items() if "/" not in group}
+    name = job_name(sweep, int(runtime.job.num)) if sweep else None
+    return (
+        name or run_name(choices, runtime.overrides.task, settings),
+        {**params(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
+        {"command": command_of(settings)},
+    )
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job that Hydra's own sweeper will launch, in the order of their numbers."""
+    parameters = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*parameters, *config.hydra.overrides.task])
+    [jobs] = BasicSweeper.split_arguments(overrides, None)
+    return jobs

@@ -1,0 +1,100 @@
+"""The page of a sweep: the spectra of its jobs over each other, the table, and the way to each job's own page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import PipelineError
+from pipeline.report.page.page import Arrays, render
+from pipeline.report.tables import labels
+from pipeline.results.number_format import UNKNOWN, matrix_name
+from pipeline.results.quantities import COLUMNS, QUANTITIES
+from pipeline.sweep.charts import Line, charts_of
+from pipeline.system.status import FINISHED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.sweep.jobs import Job, Sweep
+
+TEMPLATE = "sweep.html.jinja"
+
+
+def page_of(sweep: Sweep) -> str:
+    """The page as HTML, with plotly and all numbers inside."""
+    arrays = Arrays()
+    matrices: set[str] = set()
+    lines = list(_lines(sweep, matrices))
+    sections = charts_of(lines, arrays)
+    return render(
+        TEMPLATE,
+        [chart for charts in sections.values() for chart in charts],
+        arrays,
+        {},
+        sections=sections,
+        sweep=sweep,
+        matrices=sorted(matrix_name(matrix) for matrix in matrices),
+        num_finished=len(sweep.jobs) - len(sweep.unfinished),
+        head=[
+            "job",
+            "state",
+            *(key.rpartition(".")[2] for key in sweep.varying),
+            *labels(_columns(sweep)),
+        ],
+        rows=[_row(sweep, job) for job in sweep.jobs],
+        unfinished=[[str(job.number), job.status.state, job.status.reason] for job in sweep.unfinished],
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:
+    """What is drawn of each job that has a spectrum; one job's files at a time are in memory."""
+    from pipeline.results.spectra_file import SpectraFile
+
+    for job in sweep.jobs:
+        steps = job.folder.spectrum_steps()
+        if not steps or job.status.state != FINISHED:
+            continue
+        try:
+            file = SpectraFile.read(job.folder.spectrum(steps[-1]))
+        except PipelineError:  # the table has what its summary says
+            continue
+        matrices.add(file.matrix)
+        yield Line(
+            job.number,
+            {key: job.overrides.get(key, UNKNOWN) for key in sweep.varying},
+            {key: value for key, value in job.summary.items() if isinstance(value, int | float)},
+            np.asarray(file.mean.eigenvalues, float),
+            file.density.grid if file.density is not None else None,
+            file.density.values if file.density is not None else None,
+        )
+
+
+def _columns(sweep: Sweep) -> list[str]:
+    """Those that some job has; the number of weights only where it differs."""
+    found = {key: {job.summary[key] for job in sweep.jobs if key in job.summary} for key in COLUMNS}
+    least = {"num_parameters": 2}
+    return [key for key in COLUMNS if len(found[key]) >= least.get(key, 1)]
+
+
+def _row(sweep: Sweep, job: Job) -> list[Any]:
+    from markupsafe import Markup
+
+    name: Any = str(job.number)
+    if job.folder.report.exists():
+        name = Markup('<a href="{}">{}</a>').format(_link(sweep.folder, job.folder.report), job.number)
+    choices = [job.overrides.get(key, UNKNOWN) for key in sweep.varying]
+    numbers = [
+        QUANTITIES[key].text(job.summary[key]) if key in job.summary else UNKNOWN for key in _columns(sweep)
+    ]
+    return [name, job.status.state, *choices, *numbers]
+
+
+def _link(start: Path, target: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(target.relative_to(start)))
