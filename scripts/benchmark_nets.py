@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.criterion import CrossEntropy, SquaredError
 from pipeline.data import Digits
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 
 
 @dataclass(frozen=True)

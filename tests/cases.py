@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 
 N = 7  # odd and prime: no chunk divides it
 

@@ -15,7 +15,7 @@ from pipeline.errors import DamagedFile, PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.shards.hdf5 import read_arrays
 from pipeline.shards.row_bands import Band, dealt, number_there

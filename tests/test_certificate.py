@@ -11,7 +11,8 @@ from pipeline.config.schema import Blocks, Verify
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.objective.problem import Problem
 from pipeline.objective.reference import Reference
 from pipeline.shards.shard import open_shard

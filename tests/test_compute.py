@@ -15,7 +15,8 @@ from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import GGN, Hessian
-from pipeline.objective.objective import Batch, Objective
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective
 from pipeline.objective.problem import Problem, split
 from pipeline.shards.hdf5 import attributes
 from pipeline.shards.shard import open_shard

@@ -16,9 +16,10 @@ from variants import NAMES, strategy
 
 from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
+from pipeline.objective.batch import Batch
 from pipeline.objective.decompositions.mode import Plain
 from pipeline.objective.decompositions.randomness import Draws
-from pipeline.objective.objective import Batch, Objective, Params, objective_of
+from pipeline.objective.objective import Objective, Params, objective_of
 from pipeline.strategy.blocks import assemble
 
 MANY = 20_000

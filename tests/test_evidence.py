@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.objective.observation import AGREEMENT, hash_of, hashes_of, observed, observed_first
 from pipeline.system.evidence import OtherExperiment, check_evidence, difference, shared
 from pipeline.training import evaluate, observe

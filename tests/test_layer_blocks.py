@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.shards.shard import file_size, open_shard, write_shard
 from pipeline.spectrum import Exact

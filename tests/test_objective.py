@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import hessian, vmap
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Objective, flatten, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, flatten, objective_of
 
 
 @pytest.fixture

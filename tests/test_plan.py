@@ -9,7 +9,8 @@ from torch import nn
 from pipeline.compute import cost_estimate
 from pipeline.compute.cost_estimate import Plan, expected_seconds, gemm_rate, in_units
 from pipeline.criterion import CrossEntropy
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.strategy import HVP, Auto, Func, KhatriRao, Triangular
 
 

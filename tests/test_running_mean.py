@@ -18,7 +18,7 @@ from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.shards.hdf5 import read_arrays
 from pipeline.shards.shard import open_shard

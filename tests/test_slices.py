@@ -12,8 +12,8 @@ from pipeline.compute import loss_landscape
 from pipeline.compute.loss_landscape import Landscape, slice_steps
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
+from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import save_weights
-from pipeline.objective.objective import Batch
 from pipeline.results.spectra_file import LandscapeFile, LayerBlocks, MeanSpectrum, SpectraFile
 from pipeline.system.run_folder import RunFolder
 

@@ -15,7 +15,7 @@ from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import Experiment, MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.report.recorder import RunRecorder
 from pipeline.spectrum import Exact

@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.shards import tile_writer
 from pipeline.shards.shard import open_shard, write_shard

@@ -20,7 +20,7 @@ from pipeline.criterion import SquaredError
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.report.recorder import RunRecorder
 from pipeline.run import aggregate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,3 +29,11 @@ def fan_out(
     """
     with cluster.open(scratch) as num_workers:
         compute(*(delayed(function, pure=False)(*each) for each in arguments(num_workers)))
+
+
+def worker_number() -> int:
+    """The number that ends the name of the Dask worker in which this is called; 0 where it has none."""
+    from distributed import get_worker
+
+    found = re.search(r"\d+$", str(get_worker().name))
+    return int(found[0]) if found else 0

@@ -20,7 +20,8 @@ from pipeline.compute.recipe import Part, blocks_of, certified
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.objective.observation import observed
 from pipeline.shards import row_bands
 from pipeline.shards.hdf5 import Array, read_arrays

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.objective.differences import SAFETY, SHARP, Product
 from pipeline.objective.objective import Objective, Params, leaves_of
-from pipeline.objective.reference import SAFETY, SHARP, Product, Reference
+from pipeline.objective.reference import Reference
 
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size

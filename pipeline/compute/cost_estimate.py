@@ -12,7 +12,8 @@ from torch.func import grad, vmap
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.strategy import Strategy
 from pipeline.strategy.attempt import choices_of
 from pipeline.strategy.forward_mode import push

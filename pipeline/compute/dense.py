@@ -16,16 +16,8 @@ from pipeline.compute.cost_estimate import check_room
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
-from pipeline.objective.objective import (
-    Batch,
-    Criterion,
-    Inputs,
-    Objective,
-    Params,
-    layout_of,
-    leaves_of,
-    objective_of,
-)
+from pipeline.objective.batch import Batch, Inputs
+from pipeline.objective.objective import Criterion, Objective, Params, layout_of, leaves_of, objective_of
 from pipeline.objective.reference import Reference
 from pipeline.objective.samples import check_samples_apart, squares_count_samples
 from pipeline.strategy import STRATEGIES, Auto, Strategy

@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from pipeline.aggregate.moments import Weighting
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import Experiment
+from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import load_weights
-from pipeline.objective.objective import Batch, Criterion, Params, flatten, objective_of
+from pipeline.objective.objective import Criterion, Params, flatten, objective_of
 from pipeline.results.spectra_file import LandscapeFile, Lines, Plane, SpectraFile
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal import progress

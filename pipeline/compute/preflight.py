@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pipeline.compute.cost_estimate import Plan, expected_seconds
 from pipeline.config.schema import Stage
 from pipeline.experiment.experiment import Experiment
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.shards.shard import file_size
 from pipeline.strategy import STRATEGIES
 from pipeline.system.resources import available_memory, check_disk, check_memory, in_words

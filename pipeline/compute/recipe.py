@@ -15,7 +15,8 @@ from pipeline.config.schema import Blocks, Verify
 from pipeline.errors import StrategyError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Matrix
-from pipeline.objective.objective import Batch, Criterion, Objective, Params, layout_of, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Criterion, Objective, Params, layout_of, objective_of
 from pipeline.objective.reference import Reference
 from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell

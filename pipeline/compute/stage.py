@@ -17,7 +17,8 @@ from pipeline.compute.running_mean import keep_mean
 from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import Experiment, MatrixSpec
 from pipeline.matrix import MATRICES
-from pipeline.objective.objective import Batch, Params, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Params, objective_of
 from pipeline.objective.observation import NUM_FIRST, hash_of, observed
 from pipeline.objective.problem import Problem
 from pipeline.shards.tile_grid import Grid

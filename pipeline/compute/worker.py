@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,9 +68,7 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
 @lru_cache(maxsize=1)
 def _experiment(config: str) -> Experiment:
     """Built once in each worker, not once for each batch."""
-    from distributed import get_worker
-
+    from pipeline.cluster.fan_out import worker_number
     from pipeline.experiment.instantiate import as_config, instantiate
 
-    found = re.search(r"\d+$", str(get_worker().name))
-    return instantiate(as_config(yaml.safe_load(config)), worker=int(found[0]) if found else 0)
+    return instantiate(as_config(yaml.safe_load(config)), worker=worker_number())

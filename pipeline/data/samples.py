@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.validation import check_count
 
 

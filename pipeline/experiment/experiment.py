@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.spectrum import Decomposition
 from pipeline.storage import AS_COMPUTED, Storage

@@ -10,8 +10,10 @@ from pipeline.matrix.empirical_fisher import EmpiricalFisher
 from pipeline.matrix.fisher import Fisher
 from pipeline.matrix.ggn import GGN
 from pipeline.matrix.hessian import Hessian, Residual
-from pipeline.objective.objective import Batch, Objective, Params
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.batch import Batch
+from pipeline.objective.differences import Product
+from pipeline.objective.objective import Objective, Params
+from pipeline.objective.reference import Reference
 
 
 class Matrix(Protocol):

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.differences import Product
 from pipeline.objective.linearized import Linear, linearised
-from pipeline.objective.objective import Batch, Criterion, Objective, Params
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.objective import Criterion, Objective, Params
+from pipeline.objective.reference import Reference
 from pipeline.objective.samples import check_outputs_count_samples
 from pipeline.objective.trees import Tree
 

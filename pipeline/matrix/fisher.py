@@ -15,9 +15,11 @@ from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix.ggn import gauss_newton
 from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.differences import Product
 from pipeline.objective.linearized import Linear, linearised
-from pipeline.objective.objective import Batch, Criterion, Objective, Params
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.objective import Criterion, Objective, Params
+from pipeline.objective.reference import Reference
 from pipeline.objective.trees import Tree
 from pipeline.validation import check_count
 

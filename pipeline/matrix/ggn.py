@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.objective.batch import Batch
+from pipeline.objective.differences import Product
 from pipeline.objective.linearized import linearised
-from pipeline.objective.objective import Batch, Objective, Params
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.objective import Objective, Params
+from pipeline.objective.reference import Reference
 
 
 @dataclass(frozen=True)

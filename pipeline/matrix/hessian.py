@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.matrix.ggn import gauss_newton
+from pipeline.objective.batch import Batch
+from pipeline.objective.differences import Product
 from pipeline.objective.linearized import Difference, linearised
-from pipeline.objective.objective import Batch, Objective, Params
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.objective import Objective, Params
+from pipeline.objective.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from pipeline.objective.differences import Product
 from pipeline.objective.objective import Criterion
-from pipeline.objective.reference import Product, Reference
+from pipeline.objective.reference import Reference
 from pipeline.objective.trees import Tree
 
 

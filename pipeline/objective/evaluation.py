@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Inputs
+from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.observation import observed_first
 
 Criterion = Callable[[Any, Any], Any]

@@ -13,7 +13,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Criterion, Inputs, Objective, Params, leaves_of
+from pipeline.objective.batch import Batch, Inputs
+from pipeline.objective.objective import Criterion, Objective, Params, leaves_of
 from pipeline.objective.trees import Tree
 
 Tensors = tuple[Tensor, ...]

@@ -8,94 +8,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
+from pipeline.objective.batch import Batch, Inputs, cast
 from pipeline.objective.decompositions.mode import Plain, check_modules, checkpoints_off
 from pipeline.objective.decompositions.randomness import Draws
 from pipeline.objective.module_state import ModuleState, check_parameters
-from pipeline.objective.trees import Tree
 from pipeline.validation import check_count
 
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Params = dict[str, Tensor]
 Criterion = Callable[[Any, Any], Any]
-
-
-class Batch(NamedTuple):
-    """N samples: inputs and targets as the model and the criterion take them.
-
-    Most tensors count samples in their first dimension; masks, edges of a graph, flags and the like do not. Which of
-    them do is a guess by shapes (`counted`), so nothing is cut by it before a trial has shown that it may be, see
-    `strategy/chunks.py`.
-    """
-
-    inputs: Inputs
-    targets: Any
-
-    @property
-    def num_samples(self) -> int:
-        """N, the length that most inputs share; of two as frequent, the one that divides the targets' length."""
-        lengths = [len(value) for value in _tensors(self.inputs) if value.ndim > 0]
-        others = [len(value) for value in _tensors(self.targets) if value.ndim > 0]
-
-        def rank(length: int) -> tuple[int, bool]:
-            return lengths.count(length), any(n % length == 0 for n in others if length)
-
-        return max(lengths, key=rank) if lengths else 1
-
-    def counted(self, squares: bool = True) -> list[int]:
-        """How many entries of its first dimension a sample takes, for each tensor of inputs and targets; 0: none.
-
-        squares: whether a tensor (N, N) counts samples, which may as well be a mask.
-        """
-        n = self.num_samples
-
-        def entries(value: Tensor, several: bool) -> int:
-            if value.ndim == 0 or n == 0 or (not squares and value.shape[:2] == (n, n)):
-                return 0
-            return len(value) // n if len(value) == n or (several and len(value) % n == 0) else 0
-
-        inputs = [entries(value, False) for value in _tensors(self.inputs)]
-        return inputs + [entries(value, True) for value in _tensors(self.targets)]
-
-    @staticmethod
-    def of(inputs: Any, targets: Any) -> Batch:
-        """Inputs and targets as a user has them: any mapping becomes a dictionary."""
-        return Batch(_plain_mappings(inputs), _plain_mappings(targets))
-
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
-        """The same samples elsewhere; only floating-point tensors take the dtype."""
-        return self._like([_cast(value, device, dtype) for value in _tensors(tuple(self))])
-
-    def chunk(self, start: int, stop: int, squares: bool = True) -> Batch:
-        """Samples start..stop-1, as far as shapes tell; what does not count samples stays whole."""
-        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
-        return self._like([value[start * each : stop * each] if each else value for value, each in pairs])
-
-    def doubled(self, squares: bool = True) -> Batch:
-        """Every sample twice."""
-        pairs = zip(_tensors(tuple(self)), self.counted(squares), strict=True)
-        return self._like([torch.cat([value, value]) if each else value for value, each in pairs])
-
-    def _like(self, tensors: Sequence[Tensor]) -> Batch:
-        return Batch(*Tree.of(tuple(self), every=True).like(tensors))
-
-
-def _tensors(value: Any) -> tuple[Tensor, ...]:
-    return Tree.of(value, every=True).tensors
-
-
-def _plain_mappings(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain_mappings(part) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_plain_mappings(part) for part in value)
-    return value
 
 
 def _anywhere(params: Params) -> AbstractContextManager[Any]:
@@ -184,7 +111,7 @@ def objective_of(
     own = dict(model.named_parameters())
 
     def copied(value: Tensor) -> Tensor:
-        return _cast(value.detach().clone(), device, dtype)
+        return cast(value.detach().clone(), device, dtype)
 
     weights = {name: copied(value) for name, value in own.items()}
     params = {name: value.clone() for name, value in weights.items() if name in chosen}
@@ -357,9 +284,3 @@ def select(model: nn.Module, parameters: Sequence[str] | str | None) -> set[str]
 
 def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
-
-
-def _cast(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    if value.is_inference():  # made under torch.inference_mode(): autograd keeps no such tensor
-        value = value.clone()
-    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

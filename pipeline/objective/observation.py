@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.system.evidence import CHECKSUMS
 
 NUM_FIRST = 64  # samples, of which evidence is taken that all files of a checkpoint share

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
+from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import evidence_in, load_weights
 from pipeline.objective.evaluation import check_fit, observe
-from pipeline.objective.objective import Batch, Criterion, layout_of
+from pipeline.objective.objective import Criterion, layout_of
 from pipeline.objective.observation import hashes_of
 from pipeline.system.evidence import check_evidence
 from pipeline.validation import check_count

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Inputs, Params, leaves_of
+from pipeline.objective.batch import Batch, Inputs
+from pipeline.objective.objective import Params, leaves_of
 from pipeline.objective.trees import Tree
 
 Predict = Callable[[Params, Inputs], Any]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.auto import Auto
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import Wanted, everything

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pipeline.errors import PipelineError, StrategyError
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.block_filter import Wanted, everything
 from pipeline.strategy.blocks import Block
 

@@ -13,8 +13,9 @@ from torch.func import hessian, vmap
 
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
+from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.linearized import Difference, Linear, Linearisation
-from pipeline.objective.objective import Batch, Inputs, Objective, Params, leaves_of
+from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.samples import are_alike
 from pipeline.objective.trees import Tree
 from pipeline.strategy.block_filter import Wanted, everything

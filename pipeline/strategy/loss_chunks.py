@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 
 
 def weighted_chunks(

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, Objective, Params, flatten
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params, flatten
 from pipeline.objective.trees import Tree
 from pipeline.strategy.forward_mode import push
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, Objective, Params, leaves_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.block_filter import Wanted, everything
 from pipeline.strategy.blocks import Block

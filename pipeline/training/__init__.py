@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from pipeline.objective.batch import Batch
 from pipeline.objective.evaluation import accuracy, check_fit, evaluate, observe
-from pipeline.objective.objective import Batch
 from pipeline.system.run_folder import RunFolder
 from pipeline.training.adam import Adam
 from pipeline.training.gd import GD

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.system.run_folder import RunFolder
 from pipeline.training.loop import Schedule, descend
 from pipeline.training.task import Job

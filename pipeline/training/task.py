@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import evidence_in, load_state, put_weights, save_weights
 from pipeline.objective.evaluation import Criterion, check_fit, evaluate, observe
-from pipeline.objective.objective import Batch
 from pipeline.objective.observation import hashes_of
 from pipeline.system.evidence import Evidence, OtherExperiment, check_evidence
 from pipeline.system.run_folder import RunFolder

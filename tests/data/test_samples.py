@@ -6,7 +6,7 @@ import torch
 
 from pipeline.data import Digits, Samples, as_samples
 from pipeline.errors import PipelineError
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 
 X, Y = torch.rand(6, 2, 3), torch.tensor([0, 1, 2, 0, 1, 2])
 

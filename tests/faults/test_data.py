@@ -6,7 +6,7 @@ from command import SMALL, fail
 from outcome import complete
 
 from pipeline.data import Arrays
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.objective.problem import split
 
 HIS_LOSS = '''

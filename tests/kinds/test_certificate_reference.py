@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pipeline.compute.certificate import Certificate, certify, directions
 from pipeline.compute.dense import hessian
 from pipeline.matrix import MATRICES
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.objective.reference import Reference
 
 Built = tuple[nn.Module, Any, Any, Any]

@@ -11,7 +11,8 @@ from kinds.asked import is_right, net, off
 from torch import Tensor, nn
 
 from pipeline.compute.dense import hessian
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.strategy import KhatriRao
 from pipeline.strategy.khatri_rao.captured_net import Net
 

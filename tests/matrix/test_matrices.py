@@ -18,7 +18,8 @@ from pipeline.compute.certificate import certify, directions
 from pipeline.criterion import CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix import GGN, MATRICES, EmpiricalFisher, Fisher, Residual
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.objective.reference import Reference
 
 BY_ID = {case.id: case for case in CASES}

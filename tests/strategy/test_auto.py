@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pipeline.criterion import SquaredError
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import objective_of
 from pipeline.strategy import Auto, Triangular
 from pipeline.strategy import auto as module
 from pipeline.strategy.blocks import assemble

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.layout import Layout
+from pipeline.objective.batch import Batch
 from pipeline.objective.linearized import Difference, linearised
-from pipeline.objective.objective import Batch, Objective, objective_of
+from pipeline.objective.objective import Objective, objective_of
 from pipeline.strategy import HVP, KhatriRao
 from pipeline.strategy.blocks import assemble
 from pipeline.strategy.khatri_rao.captured_net import Net

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.criterion import SquaredError
 from pipeline.layout import Layout
-from pipeline.objective.objective import Batch, Params, objective_of
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Params, objective_of
 from pipeline.strategy import HVP, KhatriRao, Strategy, Triangular, hvp
 from pipeline.strategy.blocks import assemble
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.criterion import CrossEntropy
-from pipeline.objective.objective import Batch
+from pipeline.objective.batch import Batch
 from pipeline.training import accuracy, evaluate
 from pipeline.training.minibatches import minibatches
 

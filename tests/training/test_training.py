@@ -9,8 +9,8 @@ from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.data import Blobs, Digits
 from pipeline.errors import PipelineError
 from pipeline.model import CNN, MLP, ResNet, Transformer
+from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import load_state, save_weights
-from pipeline.objective.objective import Batch
 from pipeline.system.run_folder import RunFolder
 from pipeline.training import GD, SGD, Adam, Pretrained, Untrained
 

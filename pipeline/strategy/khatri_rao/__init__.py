@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.objective.objective import Batch, Objective, Params
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.block_filter import Wanted, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost

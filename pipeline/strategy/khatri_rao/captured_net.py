@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.objective.batch import Batch
 from pipeline.objective.linearized import Difference, Linear, Linearisation
-from pipeline.objective.objective import Batch, Objective, Params, leaves_of
+from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.trees import Tree
 from pipeline.strategy.khatri_rao.interception import Capture
 from pipeline.strategy.khatri_rao.linear_use import Call, Use

@@ -1,0 +1,133 @@
+"""The house: rooms, the floor that each stands on, and which room alone may import a library.
+
+`python tests/test_architecture.py` prints the figures that ARCHITECTURE.md gives.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pipeline"
+FLOORS = [  # a room imports rooms of lower floors only
+    {"errors", "layout"},
+    {"system", "validation"},
+    {"cluster", "config", "criterion", "device", "model", "objective", "shards", "spectrum", "storage"},
+    {"data", "matrix", "results", "strategy", "training"},
+    {"aggregate", "experiment", "tracking"},
+    {"compute", "dashboard", "report"},
+    {"sweep"},
+    {"run"},
+]
+FLAT = {"errors", "layout", "validation", "run", "dashboard"}
+FENCES = {  # a library, and the modules or rooms that import it
+    "h5py": {"shards.hdf5", "shards.hdf5_store"},
+    "dask": {"aggregate", "cluster", "shards.dask_array"},
+    "distributed": {"cluster"},
+    "hydra": {"experiment.instantiate", "run", "sweep.hydra_callback", "sweep.slurm.launcher"},
+    "mlflow": {"tracking"},
+    "plotly": {"report.page"},
+    "matplotlib": {"report"},
+}
+WITHOUT_TORCH = {"aggregate", "config", "errors", "layout", "report", "results", "shards", "sweep", "system"}
+MOST_LINES = 350
+
+
+def name_of(path: Path) -> str:
+    """The module without `pipeline.`; the package itself is the empty name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+del MODULES[""]  # the public functions, lazily
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """Full names of what a module imports when it runs, inside functions too; not what only types need."""
+    tree = ast.parse(MODULES[module].read_text())
+    for_types = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def rooms_below(room: str) -> set[str]:
+    """The rooms that a room imports."""
+    found = {
+        room_of(name.removeprefix("pipeline."))
+        for module in MODULES
+        if room_of(module) == room
+        for name in imports_of(module)
+        if name.startswith("pipeline.")
+    }
+    return found - {room}
+
+
+def height(room: str) -> int:
+    return next(floor for floor, rooms in enumerate(FLOORS, start=1) if room in rooms)
+
+
+def users_of(library: str) -> Iterator[str]:
+    for module in MODULES:
+        if any(name == library or name.startswith(f"{library}.") for name in imports_of(module)):
+            yield module
+
+
+def test_every_room_stands_on_a_floor():
+    assert {room_of(module) for module in MODULES} == set().union(*FLOORS)
+    assert sum(map(len, FLOORS)) == len(set().union(*FLOORS))
+    assert len(FLOORS) <= 8
+
+
+@pytest.mark.parametrize("room", sorted(set().union(*FLOORS)))
+def test_a_room_imports_lower_floors_only(room):
+    assert {other for other in rooms_below(room) if height(other) >= height(room)} == set()
+
+
+def test_few_modules_lie_flat():
+    assert {module for module, path in MODULES.items() if path.parent == PACKAGE} == FLAT
+
+
+@pytest.mark.parametrize("library", FENCES)
+def test_a_library_is_imported_where_it_belongs(library):
+    def allowed(module: str) -> bool:
+        return any(module == place or module.startswith(f"{place}.") for place in FENCES[library])
+
+    assert [module for module in users_of(library) if not allowed(module)] == []
+
+
+def test_rooms_that_need_no_torch_import_none():
+    assert [module for module in users_of("torch") if room_of(module) in WITHOUT_TORCH] == []
+
+
+def test_a_module_fits_on_a_few_screens():
+    lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module: number for module, number in lines.items() if number > MOST_LINES} == {}
+
+
+if __name__ == "__main__":
+    print(
+        f"{len(FLOORS)} floors, {len(set().union(*FLOORS))} rooms, {len(MODULES)} modules, {len(FLAT)} flat"
+    )
+    for floor, rooms in reversed(list(enumerate(FLOORS, start=1))):
+        print(f"{floor}  {'  '.join(sorted(rooms))}")
