@@ -18,7 +18,7 @@ class Batch(NamedTuple):
 
     Most tensors count samples in their first dimension; masks, edges of a graph, flags and the like do not. Which of
     them do is a guess by shapes (`counted`), so nothing is cut by it before a trial has shown that it may be, see
-    `strategy/chunks.py`.
+    `strategy/loss_chunks.py`.
     """
 
     inputs: Inputs

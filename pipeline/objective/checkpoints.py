@@ -27,7 +27,7 @@ def save_weights(path: Path, model: nn.Module, evidence: Mapping[str, Any] | Non
     """Write all weights and buffers, in the model's dtype, each under every name it has.
 
     A tied weight is therefore written twice, and the file can be read by any program as a complete state dict.
-    evidence: of what they were made of, see `evidence.py`.
+    evidence: of what they were made of, see `system/evidence.py`.
 
     Raises:
         PipelineError: a weight is NaN or infinite.

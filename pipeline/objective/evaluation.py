@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
 
 
 def observe(model: nn.Module, criterion: Criterion, train: Batch) -> dict[str, Any]:
-    """What tells a model and a criterion from others, for these weights, see `evidence.py`."""
+    """What tells a model and a criterion from others, for these weights, see `system/evidence.py`."""
     with evaluating(model):
         return observed_first(model, predict, criterion, train)
 

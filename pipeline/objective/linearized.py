@@ -116,7 +116,12 @@ class Jacobian:
             return tuple(torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for v in like)
 
         v, u = drawn(tuple(self.at.values())), drawn(self.tree.tensors)
-        pulled = self.pull(u)
+        try:
+            pulled = self.pull(u)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a derivative inside the model that has none itself
+            raise _refused(error) from error
         expected = _inner(pulled, v)
         size = sum(float((a.abs() * b.abs()).sum()) for a, b in zip(pulled, v, strict=True))
         reason: Exception | None = None
@@ -130,10 +135,7 @@ class Jacobian:
                 continue
             if abs(found - expected) <= AGREED * size:
                 return way
-        line = str(reason).partition("\n")[0]
-        raise PipelineError(
-            f"the outputs of the model cannot be differentiated by its weights ({line}): use matrix=hessian."
-        )
+        raise _refused(reason)
 
     def _by_forward_mode(self, changes: Tensors, many: bool) -> Tensors:
         def model(*weights: Tensor) -> Tensors:
@@ -178,6 +180,13 @@ class Jacobian:
                 u[index] = unit.reshape(f.shape)
                 rows.append(torch.cat([part.reshape(-1) for part in self.pull(u)]))
         return torch.stack(rows)
+
+
+def _refused(reason: Exception | None) -> PipelineError:
+    line = str(reason).partition("\n")[0]
+    return PipelineError(
+        f"the outputs of the model cannot be differentiated by its weights ({line}): use matrix=hessian."
+    )
 
 
 def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -97,7 +97,8 @@ def objective_of(
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
     dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
         buffers, attributes or mode.
-    randomness: the seed of the random numbers that the model draws, see `draws.py`; None refuses them.
+    randomness: the seed of the random numbers that the model draws, see `decompositions/randomness.py`;
+        None refuses them.
 
     Raises:
         PipelineError: a pattern matches no parameter, or no parameter is left; the weights are not of one dtype of at

@@ -1,4 +1,4 @@
-"""The evidence of `evidence.py`, taken of samples, a model and a criterion at hand."""
+"""The evidence of `system/evidence.py`, taken of samples, a model and a criterion at hand."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ in its last digits from one machine to another, so it is compared within the `ag
     batch_…                  the same for the samples of a batch
     agreement                relative, of all of these
 
-No torch here: aggregation compares shards too. `observation.py` makes the evidence.
+No torch here: aggregation compares shards too. `objective/observation.py` makes the evidence.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Some of PyTorch's functions have no second derivative (fused attention, `embeddi
 have none in forward mode, and for a few it is wrong: `_weight_norm` in double backward on a CPU, `layer_norm` under
 `torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelt out in
 operations that are right in every mode: `layers.py`, `losses.py`, `recurrent.py`. What has a
-derivative that is not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `draws.py`.
+derivative that is not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `randomness.py`.
 
 Three more things hold in every mode: a parameter that is used without its module (kept in a list, read by the loss)
 is the current one; what runs under `torch.no_grad()` or reads `.data` has no derivative, as in reverse mode, though
@@ -35,7 +35,7 @@ class Plain(TorchFunctionMode):
     """Spells functions out, one dictionary look-up for each call.
 
     What is spelt out is again made of calls that other modes see, if they were entered before this one: those that
-    watch where weights enter (`strategy/capture.py`) see the linear maps inside attention and recurrent layers.
+    watch where weights enter (`interception.py`) see the linear maps inside attention and recurrent layers.
 
     draws: where random numbers come from; by default there are none.
     constants: by the id of a weight, the values that its padding row keeps whatever the weight becomes.

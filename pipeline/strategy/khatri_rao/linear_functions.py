@@ -1,4 +1,4 @@
-"""The functions in which a weight enters linearly, each read as a use; see `uses.py` for the symbols."""
+"""The functions in which a weight enters linearly, each read as a use; `linear_use.py` has the symbols."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A use is one call with a weight or bias that is to be differentiated by. With N samples, T positions that share the
 weight (1 for a plain affine layer; pixels, tokens), G groups of d units with p inputs each: z is (N, T, G·d), ã is
 (N, T, G·p), and unit i of group g is z = Σ_q W[g, i, q] ã[g, q] + b[g, i]. Norms and products are the diagonal case,
-d = p = 1. The calls that are known stand in `linear_calls.py`; they are caught as functions, whichever module makes
+d = p = 1. The calls that are known stand in `linear_functions.py`; they are caught as functions, whichever module makes
 them.
 """
 
