@@ -17,6 +17,7 @@ import pipeline
 from pipeline.checkpoints import load_state
 from pipeline.evidence import CHECKSUMS
 from pipeline.folder import RunFolder
+from pipeline.hdf5 import array_of, attributes, names_in
 from pipeline.shard_writer import checksum_of
 from pipeline.shards import open_shard
 
@@ -306,4 +307,7 @@ def _without_evidence(path):
     with h5py.File(path, "r+") as file:
         for name in told:
             del file.attrs[name]
-        file.attrs["checksum"] = checksum_of(file)
+        arrays = {
+            name: array_of(file, name) for name in names_in(file) if name not in ("matrix", "parameters")
+        }
+        file.attrs["checksum"] = checksum_of(attributes(file), arrays)
