@@ -139,7 +139,7 @@ def test_shards_hold_each_batchs_hessian_gradient_and_loss(folder, model, sample
 def test_a_shard_says_what_it_is(folder, model, samples):
     [attrs] = compute(folder, model, split(samples, None, None, seed=0))
     with h5py.File(folder.shard(5, 0)) as file:
-        found = dict(file.attrs)
+        found = attributes(file)
         assert [name.decode() for name in file["parameters/names"][:]] == [
             "0.weight",
             "0.bias",

@@ -22,7 +22,11 @@ from pipeline.storage import Plain
 from pipeline.strategy import HVP, Func
 
 PACKAGE = Path(pipeline.run.__file__).parent
-READERS = ("config/schema.py", "config/given.py", "experiment/instantiate.py")  # of a config's keys and classes
+READERS = (
+    "config/schema.py",
+    "config/given.py",
+    "experiment/instantiate.py",
+)  # of a config's keys and classes
 DIGITS = (
     "seed=3",
     "training.num_steps=20",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import h5py
@@ -64,6 +65,15 @@ def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
     assert found.attrs == {"step": 120, "spectrum": "exact", "loss": 0.5}
     assert list(found.arrays["parameters/names"]) == ["fc1", "größe"]
     assert list(found.arrays["group/values"]) == [0, 1, 2]
+
+
+def test_results_are_the_same_to_the_byte_whenever_they_are_written(tmp_path: Path) -> None:
+    made = []
+    for name in ("one.h5", "two.h5"):
+        write_results(tmp_path / name, {"step": 120}, {"layers/fc1/eigenvalues": np.ones(3), "names": ["a"]})
+        made.append((tmp_path / name).read_bytes())
+        time.sleep(1.1)  # HDF5's clock shows seconds
+    assert made[0] == made[1]
 
 
 def test_results_that_are_damaged_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -110,8 +110,8 @@ def test_a_sqlite_store_on_a_network_disk_is_refused(tmp_path, commands):
     commands(sinfo="hostname")
     (tmp_path / "mounts").write_text(f"40 1 0:50 / {tmp_path} rw - nfs4 server:/home rw\n")
     (tmp_path / "sitecustomize.py").write_text(
-        "from pathlib import Path\nfrom pipeline.tracking import disks\n"
-        f"disks.MOUNTS = Path({str(tmp_path / 'mounts')!r})\n"
+        "from pathlib import Path\nfrom pipeline.tracking import network_disk\n"
+        f"network_disk.MOUNTS = Path({str(tmp_path / 'mounts')!r})\n"
     )
     told = last_line(tmp_path, *SLURM, *tracked(tmp_path), paths=[tmp_path])
     assert told.startswith(

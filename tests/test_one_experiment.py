@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.objective.checkpoints import load_state
+from pipeline.shards.hdf5 import array_of, attributes, names_in
 from pipeline.shards.shard import open_shard
 from pipeline.shards.writer import checksum_of
 from pipeline.system.evidence import CHECKSUMS
@@ -306,4 +307,7 @@ def _without_evidence(path):
     with h5py.File(path, "r+") as file:
         for name in told:
             del file.attrs[name]
-        file.attrs["checksum"] = checksum_of(file)
+        arrays = {
+            name: array_of(file, name) for name in names_in(file) if name not in ("matrix", "parameters")
+        }
+        file.attrs["checksum"] = checksum_of(attributes(file), arrays)

@@ -104,7 +104,7 @@ def test_names_of_arrays_are_spelled_in_one_module():
 
 
 def test_what_the_report_tells_of_a_file_is_in_it():
-    text = (ROOT / "pipeline" / "report.html.jinja").read_text(encoding="utf-8")
+    text = (ROOT / "pipeline" / "report" / "page" / "report.html.jinja").read_text(encoding="utf-8")
     told = [part.partition('"]')[0] for part in text.split('file["')[1:]]
     assert len(told) == 2
     assert set(told) <= set(spectra().arrays)

@@ -80,7 +80,7 @@ def test_the_disk_must_hold_every_shard_of_every_checkpoint(folder, asked, chang
     plan(folder, **changes)
     assert asked["disk"] == (
         8,
-        2**20 + 128 + 8 * (64 + 8),
+        2**20 + 24 + 8 * (64 + 8),
         num_shards,
     )  # P; one tile, the gradient, 1 MB beside
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +62,3 @@ def test_damage_is_found_in_any_storage_format() -> None:
         open_shard(PATH, memory)
     with pytest.raises(PipelineError, match="no such file"):
         open_shard(Path("step-000120/none"), memory)
-
-
-def test_only_the_storage_format_and_files_of_results_import_h5py() -> None:
-    root = Path(pipeline.__file__).parent
-    importers = {
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in (
-            [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else []
-        )
-        if name.partition(".")[0] == "h5py"
-    }
-    assert importers == {"hdf5.py", "hdf5_store.py"}

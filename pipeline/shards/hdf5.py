@@ -264,7 +264,11 @@ def replace_content(file: h5py.File, attrs: Mapping[str, Any], arrays: Mapping[s
     for name in list(file.attrs):
         del file.attrs[name]
     for name, array in arrays.items():
-        file[name] = strings(array) if array.dtype.kind in "UO" else array
+        *groups, last = name.split("/")
+        group: h5py.Group = file
+        for each in groups:  # one by one: a group that HDF5 makes by itself holds the time
+            group = group.require_group(each)
+        group[last] = strings(array) if array.dtype.kind in "UO" else array
     for name, value in attrs.items():
         file.attrs[name] = strings(value) if isinstance(value, str) else value
 

@@ -1,8 +1,8 @@
 """The rows of one use against the columns of one that runs no earlier, from how the net answers.
 
 Symbols as in `linear_use.py`; l is the use whose rows are made, m the other one, (T, d, p) and (S, k, q) their
-positions, units and inputs. With a tangent on unit i at position t of use l, the net answers δ̇[n, s, k] and ȧ[n, s, q] at use m,
-and
+positions, units and inputs. With a tangent on unit i at position t of use l, the net answers δ̇[n, s, k] and
+ȧ[n, s, q] at use m, and
 
     H[(i, p), (k, q)] = Σ_n Σ_t ã_l[n, t, p] Σ_s (δ̇[n, s, k] ã_m[n, s, q] + δ[n, s, k] ȧ[n, s, q]).
 
