@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.cluster import Cluster
     from pipeline.experiment.experiment import Experiment
     from pipeline.report.recorder import RunRecorder
-    from pipeline.spectrum import Decomposition
+    from pipeline.spectrum import SpectrumMethod
     from pipeline.tracking import Tracking
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -53,10 +53,12 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         tracker = tracking.ready()
         experiment = instantiate(config) if stages & NEED_MODEL else None
         if experiment is not None:
-            from pipeline.compute.preflight import check_plan  # not before the config is known to be right
+            from pipeline.compute.preflight import (
+                check_resources,  # not before the config is known to be right
+            )
 
             settings = settle(folder, plain(config), experiment.problem.hashes)
-            check_plan(folder, experiment)
+            check_resources(folder, experiment)
             keep(folder, settings)
             again = "to go on after a kill: the same command, with hydra.run.dir=that folder"
             log.info("run folder: %s (%s)", folder.path, again)
@@ -108,7 +110,7 @@ def compute(recorder: RunRecorder, experiment: Experiment, cluster: Cluster) -> 
 
 
 def aggregate(
-    recorder: RunRecorder, spectrum: Decomposition, cluster: Cluster, num_batches: int | None
+    recorder: RunRecorder, spectrum: SpectrumMethod, cluster: Cluster, num_batches: int | None
 ) -> None:
     """Spectra: one file for each checkpoint."""
     from pipeline.aggregate.stage import aggregate as aggregate_folder

@@ -66,7 +66,7 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> None:
         raise PipelineError(f"{name}={value!r}: choose one of {', '.join(known)}.")
 
 
-def check_switch(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
     """Refuse what is neither true nor false."""
     if not isinstance(value, bool):
         raise PipelineError(f"{name}={value!r}: give true or false.")

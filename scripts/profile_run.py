@@ -36,7 +36,7 @@ PARTS = {  # functions and methods, by what they are timed as
     "Hydra": ("pipeline.run:main",),
     "rest": ("pipeline.run:run",),
     "data and model": ("pipeline.experiment.instantiate:instantiate",),
-    "plan": ("pipeline.compute.preflight:check_plan",),
+    "plan": ("pipeline.compute.preflight:check_resources",),
     "loss along eigenvectors": ("pipeline.run:slices",),
     "figures and report": ("pipeline.run:report",),
     "MLflow, summary and table": (

@@ -11,7 +11,7 @@ from PIL import Image
 from report_cases import CASES, bowl, spectra
 
 from pipeline.report.charts import charts_of
-from pipeline.report.data import Findings
+from pipeline.report.data import ReportData
 from pipeline.report.figure_style import new_figure, save_png, signed_log, style
 from pipeline.report.figures import PICTURES, _color, _text, draw_pictures, picture
 from pipeline.report.page.page import THEMES, Arrays, Chart
@@ -39,7 +39,7 @@ def look():
 def described(*files, history=HISTORY, slices=None):
     """The charts of these spectra by name, and their arrays."""
     arrays, results = Arrays(), {file.step: file for file in files}
-    found = Findings(results, history, LIMIT, {120: bowl()} if slices is None else slices)
+    found = ReportData(results, history, LIMIT, {120: bowl()} if slices is None else slices)
     sections = charts_of(found, arrays)
     return {chart.name: chart for charts in sections.values() for chart in charts}, arrays
 

@@ -70,7 +70,7 @@ def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
 def test_results_are_the_same_to_the_byte_whenever_they_are_written(tmp_path: Path) -> None:
     made = []
     for name in ("one.h5", "two.h5"):
-        write_results(tmp_path / name, {"step": 120}, {"layers/fc1/eigenvalues": np.ones(3), "names": ["a"]})
+        write_results(tmp_path / name, {"step": 120}, {"group/fc1/eigenvalues": np.ones(3), "names": ["a"]})
         made.append((tmp_path / name).read_bytes())
         time.sleep(1.1)  # HDF5's clock shows seconds
     assert made[0] == made[1]

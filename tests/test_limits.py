@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.system import resources
-from pipeline.system.resources import available_memory, check_disk, check_memory, in_words
+from pipeline.system.resources import available_memory, check_disk, check_memory, format_bytes
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from pipeline.system.resources import available_memory, check_disk, check_memory
      (7.5e15, "7.5 PB"), (3e20, "3e+05 PB")],
 )  # fmt: skip
 def test_bytes_in_words(num_bytes, words):
-    assert in_words(int(num_bytes)) == words
+    assert format_bytes(int(num_bytes)) == words
 
 
 def test_what_fits_in_memory_is_let_through():
@@ -65,7 +65,8 @@ def test_a_disk_holds_what_fits(tmp_path, monkeypatch):
     with pytest.raises(PipelineError) as caught:
         check_disk(tmp_path, 1000, one, 5)
     assert str(caught.value) == (
-        f"5 shards of P = 1,000 weights need {in_words(5 * one)} of disk, {in_words(4 * one)} are free in {tmp_path}: "
+        f"5 shards of P = 1,000 weights need {format_bytes(5 * one)} of disk, "
+        f"{format_bytes(4 * one)} are free in {tmp_path}: "
         "lower num_batches, choose another disk with hydra.run.dir=FOLDER, or dtype=float32."
     )
     check_disk(tmp_path, 1000, one // 2, 5)

@@ -4,12 +4,12 @@ import pytest
 from command import SMALL, fail, run
 
 MISTAKES = {
-    "misspelt key": (["sed=1"], "sed: there is no such option, did you mean seed?"),
-    "misspelt option": (
+    "misspelled key": (["sed=1"], "sed: there is no such option, did you mean seed?"),
+    "misspelled option": (
         ["model.hiden_sizes=[3]"],
         "model.hiden_sizes: there is no such option, did you mean hidden_sizes?",
     ),
-    "misspelt choice": (
+    "misspelled choice": (
         ["strategy=fun"],
         "strategy=fun: there is no such option, did you mean func? Choose one of auto, autograd, func, ",
     ),

@@ -4,11 +4,11 @@ from omegaconf import ListConfig
 
 from pipeline.errors import PipelineError
 from pipeline.validation import (
+    check_bool,
     check_choice,
     check_count,
     check_counts,
     check_number,
-    check_switch,
     check_text,
 )
 
@@ -21,7 +21,7 @@ def test_what_fits_passes():
     check_number("x", 0, minimum=0)
     check_number("x", np.float32(0.5), above=0, below=1)
     check_choice("c", "a", ("a", "b"))
-    check_switch("s", False)
+    check_bool("s", False)
     check_text("t", "x", "y")
 
 
@@ -44,7 +44,7 @@ def test_what_fits_passes():
         (check_number, float("inf"), {"above": 0}, r"a=inf"),
         (check_choice, "x", {"known": ("u", "v")}, r"a='x': choose one of u, v\.$"),
         (check_choice, [], {"known": ("u", "v")}, r"a=\[\]: choose"),
-        (check_switch, 1, {}, r"a=1: give true or false\.$"),
+        (check_bool, 1, {}, r"a=1: give true or false\.$"),
         (check_text, "", {"example": "b"}, r"a='': give a text such as b\.$"),
         (check_text, 3, {"example": "b"}, r"a=3"),
     ],

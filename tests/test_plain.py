@@ -186,10 +186,10 @@ def test_windows_of_unpooling_that_overlap() -> None:
         return (F.max_unpool1d(pooled, places, 2, 1) ** 3).sum()
 
     vector = torch.tensor([0.1, 2.0, 0.3, 1.5, 0.2])
-    spelt = spelt_out(value)
-    assert torch.equal(spelt(vector), value(vector, False))
+    spelled = spelt_out(value)
+    assert torch.equal(spelled(vector), value(vector, False))
     for mode in MODES:
-        torch.testing.assert_close(mode(spelt, vector), mode(lambda v: value(v, False), vector))
+        torch.testing.assert_close(mode(spelled, vector), mode(lambda v: value(v, False), vector))
 
 
 @pytest.mark.parametrize("upper", [False, True])

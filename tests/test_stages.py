@@ -60,7 +60,7 @@ def asked(monkeypatch):
 
 
 def plan(folder, **changes):
-    preflight.check_plan(folder, replace(EXPERIMENT, **changes))
+    preflight.check_resources(folder, replace(EXPERIMENT, **changes))
 
 
 @pytest.mark.parametrize(

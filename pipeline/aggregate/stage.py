@@ -33,10 +33,10 @@ from pipeline.results.spectra_file import LayerBlocks, MeanSpectrum, SpectraFile
 from pipeline.shards.hdf5 import Array
 from pipeline.shards.matrix_views import Part
 from pipeline.shards.shard import SHARED, Shard, Tile, open_shard, write_shard
-from pipeline.spectrum import Decomposition, Spectrum
+from pipeline.spectrum import Spectrum, SpectrumMethod
 from pipeline.spectrum.summary import sign_threshold
 from pipeline.system.evidence import difference, shared
-from pipeline.system.resources import check_memory, in_words
+from pipeline.system.resources import check_memory, format_bytes
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal import progress
 
@@ -48,7 +48,7 @@ LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is n
 
 
 def aggregate(
-    folder: RunFolder, spectrum: Decomposition, cluster: Cluster, num_batches: int | None = None
+    folder: RunFolder, spectrum: SpectrumMethod, cluster: Cluster, num_batches: int | None = None
 ) -> Iterator[SpectraFile]:
     """Write the spectra file of each step that has shards, and give it.
 
@@ -85,7 +85,7 @@ def aggregate(
             yield file
 
 
-def _check_memory(shard: Shard, spectrum: Decomposition, num_workers: int) -> None:
+def _check_memory(shard: Shard, spectrum: SpectrumMethod, num_workers: int) -> None:
     """One decomposition of the whole matrix, or one of a batch's matrix in each worker."""
     num_rows, itemsize = shard.num_rows, shard.dtype.itemsize
     held = num_rows**2 * itemsize if spectrum.in_memory else 0
@@ -96,7 +96,7 @@ def _check_memory(shard: Shard, spectrum: Decomposition, num_workers: int) -> No
     )
 
 
-def _name(spectrum: Decomposition) -> str:
+def _name(spectrum: SpectrumMethod) -> str:
     return type(spectrum).__name__.lower()
 
 
@@ -137,7 +137,7 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
             )
 
 
-def _hash(shards: Sequence[Shard], spectrum: Decomposition) -> str:
+def _hash(shards: Sequence[Shard], spectrum: SpectrumMethod) -> str:
     """Of all that the spectra file is made from; a shard's checksum covers every number in it."""
     keys = (*SHARED, "batch_index", "num_samples", "checksum")
     identity = [[shard.attrs[key] for key in keys if key in shard.attrs] for shard in shards]
@@ -148,7 +148,7 @@ def _aggregate_step(
     folder: RunFolder,
     step: int,
     shards: Sequence[Shard],
-    spectrum: Decomposition,
+    spectrum: SpectrumMethod,
     num_workers: int,
     unfinished: Unfinished,
 ) -> SpectraFile:
@@ -203,7 +203,7 @@ def _aggregate_step(
     )
 
 
-def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]:
+def _affordable(mean: Shard, spectrum: SpectrumMethod) -> list[tuple[str, slice]]:
     """The parameters whose own blocks are decomposed, and their rows.
 
     Not: one whose block is most of a large matrix on disk. It would take as many passes as the whole once more.
@@ -219,7 +219,7 @@ def _affordable(mean: Shard, spectrum: Decomposition) -> list[tuple[str, slice]]
             log.info(
                 "%s: no spectrum of its own block (%s on disk): it is most of the matrix, and would take as long.",
                 name,
-                in_words(num_bytes),
+                format_bytes(num_bytes),
             )
         else:
             taken.append((name, span))
@@ -323,7 +323,7 @@ def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterat
 
 def _decompose(
     matrix: Part,
-    decomposition: Decomposition,
+    decomposition: SpectrumMethod,
     in_memory: bool,
     unfinished: Unfinished,
     name: str,

@@ -17,7 +17,7 @@ from pipeline.objective.objective import Objective, Params
 from pipeline.strategy import Strategy
 from pipeline.strategy.attempt import choices_of
 from pipeline.strategy.forward_mode import push
-from pipeline.system.resources import available_memory, in_words
+from pipeline.system.resources import available_memory, format_bytes
 
 NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
 ROOM_TO_CHECK = 10**8  # bytes under which nobody asks whether they are there
@@ -88,8 +88,8 @@ def check_room(num_bytes: int, num_parameters: int, place: torch.device) -> None
     there = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else available_memory()
     if num_bytes > there:
         raise PipelineError(
-            f"the dense Hessian of P = {num_parameters:,} weights needs {in_words(num_bytes)} of memory, "
-            f"{in_words(there)} are free on {place}: choose fewer weights (parameters=...), "
+            f"the dense Hessian of P = {num_parameters:,} weights needs {format_bytes(num_bytes)} of memory, "
+            f"{format_bytes(there)} are free on {place}: choose fewer weights (parameters=...), "
             "layer_hessians, dtype=torch.float32, or python -m pipeline.run, which writes it to disk as it comes."
         )
 

@@ -15,7 +15,7 @@ Processes = Callable[[Callable[[int], list[Work]]], None]
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteShards:
     """Where shards of these tiles are computed, if not in this process: by `processes`, where there are any.
 
     place: the path of the shard of a step and a batch.

@@ -12,14 +12,14 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import objective_of
 from pipeline.shards.shard import file_size
 from pipeline.strategy import STRATEGIES
-from pipeline.system.resources import available_memory, check_disk, check_memory, in_words
+from pipeline.system.resources import available_memory, check_disk, check_memory, format_bytes
 from pipeline.system.run_folder import RunFolder
 from pipeline.validation import name_of
 
 log = logging.getLogger("pipeline")
 
 
-def check_plan(folder: RunFolder, experiment: Experiment) -> None:
+def check_resources(folder: RunFolder, experiment: Experiment) -> None:
     """Say how large the matrices will be and what they will take, and refuse now what would not fit later.
 
     Raises:
@@ -48,9 +48,9 @@ def check_plan(folder: RunFolder, experiment: Experiment) -> None:
         "%s: P = %s weights, a matrix of %s; the run needs up to %s of memory for matrices, %s are free.",
         type(experiment.problem.model).__name__,
         f"{num_parameters:,}",
-        in_words(num_parameters**2 * itemsize),
-        in_words(max(needs.values(), default=0)),
-        in_words(available_memory()),
+        format_bytes(num_parameters**2 * itemsize),
+        format_bytes(max(needs.values(), default=0)),
+        format_bytes(available_memory()),
     )
     if num_matrices > 0:
         plan, seconds = _work(experiment, batches[0])
@@ -59,7 +59,7 @@ def check_plan(folder: RunFolder, experiment: Experiment) -> None:
             num_matrices,
             "matrix" if num_matrices == 1 else "matrices",
             plan,
-            in_words(num_files * bytes_each),
+            format_bytes(num_files * bytes_each),
             _duration(num_matrices * seconds),
         )
 

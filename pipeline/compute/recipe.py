@@ -20,7 +20,7 @@ from pipeline.objective.objective import Criterion, Objective, Params, layout_of
 from pipeline.objective.reference import Reference
 from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell
-from pipeline.strategy.block_filter import Wanted
+from pipeline.strategy.block_filter import BlockFilter
 from pipeline.strategy.blocks import Block
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,12 @@ def parts_of(
 
 
 def blocks_of(
-    spec: MatrixSpec, part: Part, batch: Batch, wanted: Wanted, attrs: dict[str, Any], failures: Failures = ()
+    spec: MatrixSpec,
+    part: Part,
+    batch: Batch,
+    wanted: BlockFilter,
+    attrs: dict[str, Any],
+    failures: Failures = (),
 ) -> Iterator[Block]:
     """The blocks of a part, by rows and columns of the whole matrix.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.compute.batch_matrix import BatchMatrix
-from pipeline.compute.distribution import Elsewhere, Processes
+from pipeline.compute.distribution import Processes, RemoteShards
 from pipeline.compute.recipe import parts_of
 from pipeline.compute.running_mean import keep_mean
 from pipeline.errors import PipelineError
@@ -53,7 +53,7 @@ def compute(
     problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
     keeps_mean = spec.keeps_mean(len(batches))
     grid = Grid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
-    others = Elsewhere(processes, folder.passing if keeps_mean else folder.shard, grid)
+    others = RemoteShards(processes, folder.passing if keeps_mean else folder.shard, grid)
     for step in steps:  # all of them before anything is written
         problem.load(folder.checkpoint(step))
     if not keeps_mean:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.device.cpu import Cpu
 from pipeline.device.cuda import Cuda
-from pipeline.validation import check_switch
+from pipeline.validation import check_bool
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Auto:
     tf32: bool = False
 
     def __post_init__(self) -> None:
-        check_switch("device.tf32", self.tf32)
+        check_bool("device.tf32", self.tf32)
 
     def of_worker(self, number: int) -> Auto | Cuda:
         """The workers of a machine take its GPUs in turn: worker 5 of a machine with 4 takes GPU 1."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.validation import check_count, check_switch
+from pipeline.validation import check_bool, check_count
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cuda:
 
     def __post_init__(self) -> None:
         check_count("device.index", self.index, minimum=0)
-        check_switch("device.tf32", self.tf32)
+        check_bool("device.tf32", self.tf32)
 
     def setup(self) -> torch.device:
         """Set the precision of float32 products.

@@ -11,7 +11,7 @@ from pipeline.layout import Layout
 from pipeline.matrix import Matrix
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
-from pipeline.spectrum import Decomposition
+from pipeline.spectrum import SpectrumMethod
 from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import Strategy
 
@@ -56,7 +56,7 @@ class Experiment:
 
     problem: Problem
     matrix: MatrixSpec
-    spectrum: Decomposition
+    spectrum: SpectrumMethod
     checkpoint_steps: Sequence[int]
     last_step: int
     num_batches: int | None

@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective.batch import Batch
 from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Linear, linearised
+from pipeline.objective.linearized import Linear, linearized
 from pipeline.objective.objective import Criterion, Objective, Params
 from pipeline.objective.reference import Reference
 from pipeline.objective.samples import check_outputs_count_samples
@@ -42,7 +42,7 @@ class EmpiricalFisher:
         def squares(criterion: Criterion) -> Criterion:
             return _Squares(criterion, is_mean, batch.num_samples)
 
-        linear = linearised(objective, params, batch, squares)
+        linear = linearized(objective, params, batch, squares)
         outputs = linear.predict(params, batch.inputs).outputs
 
         def evaluate(outputs: Any, targets: Any) -> Tensor:

@@ -17,7 +17,7 @@ from pipeline.matrix.ggn import gauss_newton
 from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective.batch import Batch
 from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Linear, linearised
+from pipeline.objective.linearized import Linear, linearized
 from pipeline.objective.objective import Criterion, Objective, Params
 from pipeline.objective.reference import Reference
 from pipeline.objective.trees import Tree
@@ -47,12 +47,12 @@ class Fisher:
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
         likelihood = likelihood_of(objective.criterion)
         if self.num_draws is None:
-            return linearised(objective, params, batch), batch
+            return linearized(objective, params, batch), batch
 
         def squares(criterion: Criterion) -> Criterion:
             return _DrawnSquares(criterion, likelihood)
 
-        linear = linearised(objective, params, batch, squares)
+        linear = linearized(objective, params, batch, squares)
         outputs = linear.predict(params, batch.inputs).outputs
         if not isinstance(outputs, Tensor):
             raise PipelineError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.objective.batch import Batch
 from pipeline.objective.differences import Product
-from pipeline.objective.linearized import linearised
+from pipeline.objective.linearized import linearized
 from pipeline.objective.objective import Objective, Params
 from pipeline.objective.reference import Reference
 
@@ -19,12 +19,12 @@ from pipeline.objective.reference import Reference
 class GGN:
     """G = JᵀΛJ, J the derivative of the outputs by the weights, Λ the Hessian of the criterion by the outputs.
 
-    It is the Hessian of the loss of the model linearised at the weights; positive semidefinite where the criterion is
+    It is the Hessian of the loss of the model linearized at the weights; positive semidefinite where the criterion is
     convex; of rank at most N·C, N (C - 1) for cross-entropy. Source: Schraudolph 2002, doi:10.1162/08997660260028683.
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        return linearised(objective, params, batch), batch
+        return linearized(objective, params, batch), batch
 
     def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
         return gauss_newton(reference, direction, by_autograd)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.matrix.ggn import gauss_newton
 from pipeline.objective.batch import Batch
 from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Difference, linearised
+from pipeline.objective.linearized import Difference, linearized
 from pipeline.objective.objective import Objective, Params
 from pipeline.objective.reference import Reference
 
@@ -38,7 +38,7 @@ class Residual:
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        return Difference.of(objective, linearised(objective, params, batch)), batch
+        return Difference.of(objective, linearized(objective, params, batch)), batch
 
     def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
         """H v - G v."""

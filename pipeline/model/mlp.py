@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.model.activation import activation_named
 from pipeline.model.shapes import sample_shape
-from pipeline.validation import check_counts, check_switch
+from pipeline.validation import check_bool, check_counts
 
 
 class MLP(nn.Sequential):
@@ -29,7 +29,7 @@ class MLP(nn.Sequential):
         bias: bool = True,
     ) -> None:
         shape = sample_shape(input_shape, num_outputs)
-        check_switch("model.bias", bias)
+        check_bool("model.bias", bias)
         sizes = (prod(shape), *check_counts("model.hidden_sizes", hidden_sizes), num_outputs)
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for i, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):

@@ -1,4 +1,4 @@
-"""Models linearised at a point: their outputs are linear in the weights, so that only the criterion curves."""
+"""Models linearized at a point: their outputs are linear in the weights, so that only the criterion curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AGREED = 1e-3  # relative: a forward-mode derivative that is wrong is far off, n
 
 
 class Linear(NamedTuple):
-    """What a linearised model puts out: f(θ₀), constant, and J (θ - θ₀), for its floating-point tensors."""
+    """What a linearized model puts out: f(θ₀), constant, and J (θ - θ₀), for its floating-point tensors."""
 
     outputs: Any
     changes: Tensors
@@ -34,7 +34,7 @@ class Jacobian:
     """J, the derivative of a model's outputs by its weights at one point and for one batch, as a linear map.
 
     Products with J and with its transpose are taken by themselves, never inside another derivative: what is linear
-    needs none. So whatever differentiates a linearised model sees a map whose derivative is the map itself, and asks
+    needs none. So whatever differentiates a linearized model sees a map whose derivative is the map itself, and asks
     of the model first derivatives alone.
     """
 
@@ -271,8 +271,8 @@ def _each(map_: Callable[[Tensors, bool], Tensors], num_dims: int, vectors: Tens
 
 
 @dataclass(frozen=True)
-class Linearisation:
-    """A model linearised at the weights `at`: a `predict` whose outputs are `Linear`."""
+class LinearizedModel:
+    """A model linearized at the weights `at`: a `predict` whose outputs are `Linear`."""
 
     predict: Callable[[Params, Inputs], Any]
     at: Params
@@ -295,7 +295,7 @@ class Linearisation:
 
 
 @dataclass(frozen=True)
-class OfLinear:
+class LinearizedCriterion:
     """A criterion of the outputs, at f(θ₀) + J (θ - θ₀)."""
 
     criterion: Criterion
@@ -307,10 +307,13 @@ class OfLinear:
         )
 
 
-def linearised(
-    objective: Objective, at: Params, batch: Batch, criterion: Callable[[Criterion], Criterion] = OfLinear
+def linearized(
+    objective: Objective,
+    at: Params,
+    batch: Batch,
+    criterion: Callable[[Criterion], Criterion] = LinearizedCriterion,
 ) -> Objective:
-    """The objective of the linearised model. Its Hessian is the generalised Gauss-Newton matrix JᵀΛJ.
+    """The objective of the linearized model. Its Hessian is the generalised Gauss-Newton matrix JᵀΛJ.
 
     criterion: what becomes of the objective's, as a function of `Linear` outputs.
 
@@ -318,7 +321,7 @@ def linearised(
         PipelineError: the criterion depends on the weights in another way than through the outputs, or all outputs
             that it can use are numbers.
     """
-    linear = Linearisation(objective.predict, at)
+    linear = LinearizedModel(objective.predict, at)
     outputs = linear.jacobian(batch.inputs).outputs
     if objective.loss_of(leaves_of(at), outputs, batch.targets).requires_grad:
         raise PipelineError(

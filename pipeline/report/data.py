@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """What a run has found.
 
     results: the spectra by step, ascending. history: columns of the training curve by name; empty if there is none.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.schema import class_names
 from pipeline.errors import PipelineError
 from pipeline.report import tables as tables
-from pipeline.report.data import Findings
+from pipeline.report.data import ReportData
 from pipeline.results.number_format import matrix_name
 from pipeline.system.run_folder import RunFolder, write_atomically
 
@@ -53,12 +53,12 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
     return folder.report
 
 
-def _choice(found: Findings) -> dict[str, str]:
+def _choice(found: ReportData) -> dict[str, str]:
     """What a reader sees at first: the last step."""
     return {"step": str(found.last_step)}
 
 
-def _context(found: Findings) -> str:
+def _context(found: ReportData) -> str:
     """Which matrix, at which steps, of how many weights, samples and batches."""
     file, several = found.last, len(found.results) > 1
     counts = [(file.numbers[key], key.removeprefix("num_")) for key in ("num_samples", "num_batches")]
@@ -72,7 +72,7 @@ def _context(found: Findings) -> str:
     )
 
 
-def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
+def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
     from pipeline.results.evolution import stability_limit
     from pipeline.results.spectra_file import LandscapeFile, SpectraFile
@@ -85,7 +85,7 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
     results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
     chosen, *_ = tables.load_config(folder, config)
     slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
-    return Findings(
+    return ReportData(
         results,
         tables.read_history(folder.history),
         stability_limit(
@@ -100,7 +100,7 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> Findings:
 def _page(
     folder: RunFolder,
     config: Mapping[str, Any] | None,
-    found: Findings,
+    found: ReportData,
     sections: Sections,
     arrays: Arrays,
 ) -> str:

@@ -12,8 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.spectrum.lanczos import extremal_eigenpairs
 from pipeline.spectrum.protocol import Array, Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import TopK
-from pipeline.system.resources import in_words
-from pipeline.validation import check_choice, check_count, check_switch
+from pipeline.system.resources import format_bytes
+from pipeline.validation import check_bool, check_choice, check_count
 
 DEVICES = ("auto", "cpu", "cuda")
 NO_GPU = "torch finds no GPU"
@@ -48,7 +48,7 @@ class Exact:
     def __post_init__(self) -> None:
         check_choice("spectrum.device", self.device, DEVICES)
         check_count("spectrum.num_top", self.num_top)
-        check_switch("spectrum.all_of_batches", self.all_of_batches)
+        check_bool("spectrum.all_of_batches", self.all_of_batches)
 
     @property
     def in_memory(self) -> bool:
@@ -145,7 +145,7 @@ def _on_gpu(matrix: Any) -> tuple[Array | None, str]:
         return None, NO_GPU
     device, there = gpu
     needed = GPU_COPIES * matrix.numel() * matrix.element_size()
-    too_small = f"the GPU has {in_words(there)} free, and {in_words(needed)} are needed"
+    too_small = f"the GPU has {format_bytes(there)} free, and {format_bytes(needed)} are needed"
     if needed > there:
         return None, too_small
     try:

@@ -55,7 +55,7 @@ class Spectrum:
     num_passes: int = 0  # over the matrix, where it was read in passes
 
 
-class Decomposition(Protocol):
+class SpectrumMethod(Protocol):
     """A choice of conf/spectrum: what is extracted from a stored matrix."""
 
     @property
@@ -73,7 +73,7 @@ class Decomposition(Protocol):
 
     def decompose(self, matrix: SymmetricMatrix) -> Spectrum: ...
 
-    def of_batch(self) -> Decomposition:
+    def of_batch(self) -> SpectrumMethod:
         """What is extracted from each batch's own matrix, of which there are many."""
         ...
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
-from pipeline.spectrum.topk import SINGLE, ends_of, memory_of
+from pipeline.spectrum.topk import SINGLE, extremal_spectrum, memory_of
 from pipeline.validation import check_count, check_number
 
 
@@ -67,7 +67,7 @@ class SLQ:
         Raises:
             PipelineError: if a residual is above its bound after `max_passes`, or a product is not finite.
         """
-        return ends_of(matrix, self, min_passes=self.num_steps)
+        return extremal_spectrum(matrix, self, min_passes=self.num_steps)
 
     def memory(self, num_rows: int, itemsize: int) -> int:
         """Bytes at the peak; what `matvec` needs beside its result is not in it."""

@@ -70,7 +70,7 @@ class TopK:
         Raises:
             PipelineError: if a residual is above its bound after `max_passes`, or a product is not finite.
         """
-        return ends_of(matrix, self)
+        return extremal_spectrum(matrix, self)
 
     def memory(self, num_rows: int, itemsize: int) -> int:
         """Bytes at the peak; what `matvec` needs beside its result is not in it."""
@@ -96,7 +96,7 @@ class Options(Protocol):
     def seed(self) -> int: ...
 
 
-def ends_of(matrix: SymmetricMatrix, options: Options, min_passes: int = 0) -> Spectrum:
+def extremal_spectrum(matrix: SymmetricMatrix, options: Options, min_passes: int = 0) -> Spectrum:
     """The spectrum's two ends, and what the passes tell of its density.
 
     Raises:

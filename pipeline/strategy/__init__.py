@@ -13,7 +13,7 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.auto import Auto
 from pipeline.strategy.autograd import Autograd
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.func import Func
@@ -26,7 +26,7 @@ class Strategy(Protocol):
     """Options of one way to compute the Hessian of `objective.loss` with respect to `params`."""
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`.
 
@@ -57,11 +57,11 @@ __all__ = [
     "STRATEGIES",
     "Auto",
     "Autograd",
+    "BlockFilter",
     "Cost",
     "Func",
     "KhatriRao",
     "Strategy",
     "Triangular",
-    "Wanted",
     "everything",
 ]

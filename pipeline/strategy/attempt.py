@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: 
 
 
 def blocks_by(
-    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
 ) -> Iterator[Block]:
     """The blocks of a strategy.
 

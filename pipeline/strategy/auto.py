@@ -14,7 +14,7 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP, Counts, count_numbers, rows_at_once
@@ -54,12 +54,12 @@ class Auto:
         check_count("strategy.megabytes", self.megabytes)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         yield from self.start(objective, params, batch, wanted)[1]
 
     def start(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> tuple[Choice, Iterator[Block]]:
         """The first way whose first block can be made, and its blocks."""
         failures: list[tuple[str, StrategyError]] = []

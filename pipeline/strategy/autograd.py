@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, flatten, leaves_of
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.parameter_pairs import unit_vectors
@@ -38,7 +38,7 @@ class Autograd:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         leaves = leaves_of(params)
         weights = tuple(leaves.values())

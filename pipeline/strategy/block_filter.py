@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Wanted = Callable[[slice, slice], bool]
+BlockFilter = Callable[[slice, slice], bool]
 """Whether any of the entries rows x cols, or of their mirror image, is asked for; it says the same until all blocks are
 made."""
 

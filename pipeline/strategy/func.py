@@ -14,11 +14,11 @@ from torch.func import hessian, vmap
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch, Inputs
-from pipeline.objective.linearized import Difference, Linear, Linearisation
+from pipeline.objective.linearized import Difference, Linear, LinearizedModel
 from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.samples import are_alike
 from pipeline.objective.trees import Tree
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.loss_chunks import weighted_chunks
@@ -42,7 +42,7 @@ class Func:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         by_sample = _samples_apart(objective, params, batch)
         spans = Layout.of(params).slices()
@@ -74,10 +74,10 @@ def _lower_pairs(params: Params) -> list[tuple[str, str]]:
 
 
 def _one_by_one(objective: Objective, batch: Batch, squares: bool) -> Objective:
-    """The objective whose model sees one sample at a time; a linearised model stays, since it is one linear map."""
+    """The objective whose model sees one sample at a time; a linearized model stays, since it is one linear map."""
     if isinstance(objective, Difference):
         return Difference.of(_one_by_one(objective.whole, batch, squares), objective.part)
-    if isinstance(objective.predict, Linearisation):
+    if isinstance(objective.predict, LinearizedModel):
         return objective
     number = len(Tree.of(batch.inputs, every=True).tensors)
     dims = [0 if each else None for each in batch.counted(squares)[:number]]

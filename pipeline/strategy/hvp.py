@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, flatten, leaves_of
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.forward_mode import push
@@ -47,7 +47,7 @@ class HVP:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         num_parameters = Layout.of(params).num_parameters
         if num_parameters <= self.chunk_size:
@@ -105,7 +105,7 @@ def rows_by_products(
     batch: Batch,
     columns: Mapping[str, Sequence[str]],
     chunk_size: int,
-    wanted: Wanted = everything,
+    wanted: BlockFilter = everything,
 ) -> Iterator[Block]:
     """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each
     row.

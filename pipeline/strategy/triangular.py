@@ -12,7 +12,7 @@ from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.parameter_pairs import columns_of, rows_of, unit_vectors
@@ -46,7 +46,7 @@ class Triangular:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         layout = Layout.of(params)
         spans = layout.slices()

@@ -87,7 +87,7 @@ def density(lines: Sequence[Line], arrays: Arrays) -> Chart | None:
             },
         },
         signed={"x": max(linear_width(grid) for _, grid, _ in known)},
-        choices=_choices("color", "colours by", lines),
+        choices=_choices("color", "colors by", lines),
         height=460,
     )
 
@@ -133,7 +133,7 @@ def by_rank(lines: Sequence[Line], arrays: Arrays) -> Chart | None:
                 "range": [float(np.log10(smallest / 2)), float(np.log10(2.5 * largest))],
             },
         },
-        choices=_choices("color", "colours by", lines),
+        choices=_choices("color", "colors by", lines),
         height=420,
     )
 

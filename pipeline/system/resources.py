@@ -38,8 +38,8 @@ def check_memory(num_parameters: int, needs: dict[str, int], available: int | No
     for option, bytes_needed in needs.items():
         if bytes_needed > there:
             raise PipelineError(
-                f"{option} with P = {num_parameters:,} weights needs {in_words(bytes_needed)} of memory, "
-                f"{in_words(there)} are free: choose {_lighter(option)}, fewer weights (parameters=[...]), "
+                f"{option} with P = {num_parameters:,} weights needs {format_bytes(bytes_needed)} of memory, "
+                f"{format_bytes(there)} are free: choose {_lighter(option)}, fewer weights (parameters=[...]), "
                 "or dtype=float32."
             )
 
@@ -54,13 +54,13 @@ def check_disk(folder: Path, num_parameters: int, bytes_each: int, num_shards: i
     there = shutil.disk_usage(folder).free
     if needed > there:
         raise PipelineError(
-            f"{num_shards} shards of P = {num_parameters:,} weights need {in_words(needed)} of disk, "
-            f"{in_words(there)} are free in {folder}: lower num_batches, choose another disk with "
+            f"{num_shards} shards of P = {num_parameters:,} weights need {format_bytes(needed)} of disk, "
+            f"{format_bytes(there)} are free in {folder}: lower num_batches, choose another disk with "
             "hydra.run.dir=FOLDER, or dtype=float32."
         )
 
 
-def in_words(num_bytes: int) -> str:
+def format_bytes(num_bytes: int) -> str:
     """Bytes in the unit that a person would use: 45.9 GB."""
     power = min(int(math.log10(max(num_bytes, 1))) // 3, len(UNITS) - 1)
     return f"{num_bytes / 1000**power:.3g} {UNITS[power]}"

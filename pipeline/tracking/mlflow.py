@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder, write_atomically
 from pipeline.tracking import error_messages, provenance, store
 from pipeline.tracking.key_format import flat_texts, key_text, value_text
-from pipeline.validation import check_switch
+from pipeline.validation import check_bool
 
 if TYPE_CHECKING:
     from pipeline.tracking.background import Recorder
@@ -57,7 +57,7 @@ class MLflow:
             raise PipelineError(
                 f"tracking.uri is an address, not {self.uri!r}: give http://HOST:PORT, or null."
             )
-        check_switch("tracking.background", self.background)
+        check_bool("tracking.background", self.background)
         store.resolve(self.uri, self.root)
 
     def ready(self) -> MLflow | Recorder:

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.training.gradient_descent import Descent
+from pipeline.training.gradient_descent import GradientTraining
 from pipeline.validation import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Descent):
+class Adam(GradientTraining):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980) on minibatches.
 
     beta1, beta2: of the running means of the gradient and of its square.

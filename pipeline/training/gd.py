@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.training.gradient_descent import Descent
+from pipeline.training.gradient_descent import GradientTraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class GD(Descent):
+class GD(GradientTraining):
     """Gradient descent on all training samples: w ← w - learning_rate · gradient.
 
     The method whose largest Hessian eigenvalue comes to rest at 2 / learning_rate (Cohen et al. 2021,

@@ -17,7 +17,7 @@ from pipeline.validation import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(ABC):
+class GradientTraining(ABC):
     """What all ways to descend the loss share; a subclass names its optimizer.
 
     num_steps: updates of the weights.

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.training.gradient_descent import Descent
+from pipeline.training.gradient_descent import GradientTraining
 from pipeline.validation import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Descent):
+class SGD(GradientTraining):
     """Stochastic gradient descent on minibatches: v ← momentum · v + gradient, w ← w - learning_rate · v."""
 
     momentum: float = 0.9

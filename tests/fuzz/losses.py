@@ -141,7 +141,7 @@ def spread(outputs: Tensor, targets: Any) -> Tensor:
     return (outputs - targets).square().mean() + outputs.var(0, correction=0).sum()
 
 
-def neighbouring(outputs: Tensor, targets: Any) -> Tensor:
+def neighboring(outputs: Tensor, targets: Any) -> Tensor:
     return (outputs[1:] - outputs[:-1]).square().sum() + outputs[0].cos().sum()
 
 
@@ -226,7 +226,7 @@ LOSSES: dict[str, Loss] = {
     "contrastive": Loss(lambda r, m: contrastive, lambda y: None),
     "ranked": Loss(lambda r, m: ranked, lambda y: None),
     "spread": Loss(lambda r, m: spread, values),
-    "neighbouring": Loss(lambda r, m: neighbouring, lambda y: None),
+    "neighboring": Loss(lambda r, m: neighboring, lambda y: None),
     "penalty_squares": Loss(penalised("squares"), values, of_outputs=False),
     "penalty_smooth": Loss(penalised("smooth"), values, of_outputs=False),
     "penalty_quartic": Loss(penalised("quartic"), values, of_outputs=False),

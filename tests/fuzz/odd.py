@@ -594,12 +594,12 @@ def derivative(s: Site) -> Part:
 
 
 COUPLED = ("centred", "rolled", "pairs", "attention", "softmax", "deviation", "windows", "cumulative", "sorted",
-           "graph", "two_halves", "whitened", "ends", "neighbours")  # fmt: skip
+           "graph", "two_halves", "whitened", "ends", "neighbors")  # fmt: skip
 
 
 @kind(odd=True, rank=1, how=COUPLED, weight=3)
 def coupled(s: Site) -> Part:
-    """Samples that influence each other: all of them, neighbours, or those of a group."""
+    """Samples that influence each other: all of them, neighbors, or those of a group."""
     how = s.o.how
 
     def run(p: Part, x: Tensor) -> Tensor:
@@ -632,7 +632,7 @@ def coupled(s: Site) -> Part:
                 return torch.cat([y[:half] - y[:half].sum(0).sin(), y[half:] - y[half:].sum(0).sin()])
             case "ends":
                 return y * y[-1].tanh()
-            case "neighbours":
+            case "neighbors":
                 return y + F.pad(y[:-1].tanh(), (0, 0, 1, 0))
         return y @ torch.linalg.inv(y.T @ y / n + torch.eye(y.shape[1]).to(y))
 

@@ -1,7 +1,7 @@
 """How tests of kinds of faults ask for a matrix, and what it should be: found on the module, by backward passes.
 
 A kind is one way in which a matrix came out wrong, was refused though it could be had, or changed the model. Each file
-here holds one kind, and neighbours of it.
+here holds one kind, and neighbors of it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def last_two(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.mse_loss(outputs, targets) + (outputs[-1] * outputs[-2]).sum().square()
 
 
-def neighbours(outputs: Tensor, targets: Tensor) -> Tensor:
+def neighbors(outputs: Tensor, targets: Tensor) -> Tensor:
     """Differences in time, in an order that is shuffled."""
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     return F.mse_loss(outputs, targets) + 0.3 * outputs[order].diff(dim=0).square().mean()
@@ -144,7 +144,7 @@ KINDS: dict[str, Callable[[], Built]] = {
     "triplets": by_criterion(triplets),
     "contrastive": by_criterion(contrastive),
     "the last two": by_criterion(last_two),
-    "differences": by_criterion(neighbours),
+    "differences": by_criterion(neighbors),
     "soft maximum": by_criterion(worst),
     "covariance": by_criterion(covariance),
     **{name: lambda build=build: (build(), nn.MSELoss(), *data(n=N)) for name, build in MODELS.items()},

@@ -43,7 +43,7 @@ class Graph(nn.Module):
 
 
 class Adjacency(nn.Module):
-    """A matrix of neighbours, (N, N), dense or sparse."""
+    """A matrix of neighbors, (N, N), dense or sparse."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
-from pipeline.objective.linearized import Difference, linearised
+from pipeline.objective.linearized import Difference, linearized
 from pipeline.objective.objective import Objective, objective_of
 from pipeline.strategy import HVP, KhatriRao
 from pipeline.strategy.blocks import assemble
@@ -224,7 +224,7 @@ def test_all_weights_are_captured(case: str) -> None:
 @pytest.mark.parametrize("case", CAPTURED)
 def test_rows_by_units_equal_rows_by_products(case: str, megabytes: int) -> None:
     objective, params, batch = problem(case)
-    ggn = linearised(objective, params, batch)
+    ggn = linearized(objective, params, batch)
     for one in (objective, ggn, Difference.of(objective, ggn)):
         expected = dense(HVP(), one, params, batch)
         found = dense(KhatriRao(megabytes), one, params, batch)
@@ -245,7 +245,7 @@ def test_one_tangent_at_a_time_is_the_same(case: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("case", CAPTURED)
 def test_parts_of_the_batch_add_up(case: str, most_samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params, batch = problem(case)
-    ggn = linearised(objective, params, batch)
+    ggn = linearized(objective, params, batch)
     difference = Difference.of(objective, ggn)
     expected = dense(KhatriRao(), difference, params, batch)
     parts = Net.in_parts(difference, params, batch, most_samples)

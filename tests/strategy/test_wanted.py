@@ -15,7 +15,7 @@ from variants import Variant
 from pipeline.errors import PipelineError
 from pipeline.objective.objective import objective_of
 from pipeline.strategy import autograd, func, hvp, triangular
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.khatri_rao import passes, tangents
 
@@ -34,7 +34,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triangular, "ROWS_PER_BLOCK", 3)
 
 
-def blocks_of(case: Case, variant: Variant, wanted: Wanted) -> list[Block]:
+def blocks_of(case: Case, variant: Variant, wanted: BlockFilter) -> list[Block]:
     model, criterion, batch, parameters = case.build()
     objective, params = objective_of(model, criterion, parameters)
     return list(variant.build().blocks(objective, params, batch, wanted))

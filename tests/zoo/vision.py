@@ -11,7 +11,7 @@ from zoo.problem import Net, Problem, labels
 
 
 def classifier(build: Callable[[int], nn.Module], size: int, parameters: Any = None):
-    """A classifier of images of three colours, in evaluation mode."""
+    """A classifier of images of three colors, in evaluation mode."""
 
     def make(n: int, width: int) -> Problem:
         problem = Problem(

@@ -13,7 +13,7 @@ from zoo.problem import Net, Problem, labels
 
 
 class GraphConvolution(nn.Module):
-    """Kipf and Welling's layer on an edge list: Â X W, Â with self-loops and normalised by the degrees."""
+    """Kipf and Welling's layer on an edge list: Â X W, Â with self-loops and normalized by the degrees."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()

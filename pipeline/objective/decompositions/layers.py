@@ -1,4 +1,4 @@
-"""Layers spelt out: norms, attention, bags of embeddings, distances; each equals PyTorch's function to rounding."""
+"""Layers spelled out: norms, attention, bags of embeddings, distances; each equals PyTorch's function to rounding."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    normalised = _normalised(input, list(range(-len(normalized_shape), 0)), eps)
+    normalized = _normalised(input, list(range(-len(normalized_shape), 0)), eps)
     if weight is None:
-        return normalised if bias is None else normalised + bias
-    return normalised * weight if bias is None else torch.addcmul(bias, normalised, weight)
+        return normalized if bias is None else normalized + bias
+    return normalized * weight if bias is None else torch.addcmul(bias, normalized, weight)
 
 
 def batch_norm(
@@ -308,7 +308,7 @@ def _is_singular(sign: Tensor) -> bool:
         return False
 
 
-SPELT_OUT: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: hardsigmoid,
     torch._weight_norm: weight_norm,
     F.bilinear: bilinear,

@@ -1,4 +1,4 @@
-"""Losses spelt out; each equals the function of the same name in `torch.nn.functional` to rounding."""
+"""Losses spelled out; each equals the function of the same name in `torch.nn.functional` to rounding."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _name(reduction: str, size_average: bool | None, reduce: bool | None) -> str
     return _reduction.legacy_get_string(size_average, reduce)
 
 
-SPELT_OUT: dict[Any, Callable[..., Tensor]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     F.mse_loss: mse_loss,
     F.huber_loss: huber_loss,
     F.soft_margin_loss: soft_margin_loss,

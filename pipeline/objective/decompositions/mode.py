@@ -2,7 +2,7 @@
 
 Some of PyTorch's functions have no second derivative (fused attention, `embedding_bag`, recurrent layers on CUDA), some
 have none in forward mode, and for a few it is wrong: `_weight_norm` in double backward on a CPU, `layer_norm` under
-`torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelt out in
+`torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelled out in
 operations that are right in every mode: `layers.py`, `losses.py`, `recurrent.py`. What has a
 derivative that is not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `randomness.py`.
 
@@ -34,7 +34,7 @@ Handler = Callable[..., Any]
 class Plain(TorchFunctionMode):
     """Spells functions out, one dictionary look-up for each call.
 
-    What is spelt out is again made of calls that other modes see, if they were entered before this one: those that
+    What is spelled out is again made of calls that other modes see, if they were entered before this one: those that
     watch where weights enter (`interception.py`) see the linear maps inside attention and recurrent layers.
 
     draws: where random numbers come from; by default there are none.
@@ -170,7 +170,7 @@ def _outside(function: Callable[..., Any]) -> Handler:
 
 
 def _inside(function: Callable[..., Any]) -> Handler:
-    """A replacement whose own calls are spelt out too."""
+    """A replacement whose own calls are spelled out too."""
 
     def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
         with mode:
@@ -295,10 +295,10 @@ HANDLERS: dict[Any, Handler] = {
     **{function: _inside(_body(function)) for function in COMPOSED},
     **{function: _scatter_reduce(function) for function in (torch.scatter_reduce, Tensor.scatter_reduce)},
     Tensor.scatter_reduce_: _scatter_reduce(Tensor.scatter_reduce_),
-    **{function: _outside(other) for function, other in losses.SPELT_OUT.items()},
-    **{function: _outside(other) for function, other in layers.SPELT_OUT.items()},
+    **{function: _outside(other) for function, other in losses.DECOMPOSITIONS.items()},
+    **{function: _outside(other) for function, other in layers.DECOMPOSITIONS.items()},
     **{function: _inside(other) for function, other in layers.COMPOSED.items()},
-    **{function: _inside(other) for function, other in recurrent.SPELT_OUT.items()},
+    **{function: _inside(other) for function, other in recurrent.DECOMPOSITIONS.items()},
     **{function: _drawn(other) for function, other in DRAWN.items()},
     **{function: _unfixed(function) for function in UNFIXED},
     **{function: _refused(function, remedy) for function, remedy in REFUSED.items()},

@@ -209,7 +209,7 @@ def _cell(
 
 
 _tanh_step, _relu_step = partial(_rnn_step, torch.tanh), partial(_rnn_step, torch.relu)
-SPELT_OUT: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch._C._VariableFunctions._pack_padded_sequence: _pack,
     torch._C._VariableFunctions._pad_packed_sequence: _pad,
     torch.lstm: _lstm,

@@ -8,12 +8,12 @@ from pipeline.report.charts import batches, evolution, loss_landscape, spectrum
 from pipeline.report.page.page import Arrays, Chart
 
 if TYPE_CHECKING:
-    from pipeline.report.data import Findings
+    from pipeline.report.data import ReportData
 
 Sections = dict[str, list[Chart]]
 
 
-def charts_of(found: Findings, arrays: Arrays) -> Sections:
+def charts_of(found: ReportData, arrays: Arrays) -> Sections:
     """The charts by section, an empty list where there is nothing to draw; their numbers are put into `arrays`.
 
     A chart of one step holds all steps, of which the reader chooses one.

@@ -1,5 +1,5 @@
 // Draws the charts of a page with the copy of plotly that is in it, and draws them again for another choice,
-// colour scheme, width or paper. What Python gives: `charts` (JSON), and `arrays` and `plotly`, deflated.
+// color scheme, width or paper. What Python gives: `charts` (JSON), and `arrays` and `plotly`, deflated.
 "use strict";
 window.ready = (async () => {
   const spec = JSON.parse(document.getElementById("charts").textContent);
@@ -26,7 +26,7 @@ window.ready = (async () => {
   });
   const theme = () => spec.themes[dark.matches && !printing ? "dark" : "light"];
 
-  // {"$": 3} stands for an array, "@blue" for a colour of the theme
+  // {"$": 3} stands for an array, "@blue" for a color of the theme
   function resolve(value) {
     if (typeof value === "string") return value[0] === "@" ? theme()[value.slice(1)] : value;
     if (Array.isArray(value)) return value.map(resolve);
@@ -86,7 +86,7 @@ window.ready = (async () => {
       delete made.logarithmic;
       made.customdata = made.z;
     }
-    if (made.logarithmic) { // colours by the logarithm, numbers as they are
+    if (made.logarithmic) { // colors by the logarithm, numbers as they are
       delete made.logarithmic;
       made.customdata = made.z;
       const [floor, top] = [Math.log10(made.zmin), Math.log10(made.zmax)];

@@ -1,7 +1,7 @@
 """A self-contained page of interactive charts: plotly and all numbers are inside, and nothing is fetched from anywhere.
 
 Charts are plain descriptions, `{"x": …, "y": …}` as plotly.js takes them. Colours are names of a theme ("@blue"), so
-that a page changes with the reader's colour scheme, and arrays lie once in one block of float32. `page.js` draws them.
+that a page changes with the reader's color scheme, and arrays lie once in one block of float32. `page.js` draws them.
 """
 
 from __future__ import annotations

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import rows_by_products
 from pipeline.strategy.khatri_rao.accumulator import Sums
 from pipeline.strategy.khatri_rao.captured_net import Net, uses_of
 from pipeline.strategy.khatri_rao.linear_use import Use
-from pipeline.strategy.khatri_rao.passes import numbers_of, pieces_of, tangents_of_use
+from pipeline.strategy.khatri_rao.passes import contributions, numbers_of, tangents_of_use
 from pipeline.strategy.khatri_rao.perturbation import mixes_samples
 from pipeline.validation import check_count
 
@@ -27,7 +27,7 @@ class KhatriRao:
     pass, and its derivative by unit i of layer l, for all samples at once, from one tangent pass, because samples do
     not mix. So a layer costs min(P_l, d_l·T_l) tangent passes (d_l units, T_l positions that share the weight) instead
     of P_l, and the rest is a matrix product over the samples. Parameters that enter in another way, and all of them
-    where samples mix, take Hessian-vector products. For a linearised model δ̇ = JᵀΛJ t and ã stays.
+    where samples mix, take Hessian-vector products. For a linearized model δ̇ = JᵀΛJ t and ã stays.
 
     megabytes: for the tangents that are pushed through the net at once. tangents_per_product: in the rows of
     parameters that take Hessian-vector products.
@@ -44,12 +44,12 @@ class KhatriRao:
         check_count("strategy.tangents_per_product", self.tangents_per_product)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: Wanted = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
     ) -> Iterator[Block]:
         nets = self._nets(objective, params, batch)
         net = nets[0]
         sums = Sums.over(net, wanted)
-        for piece in pieces_of(nets, self.megabytes * 2**20, sums.is_wanted):
+        for piece in contributions(nets, self.megabytes * 2**20, sums.is_wanted):
             yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()
         columns, rest = list(net.names), {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.strategy.block_filter import Wanted, everything
+from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.khatri_rao.captured_net import Net
 
@@ -17,7 +17,7 @@ Rows = slice | Tensor  # entries of a flat parameter: a stretch of it, or their 
 
 
 @dataclass(frozen=True)
-class Piece:
+class Contribution:
     """What one pair of uses adds to the block of two parameters: `values` at these rows, and from a first column on.
 
     square: both are the same use, and the columns end with the last of these rows: the rest follows by symmetry.
@@ -40,11 +40,11 @@ class Sums:
 
     layout: Layout
     many: frozenset[str]
-    wanted: Wanted = everything
+    wanted: BlockFilter = everything
     totals: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def over(net: Net, wanted: Wanted = everything) -> Sums:
+    def over(net: Net, wanted: BlockFilter = everything) -> Sums:
         counts = Counter(name for use in net.uses for name in use.names)
         reordered = {use.weight for use in net.uses if use.order is not None and use.weight is not None}
         many = frozenset(reordered | {name for name, n in counts.items() if n > 1})
@@ -60,7 +60,7 @@ class Sums:
             span = slice(span.start + rows.start, span.start + rows.stop)
         return self.wanted(span, spans[column])
 
-    def blocks_of(self, piece: Piece) -> Iterator[Block]:
+    def blocks_of(self, piece: Contribution) -> Iterator[Block]:
         if not self.many & {piece.row, piece.column} and isinstance(piece.rows, slice):
             spans = self.layout.slices()
             row, column = spans[piece.row].start, spans[piece.column].start
@@ -77,7 +77,7 @@ class Sums:
             (row, column), total = self.totals.popitem()
             yield Block(spans[row], spans[column], total)
 
-    def _add(self, piece: Piece) -> None:
+    def _add(self, piece: Contribution) -> None:
         names, sizes = self.layout.names, dict(zip(self.layout.names, self.layout.sizes, strict=True))
         row, column = piece.row, piece.column
         swapped = names.index(row) < names.index(column)
@@ -90,7 +90,7 @@ class Sums:
             _add_rows(total.T, piece)
 
 
-def _add_rows(total: Tensor, piece: Piece) -> None:
+def _add_rows(total: Tensor, piece: Contribution) -> None:
     part = total[:, piece.first_column : piece.first_column + piece.values.shape[1]]
     if isinstance(piece.rows, slice):
         part[piece.rows] += piece.values

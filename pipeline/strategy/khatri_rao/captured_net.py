@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
-from pipeline.objective.linearized import Difference, Linear, Linearisation
+from pipeline.objective.linearized import Difference, Linear, LinearizedModel
 from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.trees import Tree
 from pipeline.strategy.khatri_rao.interception import Capture
@@ -52,7 +52,7 @@ class Net:
         names = tuple(params)
         while True:
             uses = uses_of(objective, params, batch, names)
-            seen = _Seen.by_one_backward(witness, params, batch, names, uses)
+            seen = _BackwardTrace.by_one_backward(witness, params, batch, names, uses)
             sound = seen.sound_names() & _sound_elsewhere(witness, params, batch, names, uses)
             kept = tuple(name for name in names if name in sound)
             if kept == names:
@@ -133,10 +133,10 @@ def _calls(objective: Objective, params: Params, batch: Batch, names: tuple[str,
 
 
 def model_of(objective: Objective) -> Objective:
-    """The objective whose `predict` is the model itself, not a linearised one."""
+    """The objective whose `predict` is the model itself, not a linearized one."""
     if isinstance(objective, Difference):
         return model_of(objective.whole)
-    if isinstance(objective.predict, Linearisation):
+    if isinstance(objective.predict, LinearizedModel):
         return replace(objective, predict=objective.predict.predict)
     return objective
 
@@ -159,13 +159,13 @@ def _samples_can_only_come_first(use: Use, num_samples: int) -> bool:
 
 
 def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
-    """The objective itself; for a linearised model f(θ₀) + Δ, the criterion at Δ = f(θ) - f(θ₀) + r with r random.
+    """The objective itself; for a linearized model f(θ₀) + Δ, the criterion at Δ = f(θ) - f(θ₀) + r with r random.
 
     At Δ = 0 the gradient of a Fisher's criterion is zero, and zeros would pass every guard.
     """
     if isinstance(objective, Difference):
         return objective.whole
-    if not isinstance(objective.predict, Linearisation):
+    if not isinstance(objective.predict, LinearizedModel):
         return objective
     criterion, here = objective.criterion, objective.predict.jacobian(batch.inputs).outputs
     generator = torch.Generator().manual_seed(0)
@@ -181,11 +181,11 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
 
 
 def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
-    """Whether a linearised model is differentiated rightly in forward mode, which is what units are moved by."""
+    """Whether a linearized model is differentiated rightly in forward mode, which is what units are moved by."""
     if isinstance(objective, Difference):
         return _forward_mode_is_right(objective.part, batch)
     return (
-        not isinstance(objective.predict, Linearisation)
+        not isinstance(objective.predict, LinearizedModel)
         or objective.predict.jacobian(batch.inputs).is_forward
     )
 
@@ -195,7 +195,7 @@ def _sound_elsewhere(
 ) -> set[str]:
     """The names whose gradient the uses account for at other weights; all, where these make another net of it."""
     try:
-        seen = _Seen.by_one_backward(witness, moved(params), batch, names, uses)
+        seen = _BackwardTrace.by_one_backward(witness, moved(params), batch, names, uses)
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception:  # other weights may choose other branches, with other shapes
@@ -205,7 +205,7 @@ def _sound_elsewhere(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _BackwardTrace:
     """One forward and one backward pass: the calls, and the gradients by every z and by every parameter."""
 
     witness: Objective
@@ -220,7 +220,7 @@ class _Seen:
     @staticmethod
     def by_one_backward(
         witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
-    ) -> _Seen:
+    ) -> _BackwardTrace:
         leaves = leaves_of(params)
         with Capture(leaves, [name for use in uses for name in use.names], _branch) as capture:
             loss = witness.loss(leaves, batch)
@@ -232,7 +232,7 @@ class _Seen:
             parts = [torch.zeros_like(value) for value in wanted]
         gradient = dict(zip(leaves, parts[len(capture.calls) :], strict=True))
         inputs, deltas = _arranged(uses, capture.calls, parts)
-        return _Seen(witness, params, batch, names, uses, inputs, deltas, gradient)
+        return _BackwardTrace(witness, params, batch, names, uses, inputs, deltas, gradient)
 
     def sound_names(self) -> set[str]:
         """The names whose gradient the uses account for."""

@@ -206,11 +206,11 @@ def _norm(
     over_last = function is F.rms_norm
     unit_dims = tuple(range(input.ndim - affine.ndim, input.ndim)) if over_last else (1,)
     shape = [n if dim in unit_dims else 1 for dim, n in enumerate(input.shape)]
-    normalised = function(**options)
-    z = normalised if weight is None else normalised * weight.reshape(shape)
+    normalized = function(**options)
+    z = normalized if weight is None else normalized * weight.reshape(shape)
     z = z if bias is None else z + bias.reshape(shape)
     use = Use(*names, tuple(z.shape), unit_dims, affine.numel(), 1, partial(_units_last, unit_dims))
-    return Call(use, normalised, z)
+    return Call(use, normalized, z)
 
 
 def _units_last(unit_dims: tuple[int, ...], values: Tensor) -> Tensor:

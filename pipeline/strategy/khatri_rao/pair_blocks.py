@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.strategy.khatri_rao.accumulator import Piece, Rows
+from pipeline.strategy.khatri_rao.accumulator import Contribution, Rows
 from pipeline.strategy.khatri_rao.captured_net import Net
 from pipeline.strategy.khatri_rao.column_products import Products
 from pipeline.strategy.khatri_rao.linear_use import Use
@@ -47,23 +47,23 @@ class Pair:
     def same(self) -> bool:
         return self.first == self.second
 
-    def bias_columns_by_unit(self, units: range, delta_dot: Tensor) -> Iterator[Piece]:
+    def bias_columns_by_unit(self, units: range, delta_dot: Tensor) -> Iterator[Contribution]:
         """delta_dot: (u, T, N, S, k)."""
         if self.column.bias is None:
             return
         sums = delta_dot.sum(3).transpose(1, 2).flatten(1, 2)  # (u, N·T, k)
         if self.row.weight is not None:
             values = self._rows_by_product(units, sums)
-            yield Piece(
+            yield Contribution(
                 self.row.weight, weights_of_units(self.row, units), self.column.bias, values, self.same
             )
         if self.row.bias is not None:
             bias_rows = slice(units.start, units.stop)
-            yield Piece(self.row.bias, bias_rows, self.column.bias, sums.sum(1), self.same)
+            yield Contribution(self.row.bias, bias_rows, self.column.bias, sums.sum(1), self.same)
 
     def weight_columns_by_unit(
         self, units: range, delta_dot: Tensor, a_dot: Tensor | None
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Contribution]:
         """delta_dot: (u, T, N, S, k), a_dot: (u, T, N, S, q)."""
         if self.column.weight is None:
             return
@@ -85,7 +85,7 @@ class Pair:
             else:
                 yield from self._by_factors(group, delta_dot[part], moved)
 
-    def _by_squares(self, units: range, delta_dot: Tensor) -> Iterator[Piece]:
+    def _by_squares(self, units: range, delta_dot: Tensor) -> Iterator[Contribution]:
         """Both uses are the same. delta_dot: (u, N, k)."""
         row, a = self.row, self.net.inputs[self.first][:, 0]
         assert row.weight is not None
@@ -93,9 +93,9 @@ class Pair:
         for group in _parts(units, UNITS_AT_ONCE):
             part = slice(group.start - units.start, group.stop - units.start)
             values = products.rows(delta_dot[part, :, : group.stop])  # later units lie above the diagonal
-            yield Piece(row.weight, weights_of_units(row, group), row.weight, values, square=True)
+            yield Contribution(row.weight, weights_of_units(row, group), row.weight, values, square=True)
 
-    def _by_products(self, units: range, delta_dot: Tensor, moved: Moved | None) -> Iterator[Piece]:
+    def _by_products(self, units: range, delta_dot: Tensor, moved: Moved | None) -> Iterator[Contribution]:
         """The rows of the column's use against the columns of the row's. delta_dot: (u, N, k)."""
         row, column = self.row, self.column
         assert row.weight is not None
@@ -110,14 +110,14 @@ class Pair:
                 moved.add_to(values.view(len(group), len(b.T), len(units), -1), delta[:, part], a)
             rows = weights_of_units(column, group)
             first = units.start * row.num_inputs
-            yield Piece(column.weight, rows, row.weight, values, first_column=first)
+            yield Contribution(column.weight, rows, row.weight, values, first_column=first)
         if row.bias is not None:
             values = torch.matmul(delta_dot.transpose(1, 2), b)  # (u, k, q)
             if moved is not None:
                 values += torch.matmul(delta.T, moved.a_dot)
-            yield Piece(row.bias, slice(units.start, units.stop), column.weight, values.flatten(1))
+            yield Contribution(row.bias, slice(units.start, units.stop), column.weight, values.flatten(1))
 
-    def _by_factors(self, units: range, delta_dot: Tensor, a_dot: Tensor | None) -> Iterator[Piece]:
+    def _by_factors(self, units: range, delta_dot: Tensor, a_dot: Tensor | None) -> Iterator[Contribution]:
         row, column = self.row, self.column
         assert column.weight is not None
         lower = self.same and column.order is None and column.num_groups == 1
@@ -129,10 +129,10 @@ class Pair:
             if row.weight is not None:
                 values = flat_columns(column, self._rows_by_product(units, factor))
                 rows = weights_of_units(row, units)
-                yield Piece(row.weight, rows, column.weight, values, self.same, first)
+                yield Contribution(row.weight, rows, column.weight, values, self.same, first)
             if row.bias is not None and not (self.same and row.weight is not None):
                 rows, values = slice(units.start, units.stop), flat_columns(column, factor.sum(1))
-                yield Piece(row.bias, rows, column.weight, values, self.same, first)
+                yield Contribution(row.bias, rows, column.weight, values, self.same, first)
 
     def _keeps_products(self) -> bool:
         """Whether the products of both inputs with each other are made once, and not a factor for each unit."""
@@ -213,7 +213,9 @@ class Pair:
         rows_first = T * P_row * S * units + moved * S * P_row * P_column
         return rows_first < columns_first
 
-    def _by_way_of_weights(self, units: range, delta_dot: Tensor, a_dot: Tensor | None) -> Iterator[Piece]:
+    def _by_way_of_weights(
+        self, units: range, delta_dot: Tensor, a_dot: Tensor | None
+    ) -> Iterator[Contribution]:
         """The same rows from the answers to moves of the weights, which are sums of those to moves of the units."""
         row = self.row
         assert row.weight is not None
@@ -224,12 +226,12 @@ class Pair:
             moves = _moved_by_weights(a, delta_dot[i])
             moved = None if a_dot is None else _moved_by_weights(a, a_dot[i])
             values = flat_columns(self.column, self.columns_by_weight(moves, moved))
-            yield Piece(row.weight, weights_of_units(row, one), self.column.weight, values, self.same)
+            yield Contribution(row.weight, weights_of_units(row, one), self.column.weight, values, self.same)
             if row.bias is not None and not self.same:
                 moves = delta_dot[i].sum(0, keepdim=True)
                 moved = None if a_dot is None else a_dot[i].sum(0, keepdim=True)
                 values = flat_columns(self.column, self.columns_by_weight(moves, moved))
-                yield Piece(row.bias, slice(unit, unit + 1), self.column.weight, values, self.same)
+                yield Contribution(row.bias, slice(unit, unit + 1), self.column.weight, values, self.same)
 
     def columns_by_weight(self, delta_dot: Tensor, a_dot: Tensor | None) -> Tensor:
         """Σ_n Σ_s (δ̇[c, n, s, k] ã[n, s, q] + δ[n, s, k] ȧ[c, n, s, q]) as (c, k·q)."""

@@ -11,13 +11,19 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from pipeline.strategy.khatri_rao.accumulator import Piece
+from pipeline.strategy.khatri_rao.accumulator import Contribution
 from pipeline.strategy.khatri_rao.captured_net import Net
 from pipeline.strategy.khatri_rao.linear_use import Use
 from pipeline.strategy.khatri_rao.perturbation import respond
-from pipeline.strategy.khatri_rao.tangents import BiasMoves, Part, PieceWanted, UnitMoves, WeightMoves
+from pipeline.strategy.khatri_rao.tangents import (
+    BiasTangents,
+    Part,
+    PieceWanted,
+    UnitTangents,
+    WeightTangents,
+)
 
-Moves = UnitMoves | WeightMoves | BiasMoves
+Moves = UnitTangents | WeightTangents | BiasTangents
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +32,7 @@ def tangents_of_use(use: Use) -> int:
     return min(use.num_units * use.num_positions, _num_rows(use))
 
 
-def pieces_of(nets: Sequence[Net], num_bytes: int, is_wanted: PieceWanted) -> Iterator[Piece]:
+def contributions(nets: Sequence[Net], num_bytes: int, is_wanted: PieceWanted) -> Iterator[Contribution]:
     """All rows, use by use in order of execution; num_bytes: for the tangents that are held at once.
 
     nets: the same net on parts of the batch, whose rows add up. When memory does not hold the tangents of a pass, it
@@ -56,12 +62,12 @@ def _jobs(net: Net) -> deque[Moves]:
     jobs: deque[Moves] = deque()
     for row, use in enumerate(net.uses):
         if use.num_units * use.num_positions <= _num_rows(use):
-            jobs.append(UnitMoves(net, row, range(use.num_units)))
+            jobs.append(UnitTangents(net, row, range(use.num_units)))
             continue
         if use.weight is not None:
-            jobs.append(WeightMoves(net, row, range(use.num_weights)))
+            jobs.append(WeightTangents(net, row, range(use.num_weights)))
         if use.bias is not None:
-            jobs.append(BiasMoves(net, row, range(use.num_units)))
+            jobs.append(BiasTangents(net, row, range(use.num_units)))
     return jobs
 
 
@@ -82,11 +88,11 @@ def _next(net: Net, jobs: deque[Moves], num_bytes: int, most: int | None) -> lis
 
 def _pieces(
     nets: Sequence[Net], together: Sequence[Moves], parts: Sequence[Sequence[Part]]
-) -> Iterable[Piece]:
+) -> Iterable[Contribution]:
     """Those of one pass; where the batch is in parts, they are added up."""
     if len(nets) == 1:
         return _of_pass(nets[0], together, parts)
-    total: list[Piece] = []
+    total: list[Contribution] = []
     for net in nets:
         pieces = _of_pass(net, together, parts)
         if not total:
@@ -99,7 +105,7 @@ def _pieces(
     return total
 
 
-def _of_pass(net: Net, together: Sequence[Moves], parts: Sequence[Sequence[Part]]) -> Iterator[Piece]:
+def _of_pass(net: Net, together: Sequence[Moves], parts: Sequence[Sequence[Part]]) -> Iterator[Contribution]:
     """The pass is made now, the pieces as they are asked for."""
     here = [replace(moves, net=net) for moves in together]
     response = respond(net, _side_by_side(here))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from pipeline.objective.linearized import Difference, Linear, Linearisation
+from pipeline.objective.linearized import Difference, Linear, LinearizedModel
 from pipeline.objective.objective import Objective
 from pipeline.objective.trees import Tree
 from pipeline.strategy.forward_mode import push
@@ -47,7 +47,7 @@ def _respond(net: Net, objective: Objective, first: int, tangents: Shifts) -> Re
         whole, part = (_respond(net, one, first, tangents) for one in (objective.whole, objective.part))
         deltas = [a - b for a, b in zip(whole.deltas, part.deltas, strict=True)]
         return Response(first, deltas, whole.inputs)
-    if isinstance(objective.predict, Linearisation):
+    if isinstance(objective.predict, LinearizedModel):
         return _of_linearised(net, objective, first, tangents)
     return _of_loss(net, objective, first, tangents)
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.strategy.khatri_rao.accumulator import Piece, Rows
+from pipeline.strategy.khatri_rao.accumulator import Contribution, Rows
 from pipeline.strategy.khatri_rao.captured_net import Net
 from pipeline.strategy.khatri_rao.linear_use import Use
 from pipeline.strategy.khatri_rao.pair_blocks import Pair, flat_columns, weights_of_units
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UnitMoves:
+class UnitTangents:
     """One tangent for each position of these units of use `row`; `entries` are the units."""
 
     net: Net
@@ -66,7 +66,7 @@ class UnitMoves:
                     found.append(Part(m, units))
         return found
 
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
         positions = (-1, self.net.uses[self.row].num_positions)
         for m, units in parts:
             pair = Pair(self.net, self.row, m)
@@ -79,7 +79,7 @@ class UnitMoves:
 
 
 @dataclass(frozen=True)
-class WeightMoves:
+class WeightTangents:
     """One tangent for each of these entries of the weight of use `row`."""
 
     net: Net
@@ -107,7 +107,7 @@ class WeightMoves:
     def parts(self, is_wanted: PieceWanted) -> list[Part]:
         return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
 
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
         return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
 
     @property
@@ -119,7 +119,7 @@ class WeightMoves:
 
 
 @dataclass(frozen=True)
-class BiasMoves:
+class BiasTangents:
     """One tangent for each of these entries of the bias of use `row`."""
 
     net: Net
@@ -142,7 +142,7 @@ class BiasMoves:
     def parts(self, is_wanted: PieceWanted) -> list[Part]:
         return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
 
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Piece]:
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
         return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
 
     @property
@@ -173,13 +173,13 @@ def _parts_of_entries(
 
 def _pieces_of_entries(
     net: Net, row: int, name: str, rows: Rows, response: Response, parts: Sequence[Part]
-) -> Iterator[Piece]:
+) -> Iterator[Contribution]:
     use = net.uses[row]
     for m, _ in parts:
         column, same = net.uses[m], m == row
         delta_dot, a_dot = response.deltas[m - row], response.inputs[m - row]
         if column.bias is not None:
-            yield Piece(name, rows, column.bias, delta_dot.sum((1, 2)), same)
+            yield Contribution(name, rows, column.bias, delta_dot.sum((1, 2)), same)
         if column.weight is not None and (not same or name == use.weight or use.weight is None):
             values = flat_columns(column, Pair(net, row, m).columns_by_weight(delta_dot, a_dot))
-            yield Piece(name, rows, column.weight, values, same)
+            yield Contribution(name, rows, column.weight, values, same)

@@ -99,7 +99,7 @@ class Watch:
                 for name, state in self._ask(left).items():
                     if self._is_over(name, state, asked):
                         job = left.pop(name)
-                        lost[job.number] = self._obituary(job, state)
+                        lost[job.number] = self._record_lost(job, state)
             time.sleep(min(1.0, self.params["poll_s"]))
         return lost
 
@@ -114,7 +114,7 @@ class Watch:
         folder = Path(self.params["submitit_folder"].replace("%j", slurm_id)).absolute()
         return folder / f"{slurm_id}_0_{kind}"
 
-    def _obituary(self, job: Job, state: slurm.JobState) -> str:
+    def _record_lost(self, job: Job, state: slurm.JobState) -> str:
         """Why a job is lost that could not say so itself; it is left in its folder too."""
         remedy = {
             "CANCELLED": "it was cancelled",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.validation import check_count, check_number, check_switch, check_text
+from pipeline.validation import check_bool, check_count, check_number, check_text
 
 OURS = ("submitit_folder", "requeue", "max_num_timeout", "poll_s", "setup", "additional_parameters", "mem_gb")
 # srun does not take the cores of a task from sbatch any more
@@ -22,7 +22,7 @@ def check(params: Mapping[str, Any]) -> None:
     check_count("hydra.launcher.gpus_per_node", params["gpus_per_node"], or_null="no GPU")
     check_number("hydra.launcher.mem_gb", params["mem_gb"], above=0)
     check_number("hydra.launcher.poll_s", params["poll_s"], above=0)
-    check_switch("hydra.launcher.requeue", params["requeue"])
+    check_bool("hydra.launcher.requeue", params["requeue"])
     check_text("hydra.launcher.submitit_folder", params["submitit_folder"], "${hydra.sweep.dir}/.submitit/%j")
     if params["signal_delay_s"] >= 60 * params["timeout_min"]:
         raise PipelineError(
