@@ -257,3 +257,21 @@ def test_outputs_of_odd_kinds() -> None:
     expected = differences(*problem)
     for way in WAYS:
         assert_right(way, problem, expected)
+
+
+class ForwardModeInside(nn.Module):
+    """What it puts out is a derivative by forward mode that has none itself: found by the net generator, seed 1742."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.func.jvp(F.glu, (self.linear(inputs),), (torch.ones(len(inputs), 4),))[1]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("matrix", ["ggn", "empirical_fisher", "residual"])
+def test_outputs_without_a_derivative(matrix: str) -> None:
+    problem = ForwardModeInside(), MSE, x(), y()
+    assert_refused(problem, "cannot be differentiated by its weights .* use matrix=hessian", matrix=matrix)
