@@ -73,10 +73,7 @@ class Jacobian:
         functions, directions = zip(*pairs, strict=True)
         take = partial(torch.autograd.grad, functions, by, retain_graph=True, allow_unused=True)
         if not many:
-            found = take(directions)
-            return tuple(
-                torch.zeros_like(v) if part is None else part for v, part in zip(by, found, strict=True)
-            )
+            return take(directions, materialize_grads=True)
         try:
             found, size = take(directions, is_grads_batched=True), along[0].shape[:1]
             return tuple(
