@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.sweep.jobs import open_sweep
 
 __all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "open_sweep", "sample_hessians"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "hessian": "pipeline.compute.dense",

@@ -79,7 +79,7 @@ def test_every_row_of_tiles_is_in_one_band_and_bands_are_alike(number, blocks):
     [
         {},
         {"strategy": KhatriRao()},
-        {"strategy": Auto(few_weights=1, very_few_weights=1)},
+        {"strategy": Auto(few_weights=1, very_few_weights=1, some_weights=1)},
         {"blocks": Blocks.layer},
         {"storage": Blosc2(TILE)},
         {"storage": Plain(TILE, "float32")},

@@ -89,7 +89,7 @@ def quiet() -> Iterator[None]:
 
 def strategy_of(name: str) -> Any:
     """auto_large decides as auto does for nets of more weights than these have."""
-    return Auto(few_weights=1, very_few_weights=1) if name == "auto_large" else name
+    return Auto(few_weights=1, very_few_weights=1, some_weights=1) if name == "auto_large" else name
 
 
 def calling(recipe: Recipe) -> contextlib.AbstractContextManager[Any]:
@@ -190,7 +190,11 @@ def shortest(recipe: Recipe, strategy: str, matrix: str, outcome: Outcome, most_
 
 def snippet(recipe: Recipe, strategy: str, matrix: str) -> str:
     """A program that shows what happens, to be run with PYTHONPATH=.:tests."""
-    chosen = "Auto(few_weights=1, very_few_weights=1)" if strategy == "auto_large" else repr(strategy)
+    chosen = (
+        "Auto(few_weights=1, very_few_weights=1, some_weights=1)"
+        if strategy == "auto_large"
+        else repr(strategy)
+    )
     lines = [
         "import torch",
         "import pipeline",

@@ -25,7 +25,7 @@ WAYS: dict[str, Any] = {
     "triangular": Triangular(),
     "autograd": Autograd(),
     "auto": Auto(),
-    "auto from khatri_rao": Auto(few_weights=1, very_few_weights=1),
+    "auto from khatri_rao": Auto(few_weights=1, very_few_weights=1, some_weights=1),
 }
 AUTOS = ("auto", "auto from khatri_rao")
 REVERSE = ("triangular", "autograd")

@@ -20,7 +20,7 @@ from pipeline.strategy import auto as module
 SIZES = {
     "autograd": Auto(),
     "hvp": Auto(very_few_weights=1),
-    "khatri_rao": Auto(few_weights=1, very_few_weights=1),
+    "khatri_rao": Auto(few_weights=1, very_few_weights=1, some_weights=1),
 }
 
 

@@ -54,9 +54,9 @@ def asks_for(cells: np.ndarray) -> Callable[[slice, slice], bool]:
     """Cells (i, j), i >= j, of CELL rows and columns."""
 
     def wanted(rows: slice, cols: slice) -> bool:
-        if cols.start >= passes.stop:
+        if cols.start >= rows.stop:
             rows, cols = cols, rows
-        part = tuple(slice(span.start // CELL, -(-span.stop // CELL)) for span in (passes, cols))
+        part = tuple(slice(span.start // CELL, -(-span.stop // CELL)) for span in (rows, cols))
         return bool(cells[part].any())
 
     return wanted
