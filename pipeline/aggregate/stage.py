@@ -70,14 +70,14 @@ def aggregate(
             inputs_hash = _hash(shards, spectrum)
             path = folder.spectrum(step)
             file = SpectraFile.read_if_sound(path)
+            unfinished = Unfinished(folder.unfinished(step), inputs_hash)
             has_mean = len(shards) == 1 or folder.mean(step).exists()
             if has_mean and file is not None and file.inputs_hash == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
-                unfinished = Unfinished(folder.unfinished(step), inputs_hash)
                 file = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
                 file.write(path)
-                unfinished.remove()
+            unfinished.remove()  # also what a run has left that ended between these two lines
             if file.numbers["frobenius_norm"] == 0:
                 log.warning(
                     "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
