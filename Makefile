@@ -23,7 +23,7 @@ test-slurm: $(STAMP)  ## sweeps, preemption, time limits and Dask workers on a r
 	SLURM_LOCAL_CPUS=2 scripts/slurm_local.sh run $(BIN)/python -m pytest tests/slurm
 
 dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
-	$(BIN)/python -m pipeline.dashboard
+	$(BIN)/python -m pipeline.tracking.dashboard
 
 bench: $(STAMP)  ## every strategy and other tools side by side, half an hour; NETS=mlp,conv for some nets only
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[bench]"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -12,14 +13,27 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from pipeline.shards.hdf5 import Array
 from pipeline.shards.tile_grid import Tile, mirrored
 
-if TYPE_CHECKING:
-    from pipeline.shards.shard import Shard
-
 LANES = 4  # sums that rows of tiles are dealt to, each taken by one thread at a time
 MANY_TILES = 64  # from which on threads are worth their start
 
 
-def multiplied(matrix: Shard, vectors: Array, span: slice) -> Array:
+class TiledMatrix(Protocol):
+    """A symmetric (P, P) matrix in (b, b) tiles of its lower triangle, as a `Shard` is: num_rows P, tile b."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def tile(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def tiles(self, wanted: Iterable[Tile]) -> Iterator[tuple[Tile, Array]]:
+        """These tiles, each cut to the matrix."""
+
+
+def multiplied(matrix: TiledMatrix, vectors: Array, span: slice) -> Array:
     """The principal submatrix of the rows and columns `span`, times (n, m) or (n,) vectors; float64.
 
     Threads read, check and multiply tiles side by side, as many as the BLAS is allowed. Which tiles a sum is made of,
@@ -45,7 +59,7 @@ def multiplied(matrix: Shard, vectors: Array, span: slice) -> Array:
     return total[span]
 
 
-def _of_tiles(matrix: Shard, vectors: Array, wanted: list[Tile]) -> Array:
+def _of_tiles(matrix: TiledMatrix, vectors: Array, wanted: list[Tile]) -> Array:
     """What some tiles give of the product, each used for both triangles."""
     out: Array = np.zeros(vectors.shape)
     b = matrix.tile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -13,15 +13,13 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-
-if TYPE_CHECKING:
-    from pipeline.strategy import Strategy
+from pipeline.strategy.protocol import Strategy
 
 
 class Choice(NamedTuple):
     """What is taken, its name in `conf/strategy/`, and why; no reason where it was asked for by name."""
 
-    strategy: Any
+    strategy: Strategy
     name: str
     reason: str
 
@@ -51,9 +49,7 @@ def blocks_by(
             yield from choice.strategy.blocks(objective, params, batch, wanted)
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # a layer may raise anything where it is differentiated in a way that it does not know
+    except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know
         line = str(error).partition("\n")[0]
         raise StrategyError(
             f"strategy={choice.name} cannot differentiate this model or its loss ({type(error).__name__}: {line})",

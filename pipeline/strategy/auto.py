@@ -16,11 +16,11 @@ from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import HVP, Counts, count_numbers, rows_at_once
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.khatri_rao.captured_net import uses_of
 from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.protocol import Cost
 from pipeline.strategy.triangular import Triangular
 from pipeline.validation import check_count
 

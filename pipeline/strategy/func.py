@@ -20,8 +20,8 @@ from pipeline.objective.samples import are_alike
 from pipeline.objective.trees import Tree
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.cost import Cost
 from pipeline.strategy.loss_chunks import weighted_chunks
+from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_count
 
 

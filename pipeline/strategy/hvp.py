@@ -20,9 +20,9 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.cost import Cost
 from pipeline.strategy.forward_mode import push
 from pipeline.strategy.parameter_pairs import columns_of
+from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_count
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.cost import Cost
 from pipeline.strategy.parameter_pairs import columns_of, rows_of, unit_vectors
+from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_count
 
 ROWS_PER_BLOCK = 64

@@ -14,39 +14,27 @@ import atexit
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
-from pipeline.tracking import store
 from pipeline.tracking.key_format import flat_texts
 
-if TYPE_CHECKING:
-    from pipeline.tracking.mlflow import MLflow, MLflowRun
-
 PROJECT = Path(__file__).resolve().parents[2]
-IGNORED = (
-    "SIGINT",
-    "SIGTERM",
-    "SIGHUP",
-    "SIGUSR1",
-    "SIGUSR2",
-)  # they are for the run, which tells the recorder
 DONE = {"done": True}
 recorders: dict[str, Recorder] = {}  # by the options of their MLflow
 
 
-def recorder(tracking: MLflow) -> Recorder:
-    """The recorder of this process for these options; a new one imports mlflow while the caller goes on."""
-    options = json.dumps(asdict(tracking))
+def recorder(tracking: Mapping[str, object]) -> Recorder:
+    """The recorder of this process for these options of MLflow; a new one imports mlflow while the caller goes on."""
+    options = json.dumps(tracking)
     found = recorders.get(options)
     if found is None or found.process.poll() is not None:
         found = recorders[options] = Recorder.started(options)
@@ -66,7 +54,7 @@ class Recorder:
         path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.tracking.background", options],
+            [sys.executable, "-m", "pipeline.tracking.background_process", options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -161,62 +149,3 @@ class Recorder:
                 "tracking.background=false shows where it fails."
             )
         raise PipelineError(word["error"])
-
-
-class Failed(Exception):
-    """What the run gave as the reason of its failure."""
-
-
-class Stopped(BaseException):
-    """The run was stopped: by Ctrl-C, or a kill."""
-
-
-def main() -> int:
-    """The recorder: carry out what comes by standard input; say at the end of a run, or at a failure, how it went."""
-    from pipeline.tracking.mlflow import MLflow
-
-    for name in IGNORED:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    words, sys.stdout = sys.stdout, sys.stderr  # whatever mlflow prints is none of our words
-    tracking = MLflow(**json.loads(sys.argv[1]))
-    try:
-        store.load()
-        while first := sys.stdin.readline():
-            with suppress(Failed, Stopped):
-                _serve(tracking, *json.loads(first)["arguments"])
-            print(json.dumps(DONE), file=words, flush=True)
-    except PipelineError as error:
-        with suppress(OSError):
-            print(json.dumps({"error": str(error)}), file=words, flush=True)
-        return 1
-    return 0
-
-
-def _serve(
-    tracking: MLflow, folder: str, name: str, params: dict[str, str], tags: dict[str, str], sweep: str | None
-) -> None:
-    """Carry out the calls of one run."""
-    with tracking.start(RunFolder(Path(folder)), name, params, tags, Path(sweep) if sweep else None) as run:
-        for line in sys.stdin:
-            message: dict[str, Any] = json.loads(line)
-            match message["call"], message["arguments"]:
-                case "end", _:
-                    return
-                case "fail", [True, reason]:
-                    raise Failed(reason)
-                case "fail", [_, reason]:
-                    raise Stopped(reason)
-                case call, arguments:
-                    _carry_out(run, call, arguments)
-        raise Stopped("its process was killed.")
-
-
-def _carry_out(run: MLflowRun, call: str, arguments: list[Any]) -> None:
-    if call == "log_artifact":
-        run.log_artifact(Path(arguments[0]), arguments[1])
-    else:
-        getattr(run, call)(*arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

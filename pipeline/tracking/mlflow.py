@@ -9,18 +9,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder, write_atomically
 from pipeline.tracking import error_messages, provenance, store
+from pipeline.tracking.background import Recorder, recorder
 from pipeline.tracking.key_format import flat_texts, key_text, value_text
 from pipeline.validation import check_bool
-
-if TYPE_CHECKING:
-    from pipeline.tracking.background import Recorder
 
 RECORD = "mlflow.json"  # in a run folder: which MLflow run it is; in a sweep's folder: the parent of its runs
 PARENT = "mlflow.parentRunId"
@@ -64,9 +62,7 @@ class MLflow:
         """What has `start`: this, or a process that begins to import mlflow now and takes the calls of the run."""
         if not self.background:
             return self
-        from pipeline.tracking.background import recorder
-
-        return recorder(self)
+        return recorder(asdict(self))
 
     @contextmanager
     def start(

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow
-from pipeline.tracking.background import recorder, recorders
+from pipeline.tracking.background import recorders
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beside")
     yield folder
-    recorder(tracking(folder)).close()
+    tracking(folder).ready().close()
     recorders.clear()
 
 
@@ -66,11 +66,11 @@ def test_all_calls_are_carried_out_in_the_run_before_it_ends(root, tmp_path):
 
 
 def test_one_process_serves_run_after_run(root):
-    before = recorder(tracking(root)).process.pid
+    before = tracking(root).ready().process.pid
     for name in ("one", "other"):
         with start(root, name, sweep=root / "sweep") as run:
             run.log_metrics({"loss": 1.0}, 1)
-    assert recorder(tracking(root)).process.pid == before
+    assert tracking(root).ready().process.pid == before
     assert (status(root, "one"), status(root, "other")) == ("FINISHED", "FINISHED")
     assert ask(root, "select count(distinct value) from tags where key = 'mlflow.parentRunId'") == [(1,)]
 
@@ -95,17 +95,17 @@ def test_a_store_that_cannot_be_used_is_told_in_one_line_and_the_next_run_gets_a
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
     pids = set()
     for _ in range(2):
-        pids.add(recorder(tracking(tmp_path)).process.pid)
+        pids.add(tracking(tmp_path).ready().process.pid)
         with pytest.raises(
             PipelineError, match=r"cannot be used as an MLflow store \(file is not a database\)"
         ):
             log_for_a_while(tmp_path)
     assert len(pids) == 2
-    recorder(tracking(tmp_path)).close()
+    tracking(tmp_path).ready().close()
 
 
 def test_a_recorder_that_dies_is_told(tmp_path):
-    tracker = recorder(tracking(tmp_path))
+    tracker = tracking(tmp_path).ready()
     tracker.process.kill()
     tracker.process.stdin.close()
     tracker.process.stdin = open(os.devnull, "wb")  # noqa: SIM115 - what is sent arrives nowhere

@@ -287,5 +287,7 @@ def test_nothing_reaches_the_terminal_or_the_log_of_the_caller(tmp_path, capfd, 
 
 
 def test_importing_the_package_does_not_import_mlflow():
-    done = run_python("import sys, pipeline.tracking, pipeline.dashboard; sys.exit('mlflow' in sys.modules)")
+    done = run_python(
+        "import sys, pipeline.tracking, pipeline.tracking.dashboard; sys.exit('mlflow' in sys.modules)"
+    )
     assert done.returncode == 0, done.stderr

@@ -9,13 +9,13 @@ from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.cost import Cost
 from pipeline.strategy.hvp import rows_by_products
 from pipeline.strategy.khatri_rao.accumulator import Sums
 from pipeline.strategy.khatri_rao.captured_net import Net, uses_of
 from pipeline.strategy.khatri_rao.linear_use import Use
 from pipeline.strategy.khatri_rao.passes import contributions, numbers_of, tangents_of_use
 from pipeline.strategy.khatri_rao.perturbation import mixes_samples
+from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_count
 
 

@@ -1,4 +1,4 @@
-"""Open the MLflow dashboard on the project's store: `python -m pipeline.dashboard`.
+"""Open the MLflow dashboard on the project's store: `python -m pipeline.tracking.dashboard`.
 
 MLflow's server runs in this very process, so nothing outlives it, and listens on this machine alone. From another
 machine reach it through `ssh -L 5000:127.0.0.1:5000 HOST`.
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.dashboard", description="Open the MLflow dashboard."
+        prog="python -m pipeline.tracking.dashboard", description="Open the MLflow dashboard."
     )
     parser.add_argument("--root", default="outputs", help="folder of mlflow.db (default: outputs)")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")

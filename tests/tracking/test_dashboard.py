@@ -15,13 +15,12 @@ import pytest
 from PIL import Image
 from report_cases import put, spectra
 
-from pipeline import dashboard
 from pipeline.report.report import make_report
 from pipeline.system.run_folder import RunFolder
-from pipeline.tracking import MLflow, dashboard_views, store
+from pipeline.tracking import MLflow, dashboard, dashboard_views, store
 from scripts.screenshot import browser, find_chromium
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,16 @@ def test_it_serves_the_store_on_this_machine_alone_and_leaves_no_process_behind(
 
 @contextmanager
 def running_dashboard(root, port):
-    command = [sys.executable, "-u", "-m", "pipeline.dashboard", "--root", str(root), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "pipeline.tracking.dashboard",
+        "--root",
+        str(root),
+        "--port",
+        str(port),
+    ]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     try:
