@@ -53,9 +53,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         tracker = tracking.ready()
         experiment = instantiate(config) if stages & NEED_MODEL else None
         if experiment is not None:
-            from pipeline.compute.preflight import (
-                check_resources,  # not before the config is known to be right
-            )
+            # not before the config is known to be right
+            from pipeline.compute.preflight import check_resources
 
             settings = settle(folder, plain(config), experiment.problem.hashes)
             check_resources(folder, experiment)

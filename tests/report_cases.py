@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import yaml
 
 from pipeline.results.spectra_file import (
     BatchSpectra,
@@ -137,8 +138,11 @@ def bowl(eigenvalues=(4.0, 1.0, 0.5), loss=0.1, inputs_hash="fedcba98", step=120
     return LandscapeFile(step, inputs_hash, 27, Lines(curvatures, slopes, distances, losses), plane)
 
 
-def put(folder, *results, history=HISTORY):
-    """Make a run folder that holds these spectra."""
+def put(folder, *results, history=HISTORY, config=None):
+    """Make a run folder that holds these spectra, and this config."""
+    if config is not None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
     for each in results:
         each.write(folder.spectrum(each.step))
     if history:

@@ -28,7 +28,7 @@ def page(tmp_path_factory, results):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.report.figures.PICTURES", {})  # the PNGs are tested elsewhere
         bowl().write(folder.slices(120))
-        make_report(put(folder, *results.values()), TRAINING)
+        make_report(put(folder, *results.values(), config=TRAINING))
     with browser(find_chromium()) as page:
         page.offline()
         page.appearance(1280, 900)

@@ -106,7 +106,7 @@ def folder(tmp_path):
 
 
 def report(folder, *results, config=CONFIG, **options):
-    return Page(make_report(put(folder, *results, **options), config).read_text(encoding="utf-8"))
+    return Page(make_report(put(folder, *results, config=config, **options)).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,21 @@ def test_a_file_that_lacks_something_is_damaged_and_made_again(tmp_path, missing
     assert not path.exists()
 
 
+def test_a_damaged_file_is_set_aside_and_told(tmp_path, caplog):
+    path = tmp_path / "step-000120.h5"
+    assert SpectraFile.read_if_sound(path) is None
+    spectra().write(path)
+    gradient = spectra().mean.gradient
+    altered = path.read_bytes().replace(gradient.tobytes(), (gradient + 1).tobytes())
+    path.write_bytes(altered)
+    assert SpectraFile.read_if_sound(path) is None
+    assert caplog.messages == [
+        f"{path} is damaged (it is not what was written): it is now {path.name}.damaged; it is made again."
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert (tmp_path / f"{path.name}.damaged").read_bytes() == altered
+
+
 def test_names_of_arrays_are_spelled_in_one_module():
     groups = {name.partition("/")[0] + "/" for name in {**spectra().arrays, **bowl().arrays}} - {OF_SHARDS}
     assert groups == {"mean/", "batches/", "layers/", "density/", "lines/", "plane/"}

@@ -75,9 +75,7 @@ class Reference:
             self._loss_at(None)
         except PipelineError:
             raise
-        except (
-            Exception
-        ):  # something inside is fixed to another precision: then all is computed in the module's own
+        except Exception:  # a part is fixed to another precision: then all is computed in the module's own
             self.dtype = self._parameters[0].dtype
             self._as(None, batch)
             try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config.schema import class_names
 from pipeline.errors import PipelineError
-from pipeline.report import tables as tables
+from pipeline.report import tables
 from pipeline.report.data import ReportData
 from pipeline.results.number_format import matrix_name
 from pipeline.system.run_folder import RunFolder, write_atomically
@@ -26,11 +25,11 @@ EXTENT = {
 }
 
 
-def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> Path:
+def make_report(folder: RunFolder) -> Path:
     """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
 
-    config: the resolved config; None reads the one that the run left in its folder. The page opens from disk
-    with no network: plotly, numbers and style are inside. Each file is written whole or not at all.
+    The page opens from disk with no network: plotly, numbers and style are inside. Each file is written whole or not
+    at all.
 
     Raises:
         PipelineError: there are no spectra yet, or a file of the folder is damaged.
@@ -39,7 +38,8 @@ def make_report(folder: RunFolder, config: Mapping[str, Any] | None = None) -> P
     from pipeline.report.page.page import Arrays
     from pipeline.system.terminal import progress
 
-    found, arrays = _findings(folder, config), Arrays()
+    config = tables.load_config(folder)
+    found, arrays = _data(folder, config), Arrays()
     sections = charts_of(found, arrays)
     folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
     page = _page(folder, config, found, sections, arrays)
@@ -72,7 +72,7 @@ def _context(found: ReportData) -> str:
     )
 
 
-def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> ReportData:
+def _data(folder: RunFolder, config: tables.SavedConfig) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
     from pipeline.results.evolution import stability_limit
     from pipeline.results.spectra_file import LandscapeFile, SpectraFile
@@ -83,14 +83,14 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> ReportData
             f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
         )
     results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
-    chosen, *_ = tables.load_config(folder, config)
+    settings = config.settings
     slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
     return ReportData(
         results,
         tables.read_history(folder.history),
         stability_limit(
-            class_names(chosen).get("training", ""),
-            chosen.get("training") or {},
+            class_names(settings).get("training", ""),
+            settings.get("training") or {},
             results[steps[-1]].matrix,
         ),
         {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
@@ -99,7 +99,7 @@ def _findings(folder: RunFolder, config: Mapping[str, Any] | None) -> ReportData
 
 def _page(
     folder: RunFolder,
-    config: Mapping[str, Any] | None,
+    config: tables.SavedConfig,
     found: ReportData,
     sections: Sections,
     arrays: Arrays,
@@ -107,7 +107,6 @@ def _page(
     from pipeline.report.page.page import render
 
     results, last = found.results, found.last_step
-    chosen, yaml, command = tables.load_config(folder, config)
     file = found.last
     headline = tables.headline(file, found.history)
     return render(
@@ -123,10 +122,10 @@ def _page(
         attrs=file.attrs,
         extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
         matrix=matrix_name(file.matrix),
-        choices=list(class_names(chosen).items()),
-        seed=chosen.get("seed"),
-        config=yaml,
-        command=command,
+        choices=list(class_names(config.settings).items()),
+        seed=config.settings.get("seed"),
+        config=config.yaml,
+        command=config.command,
         headline=headline,
         tiles=tables.tiles(headline),
         batches=tables.batches(file),

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,11 +143,18 @@ def files(folder: RunFolder) -> Rows:
     return [[name, meaning] for name, meaning in described.items() if (folder.path / name).exists()]
 
 
-def load_config(folder: RunFolder, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], str, str]:
-    """The config as a mapping and as YAML, and the command that began the run (empty if it is not known)."""
+class SavedConfig(NamedTuple):
+    """The resolved config of a run as a mapping and as YAML, and the command that began the run; empty if unknown."""
+
+    settings: dict[str, Any]
+    yaml: str
+    command: str
+
+
+def load_config(folder: RunFolder) -> SavedConfig:
+    """The config that the run left in its folder."""
     import yaml
 
-    saved = yaml.safe_load(folder.config.read_text()) if folder.config.is_file() else {}
-    chosen = dict(saved if config is None else config)
-    command = str(chosen.pop("command", ""))
-    return chosen, yaml.safe_dump(chosen, sort_keys=False) if chosen else "", command
+    settings = dict(yaml.safe_load(folder.config.read_text()) or {}) if folder.config.is_file() else {}
+    command = str(settings.pop("command", ""))
+    return SavedConfig(settings, yaml.safe_dump(settings, sort_keys=False) if settings else "", command)

@@ -8,7 +8,6 @@ the content of arrays, has checksums of its own: tiles, what a shard has beside 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import zlib
@@ -25,12 +24,11 @@ import numpy as np
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.shards.tile_store import Array as Array
 from pipeline.shards.write_ahead_file import RawFile, replay
-from pipeline.system.run_folder import partial_of, replacing, set_aside, unreadable
+from pipeline.system.run_folder import partial_of, replacing, unreadable
 
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,6 @@ def _checksum(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
         crc = zlib.crc32(f"{name} {'text' if is_text else array.dtype.str} {array.shape}".encode(), crc)
         crc = zlib.crc32(json.dumps(array.tolist()).encode() if is_text else array.tobytes(), crc)
     return crc
-
-
-def sound_results(path: Path) -> Results | None:
-    """What `write_results` wrote; None where it is to be made: there is no file, or a damaged one, now set aside."""
-    try:
-        return read_results(path) if path.exists() else None
-    except DamagedFile as damage:
-        log.warning("%s", set_aside(damage, "it is made again"))
-        return None
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:

@@ -66,7 +66,7 @@ def _rows(gradient: Tensor, weights: Sequence[Tensor], rows: slice) -> Tensor:
             return _at_once(gradient, weights, unit_vectors(gradient, rows.start, rows.stop))
         except torch.OutOfMemoryError:
             raise
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:
             _tell(str(error).partition("\n")[0])
     each = [derivatives(gradient[i], weights) for i in range(rows.start, rows.stop)]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in each])

@@ -37,9 +37,7 @@ def named_errors(how: str, remedy: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, PipelineError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # a layer may raise anything where it is differentiated in a way that it does not know
+    except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know
         line = str(error).partition("\n")[0] or type(error).__name__
         raise StrategyError(
             f"the model or its loss cannot be differentiated {how} ({line})", remedy

@@ -47,9 +47,7 @@ def conclude(folder: Path) -> Sweep:
             raise PipelineError(f"{path} cannot be written ({error.strerror}).") from error
     try:
         record(sweep, list(files))
-    except (
-        PipelineError
-    ) as error:  # the files are there; what is lost can be had again with `pipeline.sweep.summary`
+    except PipelineError as error:  # the files are there: `python -m pipeline.sweep` records them again
         log.warning("the sweep is not in MLflow: %s", error)
     show(sweep)
     return sweep

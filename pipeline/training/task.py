@@ -106,9 +106,7 @@ class Job:
                 self.check_evidence(path, evidence_in(path))
             except OtherExperiment:
                 raise
-            except (
-                PipelineError
-            ):  # damaged, or from elsewhere: it is replaced, or told by the stage that needs it
+            except PipelineError:  # damaged, or from elsewhere: replaced, or told by the stage that needs it
                 continue
             finally:
                 put_weights(own, self.model, "the model")

@@ -194,7 +194,7 @@ def test_a_browser_shows_the_runs_a_metric_a_figure_and_the_report(root, tmp_pat
 def a_run_with_everything(root):
     folder = RunFolder(root / "everything")
     put(folder, spectra(num_batches=2))
-    make_report(folder, {})
+    make_report(folder)
     with MLflow(root=str(root)).start(
         folder, "tanh of all", {"seed": 2, "activation": "tanh"}, {}, None
     ) as run:

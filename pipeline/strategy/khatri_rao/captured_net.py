@@ -96,7 +96,7 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
         raise
     except (
         Exception
-    ):  # a weight is used inside a transform of the model's own, and what it sees cannot leave that
+    ):  # a weight is used inside a transform of the model's own, which nothing that it sees may leave
         return ()
     uses = tuple(call.use for call in calls)
     n = batch.num_samples
