@@ -76,49 +76,47 @@ def check(device: torch.device, pattern: str) -> int:
     return num_wrong
 
 
-def difference_of_net(net: Net, matrix: str, device: torch.device) -> float | str:
-    """Of the product with a random direction, as a part of its size and that of the Hessian's, as a GGN may be zero; or
-    in what words the matrix is refused.
+def differences_of_net(net: Net, device: torch.device) -> dict[str, float | str]:
+    """By the name of a matrix: of the product with a random direction, as a part of its size and that of the Hessian's,
+    as a GGN may be zero; or in what words the matrix is refused.
     """
     problem = net.build()
     reference = Reference(problem)
     direction = torch.randn(reference.size, dtype=torch.float64)
-    expected, of_hessian = (getattr(reference, one)(direction).value for one in (matrix, "hessian"))
-    size = expected.norm() + of_hessian.norm()
+    expected = {matrix: getattr(reference, matrix)(direction).value for matrix in ("hessian", "ggn")}
     inputs, targets = (each_tensor(tree, lambda value: value.to(device)) for tree in problem[2:4])
-    criterion = problem.criterion
+    model, criterion = problem.model.to(device), problem.criterion
     if isinstance(criterion, torch.nn.Module):
         criterion = criterion.to(device)
-    try:
-        dense = hessian(
-            problem.model.to(device),
-            criterion,
-            inputs,
-            targets,
-            matrix=matrix,
-            parameters=problem.parameters,
-            dtype=torch.float64 if net.castable else None,
-            device=device,
-        )
-    except PipelineError as error:
-        return str(error)
-    return float((dense.cpu().double() @ direction - expected).norm() / size)
+    dtype = torch.float64 if net.castable else None
+    found: dict[str, float | str] = {}
+    for matrix, product in expected.items():
+        options = {"matrix": matrix, "parameters": problem.parameters, "dtype": dtype, "device": device}
+        try:
+            dense = hessian(model, criterion, inputs, targets, **options)
+        except PipelineError as error:
+            found[matrix] = str(error)
+        else:
+            size = product.norm() + expected["hessian"].norm()
+            found[matrix] = float((dense.cpu().double() @ direction - product).norm() / size)
+    return found
 
 
 def check_nets(device: torch.device, pattern: str) -> int:
-    """The number of wrong matrices, of the nets whose names match; what is raised raw counts as wrong."""
+    """The number of wrong matrices, of the nets whose names match; a net that raises anything else counts as one."""
     nets = [net for net in NETS.values() if fnmatch(net.id, pattern) and not (net.missing or net.refused)]
     num_wrong = num_right = num_refused = 0
     for net in nets:
-        for matrix in ("hessian", "ggn"):
-            try:
-                found = difference_of_net(net, matrix, device)
-            except Exception as error:
-                found = f"raw: {type(error).__name__}: {error}"
-                num_wrong += 1
+        try:
+            differences = differences_of_net(net, device)
+        except Exception as error:
+            num_wrong += 1
+            print(f"{net.id}: raw {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            continue
+        for matrix, found in differences.items():
             if isinstance(found, str):
                 num_refused += 1
-                print(f"{net.id}, {matrix}: {found.partition(chr(10))[0]}")
+                print(f"{net.id}, {matrix}: refused: {found}")
             elif found <= TOLERANCE_OF_NETS:
                 num_right += 1
             else:

@@ -162,7 +162,7 @@ class _Task:
                 failures.append((choice.name, error))
                 continue
             if choice.reason:
-                tell(because(choice, failures))
+                tell(choice.name, because(choice, failures).reason)
             return dense, layout
         raise refusal(failures)
 

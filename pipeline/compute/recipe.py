@@ -89,7 +89,7 @@ def blocks_of(
         raise refusal(failures)
     if choice.reason:
         choice = because(choice, failures)
-        tell(choice)
+        tell(choice.name, choice.reason)
         attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
     for block in blocks_by(choice, transformed, part.params, drawn, inside):
         rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))

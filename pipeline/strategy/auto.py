@@ -38,7 +38,7 @@ class Auto:
 
     few_weights: up to so many, one pass of `hvp` is over before a net has been looked at. very_few_weights: up to so
     many, one pass of `autograd` is over before one of `hvp`. some_weights: up to so many, `khatri_rao` has to need
-    less work by the estimates of `_work_by_units` and `_work_by_rows`; above, fewer tangents than there are weights.
+    less work by the estimates of `work_by_units` and `work_by_rows`; above, fewer tangents than there are weights.
     megabytes: for the tangents of a pass of `hvp`.
     """
 
@@ -70,7 +70,7 @@ class Auto:
                 failures.append((choice.name, error))
                 continue
             choice = because(choice, failures)
-            tell(choice)
+            tell(choice.name, choice.reason)
             return choice, blocks
         raise refusal(failures)
 
@@ -89,7 +89,7 @@ class Auto:
         return [first, *(other for other in others if other.name != first.name)]
 
     def choose(self, objective: Objective, params: Params, batch: Batch) -> Choice:
-        """What is tried first: by the number of weights and of tangents."""
+        """What is tried first: by the number of weights, and by the work of units and of rows."""
         num_weights = Layout.of(params).num_parameters
         if num_weights <= self.very_few_weights:
             return Choice(Autograd(num_weights), "autograd", f"{num_weights} weights take one pass")
@@ -97,21 +97,23 @@ class Auto:
             return Choice(HVP(num_weights), "hvp", f"{num_weights} weights take one pass")
         counts = count_numbers(objective, params, batch)
         rows = rows_at_once(counts, params, self.megabytes)
-        estimated = num_weights <= self.some_weights
-        if estimated and num_weights * counts.numbers <= WORK_OF_A_CALL * counts.calls:
-            return Choice(
-                HVP(rows), "hvp", f"rows of {num_weights:,} weights are over before units are found"
-            )
+        is_estimated = num_weights <= self.some_weights
+        if is_estimated and num_weights * counts.numbers <= WORK_OF_A_CALL * counts.calls:
+            reason = f"rows of {num_weights:,} weights are over before units are found"
+            return Choice(HVP(rows), "hvp", reason)
         units = KhatriRao(tangents_per_product=rows)
         uses = uses_of(objective, params, batch, tuple(params))
-        cost = units.cost_of(uses, params, batch)
-        if cost.num_tangents >= num_weights:
+        if not uses:
             return Choice(HVP(rows), "hvp", "no weight enters the model linearly")
-        if estimated:
-            by_units, by_rows = _work_by_units(cost, uses, counts), _work_by_rows(num_weights, uses, counts)
-            if by_units >= by_rows:
-                reason = f"units would need {cost.num_tangents:,} tangents and their products, rows {num_weights:,}"
-                return Choice(HVP(rows), "hvp", reason)
+        cost = units.cost_of(uses, params, batch)
+        takes_rows = cost.num_tangents >= num_weights or (
+            is_estimated and work_by_units(cost, uses, counts) >= work_by_rows(num_weights, uses, counts)
+        )
+        if takes_rows:
+            reason = (
+                f"units would need {cost.num_tangents:,} tangents and their products, rows {num_weights:,}"
+            )
+            return Choice(HVP(rows), "hvp", reason)
         return Choice(units, "khatri_rao", f"{cost.num_tangents:,} tangents in place of {num_weights:,}")
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
@@ -126,11 +128,11 @@ class Auto:
         return max(products, KhatriRao().memory(num_parameters, itemsize))
 
 
-def _work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
+def work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
     """Estimated work of `khatri_rao`, in numbers that one tangent moves in the model (about 4 ns each on one core).
 
-    The coefficients were fitted to the nets of `scripts/benchmark_zoo.py`: the tangents, the calls that the guards
-    repeat, the blocks of pairs of parameters, and the matrix products.
+    The tangents, the calls that the guards repeat, the blocks of pairs of parameters, and the matrix products.
+    `scripts/benchmark_auto.py` shows both estimates beside the seconds that they stand for.
     """
     blocks = sum(len(use.names) for use in uses) ** 2 / 2
     return (
@@ -141,10 +143,10 @@ def _work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
     )
 
 
-def _work_by_rows(num_weights: int, uses: Sequence[Use], counts: Counts) -> float:
+def work_by_rows(num_weights: int, uses: Sequence[Use], counts: Counts) -> float:
     """Estimated work of `hvp`, in the same unit: the numbers and the multiplications by weights, for each row."""
     products = sum(use.num_samples * use.num_positions * max(use.num_weights, use.num_units) for use in uses)
-    return num_weights * (counts.numbers + products / 10)
+    return num_weights * (counts.numbers + products / 25)
 
 
 def because(choice: Choice, failures: Failures) -> Choice:
@@ -160,14 +162,9 @@ ROWS_AT_ONCE = 64  # of two backward passes
 
 
 @cache
-def _tell(name: str, reason: str) -> None:
+def tell(name: str, reason: str) -> None:
     """Say what is taken, once in a process."""
     log.info("strategy=auto takes %s: %s.", name, reason)
-
-
-def tell(choice: Choice) -> None:
-    """Say what is taken, once in a process."""
-    _tell(choice.name, choice.reason)
 
 
 def _begun(blocks: Iterator[Block]) -> Iterator[Block]:

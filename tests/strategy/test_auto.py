@@ -1,6 +1,7 @@
 """`auto`: what it takes, and that it steps aside."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from pipeline.objective.objective import objective_of
 from pipeline.strategy import Auto, Triangular
 from pipeline.strategy import auto as module
 from pipeline.strategy.blocks import assemble
+from pipeline.strategy.hvp import Counts, rows_at_once
 
 
 @pytest.fixture(autouse=True)
 def untold():
-    module._tell.cache_clear()
+    module.tell.cache_clear()
 
 
 def problem(model: nn.Module, fan_in: int = 1):
@@ -60,6 +62,59 @@ def test_products_where_no_weight_enters_linearly(caplog):
         choice, _ = Auto(very_few_weights=1, few_weights=1, some_weights=1).start(*problem(Cubic()))
     assert choice.name == "hvp"
     assert caplog.messages == ["strategy=auto takes hvp: no weight enters the model linearly."]
+
+
+def layers(*sizes: int) -> nn.Module:
+    pairs = [(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]
+    return nn.Sequential(*[module for pair in pairs for module in pair][:-1])
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 3, padding=1), nn.Tanh(), nn.Conv1d(8, 16, 3, padding=1), nn.Tanh(), nn.Flatten()
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "said"),
+    [
+        (layers(64, 32, 10), (256, 64), "khatri_rao: 42 tangents in place of 2,410"),
+        (layers(*[6] * 13), (4, 6), "hvp: rows of 504 weights are over before units are found"),
+        (layers(*[6] * 13), (400, 6), "khatri_rao: 72 tangents in place of 504"),
+        (convolutions(), (8, 2, 12), "hvp: units would need 248 tangents and their products, rows 456"),
+        (convolutions(), (8, 2, 40), "hvp: units would need 456 tangents and their products, rows 456"),
+    ],
+    ids=["few units", "many small layers", "the same on many samples", "half as many units", "as many units"],
+)
+def test_the_work_decides_above_some_hundred_weights(model, shape, said):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    objective, params = objective_of(model, SquaredError())
+    choice = Auto().choose(objective, params, Batch(x, torch.zeros_like(model(x))))
+    assert f"{choice.name}: {choice.reason}" == said
+
+
+@pytest.mark.parametrize(("positions", "taken"), [(12, "khatri_rao"), (40, "hvp")])
+def test_for_large_nets_the_number_of_tangents_decides(positions, taken):
+    x, model = torch.randn(8, 2, positions), convolutions()
+    objective, params = objective_of(model, SquaredError())
+    choice = Auto(few_weights=1, very_few_weights=1, some_weights=1)
+    assert choice.choose(objective, params, Batch(x, torch.zeros_like(model(x)))).name == taken
+
+
+@pytest.mark.parametrize(
+    ("numbers", "megabytes", "rows"),
+    [
+        (100_000, 10_000, 512),  # what is computed fills the caches
+        (9_000, 10_000, 815),  # 28 MiB of float32
+        (10, 10_000, 1024),
+        (100_000, 100, 59),  # memory: 4 numbers and 2 weights of 4 bytes for each row
+        (10_000_000, 1, 32),
+    ],
+)
+def test_rows_of_a_pass_fit_caches_and_memory(numbers, megabytes, rows):
+    params = {"weight": torch.zeros(20_000)}
+    assert rows_at_once(Counts(numbers, 1), params, megabytes) == rows
 
 
 class Identity(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -15,9 +16,8 @@ from pipeline.strategy.khatri_rao.linear_use import Use
 from pipeline.strategy.khatri_rao.pair_blocks import Pair, flat_columns, weights_of_units
 from pipeline.strategy.khatri_rao.perturbation import Response
 
-PieceWanted = Callable[
-    [str, Rows, str], bool
-]  # parameter of the rows, which of them, parameter of the columns
+# parameter of the rows, which of them, parameter of the columns
+PieceWanted = Callable[[str, Rows, str], bool]
 ROWS_BYTES = 256 * 2**20  # of rows that are made, or left out because they are there, together
 
 
@@ -79,8 +79,8 @@ class UnitTangents:
 
 
 @dataclass(frozen=True)
-class WeightTangents:
-    """One tangent for each of these entries of the weight of use `row`."""
+class _EntryTangents(ABC):
+    """One tangent for each of these entries of a parameter of use `row`."""
 
     net: Net
     row: int
@@ -91,8 +91,39 @@ class WeightTangents:
     def num_tangents(self) -> int:
         return len(self.entries)
 
+    @abstractmethod
     def tangents(self) -> Tensor:
-        """Shaped (c, N, T, units): ã at the unit that the entry belongs to."""
+        """Shaped (c, N, T, units)."""
+
+    @property
+    @abstractmethod
+    def _rows(self) -> tuple[str, Rows]:
+        """The parameter, and where its entries lie in it."""
+
+    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+        name, rows = self._rows
+        return [
+            Part(m, self.entries)
+            for m in range(self.row, len(self.net.uses))
+            if any(is_wanted(name, rows, column) for column in self.net.uses[m].names)
+        ]
+
+    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
+        (name, rows), use = self._rows, self.net.uses[self.row]
+        for m, _ in parts:
+            column, same = self.net.uses[m], m == self.row
+            delta_dot, a_dot = response.deltas[m - self.row], response.inputs[m - self.row]
+            if column.bias is not None:
+                yield Contribution(name, rows, column.bias, delta_dot.sum((1, 2)), same)
+            if column.weight is not None and (not same or name == use.weight or use.weight is None):
+                columns = Pair(self.net, self.row, m).columns_by_weight(delta_dot, a_dot)
+                yield Contribution(name, rows, column.weight, flat_columns(column, columns), same)
+
+
+class WeightTangents(_EntryTangents):
+    """Entries of the weight: ã at the unit that the entry belongs to."""
+
+    def tangents(self) -> Tensor:
         use, a = self.net.uses[self.row], self.net.inputs[self.row]
         each = torch.arange(len(self.entries), device=a.device)
         units, inputs = (
@@ -104,12 +135,6 @@ class WeightTangents:
         tangents[each, :, :, units] = a[:, :, group * use.num_inputs + inputs].permute(2, 0, 1)
         return tangents
 
-    def parts(self, is_wanted: PieceWanted) -> list[Part]:
-        return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
-
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
-        return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
-
     @property
     def _rows(self) -> tuple[str, Rows]:
         use = self.net.uses[self.row]
@@ -118,32 +143,15 @@ class WeightTangents:
         return use.weight, rows if use.order is None else use.order[rows]
 
 
-@dataclass(frozen=True)
-class BiasTangents:
-    """One tangent for each of these entries of the bias of use `row`."""
-
-    net: Net
-    row: int
-    entries: range
-    tangents_each: ClassVar[int] = 1
-
-    @property
-    def num_tangents(self) -> int:
-        return len(self.entries)
+class BiasTangents(_EntryTangents):
+    """Entries of the bias: 1 at the unit."""
 
     def tangents(self) -> Tensor:
-        """Shaped (c, N, T, units): 1 at the unit."""
         delta = self.net.deltas[self.row]
         tangents = delta.new_zeros(len(self.entries), *delta.shape)
         for i, unit in enumerate(self.entries):
             tangents[i, :, :, unit] = 1
         return tangents
-
-    def parts(self, is_wanted: PieceWanted) -> list[Part]:
-        return _parts_of_entries(self.net, self.row, *self._rows, self.entries, is_wanted)
-
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
-        return _pieces_of_entries(self.net, self.row, *self._rows, response, parts)
 
     @property
     def _rows(self) -> tuple[str, Rows]:
@@ -159,27 +167,3 @@ def _rows_of_units(use: Use, units: range) -> list[tuple[str, Rows]]:
     if use.bias is not None:
         rows.append((use.bias, slice(units.start, units.stop)))
     return rows
-
-
-def _parts_of_entries(
-    net: Net, row: int, name: str, rows: Rows, entries: range, is_wanted: PieceWanted
-) -> list[Part]:
-    return [
-        Part(m, entries)
-        for m in range(row, len(net.uses))
-        if any(is_wanted(name, rows, column) for column in net.uses[m].names)
-    ]
-
-
-def _pieces_of_entries(
-    net: Net, row: int, name: str, rows: Rows, response: Response, parts: Sequence[Part]
-) -> Iterator[Contribution]:
-    use = net.uses[row]
-    for m, _ in parts:
-        column, same = net.uses[m], m == row
-        delta_dot, a_dot = response.deltas[m - row], response.inputs[m - row]
-        if column.bias is not None:
-            yield Contribution(name, rows, column.bias, delta_dot.sum((1, 2)), same)
-        if column.weight is not None and (not same or name == use.weight or use.weight is None):
-            values = flat_columns(column, Pair(net, row, m).columns_by_weight(delta_dot, a_dot))
-            yield Contribution(name, rows, column.weight, values, same)
