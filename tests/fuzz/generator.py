@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from fuzz import odd, usual  # noqa: F401 - they fill KINDS
+from fuzz import odd, odd_derivatives, odd_states, usual  # noqa: F401 - they fill KINDS
 from fuzz.losses import FORMS, LOSSES, Loss, OfLogits
 from fuzz.parts import KINDS, VOCABULARY, Block, Chain, Notes, Part, Room, as_found, perturb, reform
 from torch import Tensor, nn

@@ -246,3 +246,8 @@ def kind(
         return make
 
     return register
+
+
+def joined(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, where their shapes agree; else y with the mean of each sample of x."""
+    return x + y if x.shape == y.shape else y + x.flatten(1).mean(1).reshape(-1, *[1] * (y.ndim - 1))

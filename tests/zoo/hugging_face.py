@@ -1,4 +1,7 @@
-"""Models of the library transformers, tiny, with random weights made from their config classes."""
+"""Models of the library transformers, tiny, with random weights made from their config classes.
+
+It is one file, long as it is, since it is one table: one model after the other, by its config.
+"""
 
 from __future__ import annotations
 
