@@ -16,6 +16,8 @@ from pipeline.results.spectra_file import (
     SpectraFile,
 )
 
+HASH = "0f1e2d3c"  # of the config
+
 ROWS_OF_A_LAYER = (24, 8, 12, 4)
 HISTORY = """step,train_loss,train_accuracy,test_loss,test_accuracy
 0,2.3,0.1,2.31,0.09
@@ -76,7 +78,7 @@ def spectra(
             "blocks": "all",
             "reduction": "mean",
             "dtype": "float64",
-            "config_hash": "0f1e2d3c",
+            "config_hash": HASH,
         },
         numbers={
             "num_parameters": int(offsets[-1]),
@@ -142,7 +144,7 @@ def put(folder, *results, history=HISTORY, config=None):
     """Make a run folder that holds these spectra, and this config."""
     if config is not None:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
+        folder.config.write_text(yaml.safe_dump({**config, "config_hash": HASH}, sort_keys=False))
     for each in results:
         each.write(folder.spectrum(each.step))
     if history:

@@ -141,7 +141,7 @@ def test_the_layout_is_that_of_the_objective_and_computes_nothing(parameters):
 
 
 def test_one_place_reads_settings_and_targets():
-    """RemoteShards an experiment has attributes; a class may be compared with a name, and is never taken apart."""
+    """Elsewhere an experiment has attributes; a class may be compared with a name, and is never taken apart."""
     found = {
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in PACKAGE.rglob("*.py")

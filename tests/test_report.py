@@ -113,12 +113,15 @@ def report(folder, *results, config=CONFIG, **options):
 def whole(tmp_path_factory):
     """The report of two steps, and the folder it is in."""
     folder = RunFolder(tmp_path_factory.mktemp("whole"))
-    folder.path.mkdir(exist_ok=True)
     command = "python -m pipeline.run model=mlp 'training.num_steps=[1, 2]'"
-    folder.config.write_text(json.dumps({**CONFIG, "command": command}))
     bowl().write(folder.slices(120))
     bowl(loss=9.0, inputs_hash="of other spectra", step=60).write(folder.slices(60))
-    page = report(folder, spectra(step=60, num_layers=3), spectra(step=120, num_layers=3), config=None)
+    page = report(
+        folder,
+        spectra(step=60, num_layers=3),
+        spectra(step=120, num_layers=3),
+        config={**CONFIG, "command": command},
+    )
     return page, folder
 
 
@@ -257,7 +260,9 @@ def test_numbers_that_are_not_defined_are_left_out(folder):
 
 def test_names_and_config_are_escaped(folder):
     names = ["<script>alert(1)</script>", "a&b", '"quoted"', "plain"]
-    page = report(folder, spectra(names=names), config={"note": "<img src=http://example.org/x.png>"})
+    page = report(
+        folder, spectra(names=names), config={"seed": 0, "note": "<img src=http://example.org/x.png>"}
+    )
     assert page.row(names[0])[1] == "12 × 2"
     text = folder.report.read_text(encoding="utf-8")
     assert "<script>alert" not in text

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import class_names
+from pipeline.config.schema import SavedConfig
 from pipeline.errors import PipelineError
 from pipeline.report import tables
 from pipeline.report.data import ReportData
@@ -38,7 +38,7 @@ def make_report(folder: RunFolder) -> Path:
     from pipeline.report.page.page import Arrays
     from pipeline.system.terminal import progress
 
-    config = tables.load_config(folder)
+    config = SavedConfig.of(folder)
     found, arrays = _data(folder, config), Arrays()
     sections = charts_of(found, arrays)
     folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
@@ -72,7 +72,7 @@ def _context(found: ReportData) -> str:
     )
 
 
-def _data(folder: RunFolder, config: tables.SavedConfig) -> ReportData:
+def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
     from pipeline.results.evolution import stability_limit
     from pipeline.results.spectra_file import LandscapeFile, SpectraFile
@@ -83,23 +83,19 @@ def _data(folder: RunFolder, config: tables.SavedConfig) -> ReportData:
             f"{folder.spectra} has no spectra to report on: run the stage aggregate before report."
         )
     results = {step: SpectraFile.read(folder.spectrum(step)) for step in steps}
-    settings = config.settings
+    name, options = config.training
     slices = {step: LandscapeFile.read(folder.slices(step)) for step in steps if folder.slices(step).exists()}
     return ReportData(
         results,
         tables.read_history(folder.history),
-        stability_limit(
-            class_names(settings).get("training", ""),
-            settings.get("training") or {},
-            results[steps[-1]].matrix,
-        ),
+        stability_limit(name, options, results[steps[-1]].matrix),
         {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
     )
 
 
 def _page(
     folder: RunFolder,
-    config: tables.SavedConfig,
+    config: SavedConfig,
     found: ReportData,
     sections: Sections,
     arrays: Arrays,
@@ -122,8 +118,8 @@ def _page(
         attrs=file.attrs,
         extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
         matrix=matrix_name(file.matrix),
-        choices=list(class_names(config.settings).items()),
-        seed=config.settings.get("seed"),
+        choices=list(config.choices.items()),
+        seed=config.seed,
         config=config.yaml,
         command=config.command,
         headline=headline,

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,20 +141,3 @@ def files(folder: RunFolder) -> Rows:
         "run.log": "what the run logged",
     }
     return [[name, meaning] for name, meaning in described.items() if (folder.path / name).exists()]
-
-
-class SavedConfig(NamedTuple):
-    """The resolved config of a run as a mapping and as YAML, and the command that began the run; empty if unknown."""
-
-    settings: dict[str, Any]
-    yaml: str
-    command: str
-
-
-def load_config(folder: RunFolder) -> SavedConfig:
-    """The config that the run left in its folder."""
-    import yaml
-
-    settings = dict(yaml.safe_load(folder.config.read_text()) or {}) if folder.config.is_file() else {}
-    command = str(settings.pop("command", ""))
-    return SavedConfig(settings, yaml.safe_dump(settings, sort_keys=False) if settings else "", command)
