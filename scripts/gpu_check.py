@@ -3,8 +3,8 @@
     scripts/gpu_check.sh
     python scripts/gpu_check.py --device cpu --sizes 64-100-10@128      # to try it without a GPU
 
-1. Each case of `tests/cases.py`, each strategy, float64, on the device, against `triangular` or `hvp` on the CPU (1e-10
-   of the largest entry). A strategy that refuses must refuse by name.
+1. Each case of `tests/support/cases.py`, each strategy, float64, on the device, against `triangular` or `hvp`
+   on the CPU (1e-10 of the largest entry). A strategy that refuses must refuse by name.
 2. Each net of `tests/zoo/` whose library is there, its Hessian and GGN by `auto`, on the device, against products by
    differences of the plain module's gradients on the CPU (1e-5 of their size).
 3. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
@@ -32,7 +32,7 @@ from pipeline.spectrum.exact import eigenvalues_of
 from pipeline.strategy import STRATEGIES, KhatriRao
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from cases import CASES, Case
+from support.cases import CASES, Case
 from zoo.nets import NETS
 from zoo.problem import Net
 from zoo.reference import Reference, each_tensor

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from command import environment
-from shard_cases import ATTRS, known, write
+from support.command import environment
+from support.shard_cases import ATTRS, known, write
 
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Address, Threads

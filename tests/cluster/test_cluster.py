@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 from dask.delayed import delayed
-from shard_cases import known, write
+from support.shard_cases import known, write
 
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Local, Threads

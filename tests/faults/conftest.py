@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command import SMALL
 from faults.runs import HERE, commands
+from support.command import SMALL
 
 STAGES = ("train", "compute", "aggregate", "slices", "report")
 NUM_LANES = len(os.sched_getaffinity(0))

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from command import PROGRESS, environment
-from outcome import complete, differing, names, results
+from support.command import PROGRESS, environment
+from support.outcome import complete, differing, names, results
 
 HERE = Path(__file__).parent
 ONCE, FOR_GOOD, KILL, KILL_AMID = range(4)

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from command import start, succeed
 from faults.test_workers import COMPUTE, WORKERS, workers_of, writers_of
-from outcome import complete
+from support.command import start, succeed
+from support.outcome import complete
 
 from pipeline.shards.hdf5 import read_arrays
 from pipeline.shards.shard import open_shard

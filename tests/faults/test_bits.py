@@ -8,7 +8,7 @@ import signal
 import h5py
 import numpy as np
 import pytest
-from report_cases import spectra
+from support.report_cases import spectra
 
 from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.layout import Layout

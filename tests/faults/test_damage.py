@@ -5,9 +5,9 @@ import shutil
 
 import h5py
 import pytest
-from command import SMALL
 from faults.runs import commands
-from outcome import complete, differing, results
+from support.command import SMALL
+from support.outcome import complete, differing, results
 
 ALL = "train,compute,aggregate,slices"
 SHARD, MEAN, SPECTRA, SLICES = (

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from command import SMALL, fail
-from outcome import complete
+from support.command import SMALL, fail
+from support.outcome import complete
 
 from pipeline.data import Arrays
 from pipeline.objective.batch import Batch

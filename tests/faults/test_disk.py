@@ -6,9 +6,9 @@ import subprocess
 import time
 
 import pytest
-from command import PROGRESS, SMALL, fail, start, succeed
 from faults.runs import commands
-from outcome import complete, differing, results
+from support.command import PROGRESS, SMALL, fail, start, succeed
+from support.outcome import complete, differing, results
 
 MANY = (
     *SMALL,

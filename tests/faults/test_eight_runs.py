@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 from contextlib import ExitStack, closing, contextmanager
 
-from command import SMALL, command, environment
+from support.command import SMALL, command, environment
 
 NUM_RUNS = 8
 OPTIONS = [option for option in SMALL if option != "tracking=none"]

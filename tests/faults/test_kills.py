@@ -7,10 +7,10 @@ import time
 from collections import Counter
 
 import pytest
-from command import SMALL
 from faults.conftest import NUM_LANES, STAGES, in_lanes
 from faults.runs import commands, run_again
-from outcome import complete, names, results, unlike
+from support.command import SMALL
+from support.outcome import complete, names, results, unlike
 
 from pipeline.system.run_folder import RunFolder
 

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-from command import SMALL
 from faults.conftest import in_lanes
 from faults.runs import Fault, commands, run_again
-from outcome import complete, differing, names, results, unlike
+from support.command import SMALL
+from support.outcome import complete, differing, names, results, unlike
 
 LARGER = (
     *SMALL,

@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 from faults.conftest import STAGES, in_lanes
 from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, run_again
-from outcome import complete, differing, names, results, unlike
+from support.outcome import complete, differing, names, results, unlike
 
 ALL = os.environ.get("FAULTS") == "all"  # both errors in both modes at every operation: twice as long
 EVERY = int(os.environ.get("FAULTS_EVERY", "6"))  # 1: every operation, for half an hour more

@@ -5,10 +5,10 @@ import os
 import re
 
 import pytest
-from command import SMALL
 from faults.conftest import NUM_LANES, in_lanes
 from faults.runs import FOR_GOOD, KILL, KILL_AMID, ONCE, Fault, commands, run_again
-from outcome import complete, names, results
+from support.command import SMALL
+from support.outcome import complete, names, results
 
 TILED = (  # P = 99
     *(option for option in SMALL if not option.startswith("training")),

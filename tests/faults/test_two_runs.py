@@ -3,8 +3,8 @@
 import json
 import subprocess
 
-from command import SMALL, command, environment, start
-from outcome import complete, differing, results
+from support.command import SMALL, command, environment, start
+from support.outcome import complete, differing, results
 
 OPTIONS = (*SMALL, "stages=[train,compute,aggregate]")
 NUM_PROCESSES = 3

@@ -9,8 +9,8 @@ import time
 
 import psutil
 import pytest
-from command import SMALL, start, succeed
-from outcome import complete, differing, names, results
+from support.command import SMALL, start, succeed
+from support.outcome import complete, differing, names, results
 
 LARGER = (
     *SMALL,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
 from kinds.asked import AUTOS, WAYS, data, is_right, net
+from support.cases import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 

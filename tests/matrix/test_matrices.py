@@ -7,11 +7,11 @@ from functools import cache
 
 import pytest
 import torch
-from cases import CASES, Case, Problem, mlp
-from oracles import double_backward, loss_of, weights_of
+from support.cases import CASES, Case, Problem, mlp
+from support.oracles import double_backward, loss_of, weights_of
+from support.variants import NAMES, strategy
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from variants import NAMES, strategy
 
 import pipeline
 from pipeline.compute.certificate import certify, directions

@@ -7,8 +7,8 @@ import time
 import h5py
 import numpy as np
 import pytest
-from command import contents
-from slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, WORDS, Started, resumed, slurm
+from support.command import contents
+from support.slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, WORDS, Started, resumed, slurm
 
 import pipeline
 from pipeline.system.run_folder import RunFolder

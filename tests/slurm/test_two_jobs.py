@@ -1,6 +1,6 @@
 """The smallest sweep there is on real SLURM daemons: what CI runs of the tests on SLURM."""
 
-from slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, Started
+from support.slurm_cases import DATA, LAUNCHER, NEEDS_SLURM, Started
 
 import pipeline
 from pipeline.tracking import store

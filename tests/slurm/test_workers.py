@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-from command import command, environment, succeed
 from dask.delayed import delayed
-from slurm_cases import DATA, NEEDS_SLURM, PATIENCE, slurm
+from support.command import command, environment, succeed
+from support.slurm_cases import DATA, NEEDS_SLURM, PATIENCE, slurm
 
 from pipeline.cluster import Slurm
 from pipeline.errors import PipelineError

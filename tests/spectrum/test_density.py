@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
-from spectrum.matrices import SPECTRA, like_a_hessian
+from support.matrices import SPECTRA, like_a_hessian
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum.density import density_of, fit_grid

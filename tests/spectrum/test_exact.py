@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from spectrum.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
+from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 import pipeline.spectrum.exact as module
 from pipeline.errors import PipelineError

@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from spectrum.matrices import SPECTRA, with_spectrum
+from support.matrices import SPECTRA, with_spectrum
 
 from pipeline.spectrum.lanczos import LanczosState, advance, extremal_eigenpairs, restart, ritz_pairs, start
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from spectrum.matrices import SPECTRA, Laplacian, Stored, like_a_hessian, with_spectrum
+from support.matrices import SPECTRA, Laplacian, Stored, like_a_hessian, with_spectrum
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum import SLQ, TopK

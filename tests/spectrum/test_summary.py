@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from spectrum.matrices import SPECTRA, with_spectrum
+from support.matrices import SPECTRA, with_spectrum
 
 from pipeline.spectrum import summary
 

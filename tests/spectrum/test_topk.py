@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy.sparse.linalg import LinearOperator, eigsh
-from spectrum.matrices import SPECTRA, Laplacian, Stored, like_a_hessian, with_spectrum
+from support.matrices import SPECTRA, Laplacian, Stored, like_a_hessian, with_spectrum
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum import TopK

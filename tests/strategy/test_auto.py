@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import thread_net
+from support.cases import thread_net
 from torch import Tensor, nn
 
 from pipeline.criterion import SquaredError

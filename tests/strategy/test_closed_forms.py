@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.variants import NAMES, strategy
 from torch import Tensor, nn
-from variants import NAMES, strategy
 
 from pipeline.compute.dense import hessian
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.variants import NAMES, strategy
 from torch import Tensor, nn
-from variants import NAMES, strategy
 
 from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError

@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from cases import CASES, Case
-from oracles import FiniteDifferences, double_backward, finite_differences, weights_of
+from support.cases import CASES, Case
+from support.oracles import FiniteDifferences, double_backward, finite_differences, weights_of
+from support.variants import Variant, distinct
 from torch import Tensor
-from variants import Variant, distinct
 
 from pipeline.errors import PipelineError
 from pipeline.objective.objective import objective_of

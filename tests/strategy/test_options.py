@@ -1,9 +1,9 @@
-"""Options of strategies; tests/test_conf.py compares each YAML with its class."""
+"""Options of strategies; tests/config/test_groups.py compares each YAML with its class."""
 
 from __future__ import annotations
 
 import pytest
-from variants import NAMES, SIZE_OPTIONS, strategy
+from support.variants import NAMES, SIZE_OPTIONS, strategy
 
 from pipeline.errors import PipelineError
 from pipeline.strategy import STRATEGIES

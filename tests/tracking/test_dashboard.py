@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_cases import put, spectra
+from support.report_cases import put, spectra
 
 from pipeline.report.report import make_report
 from pipeline.system.run_folder import RunFolder

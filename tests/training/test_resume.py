@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from interrupted import CHECKPOINT_STEPS, SHORT, TRAININGS, train
+from support.interrupted import CHECKPOINT_STEPS, SHORT, TRAININGS, train
 
 from pipeline.errors import PipelineError
 from pipeline.objective.checkpoints import load_state

@@ -1,0 +1,88 @@
+"""The benchmark: peers and strategies compute the same matrix, and the script ends with a table and a figure."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.command import PROJECT, environment
+
+from pipeline.compute.dense import hessian
+
+sys.path.insert(0, str(PROJECT / "scripts"))
+import benchmark_nets
+import benchmark_peers
+
+
+def script(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=PROJECT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("matrix", benchmark_peers.PEERS)
+@pytest.mark.parametrize("net", ["line", "softmax"])
+def test_peers_compute_the_same_matrix(net, matrix):
+    problem = benchmark_nets.NETS[net]().to(torch.device("cpu"), torch.float64)
+    expected = hessian(problem.model, problem.criterion, *problem.batch, strategy="triangular", matrix=matrix)
+    num_right = 0
+    for name, peer in benchmark_peers.PEERS[matrix].items():
+        try:
+            found = peer(problem, 3)()
+        except (ImportError, benchmark_peers.NotApplicable):
+            continue
+        assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), name
+        num_right += 1
+    assert num_right >= 1
+
+
+@pytest.mark.parametrize("name", benchmark_nets.NETS)
+def test_nets_are_as_large_as_they_say(name):
+    problem = benchmark_nets.problem_of(name)
+    sizes = {
+        "line": (10, 16), "thread": (49, 100), "softmax": (90, 64), "tiny": (610, 64), "deep": (370, 64),
+        "main": (2410, 256), "mlp": (7510, 128), "conv": (6754, 128), "residual": (7370, 128),
+        "block": (7882, 128), "wide_block": (27210, 32), "large": (20035, 256),
+    }  # fmt: skip
+    assert (problem.num_parameters, problem.batch.num_samples) == sizes[name]
+    assert problem.criterion(problem.model(problem.batch.inputs), problem.batch.targets).ndim == 0
+
+
+def test_a_net_by_its_width():
+    problem = benchmark_nets.problem_of("64-12-10@9")
+    assert (problem.num_parameters, problem.batch.num_samples) == (910, 9)
+    with pytest.raises(SystemExit, match="'64-12' is unknown"):
+        benchmark_nets.problem_of("64-12")
+
+
+def test_the_script_ends_with_a_table_and_a_figure(tmp_path):
+    figures, picture = tmp_path / "cost.json", tmp_path / "cost.png"
+    methods = "khatri_rao,khatri_rao (blocks),chunked jvp(grad)"
+    options = ("--nets", "64-2-10@5,64-4-10@5", "--methods", methods, "--rounds", "1", "--json", figures)
+    told = script("scripts/benchmark.py", *options)
+    assert "64-4-10 tanh, cross-entropy: P = 310, N = 5" in told
+    measured = json.loads(figures.read_text())
+    assert [net["P"] for net in measured.values()] == [160, 310]
+    for net in measured.values():
+        assert all(len(row["times"]) == 1 and row["times"][0] > 0 for row in net["methods"].values())
+        assert net["methods"]["khatri_rao"]["error"] < 1e-5
+    script("scripts/benchmark_figure.py", figures, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_check_on_a_gpu_runs_without_one():
+    options = ("--device", "cpu", "--cases", "thread", "--sizes", "64-4-10@5", "--rows", "300")
+    told = script("scripts/gpu_check.py", *options)
+    assert "0 wrong" in told
+    assert " 0 right" not in told
+    assert "64-4-10@5: P = 310, N = 5: limits: products" in told
+    assert "eigenvalues, P = 300: cpu" in told

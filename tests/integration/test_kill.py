@@ -1,0 +1,127 @@
+"""SIGKILL at random moments of train, compute and aggregate; the same command again ends as if nothing had happened."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.command import command, environment, succeed
+from support.outcome import differing, results
+
+from pipeline.system.run_folder import RunFolder
+
+NUM_KILLS = 12
+NUM_KILLS_A_STAGE = 2
+STAGES = ("train", "compute", "aggregate")
+OPTIONS = (
+    "data=blobs",
+    "data.num_samples=60",
+    "data.dimension=8",
+    "data.num_clusters=4",
+    "data.batch_size=25",  # 25, 25 and 10
+    "data.separation=2.0",
+    "model.hidden_sizes=[16,8]",
+    "training.num_steps=700",
+    "training.batch_size=16",
+    "training.save_every=30",
+    "training.evaluate_every=50",
+    "checkpoint_steps=[0,350]",
+    "strategy=triangular",
+    "dtype=float64",
+    "device=cpu",
+    "cluster.num_workers=2",
+    "tracking=none",
+    f"stages=[{','.join(STAGES)}]",
+)
+
+
+def under_way(folder):
+    """Which stage a killed run was in, from what it left behind."""
+    run, steps = RunFolder(folder), 3
+    if len(run.spectrum_steps()) == steps:
+        return "report"
+    if len(list(run.shards.glob("step-*/batch-*.h5"))) == 3 * steps:
+        return "aggregate"
+    return "compute" if run.checkpoint(700).exists() else "train"
+
+
+def traces(folder, stage):
+    """What changes when a stage begins to leave something."""
+    names = {"train": "checkpoints/*", "compute": "shards/*/batch-*", "aggregate": "shards/*/mean*"}[stage]
+    found = {}
+    for path in folder.glob(names):
+        with contextlib.suppress(FileNotFoundError):  # a temporary name that was given up since
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def durations(folder):
+    """Seconds from the first file of each stage to its last one."""
+    run = RunFolder(folder)
+    marks = {
+        "train": [run.checkpoint(0), run.checkpoint(700)],
+        "compute": [run.checkpoint(700), run.shard(700, 2)],
+        "aggregate": [run.shard(700, 2), run.spectrum(700)],
+    }
+    return {stage: last.stat().st_mtime - first.stat().st_mtime for stage, (first, last) in marks.items()}
+
+
+def kill_within(folder, stage, delay):
+    """Start the command and kill it `delay` seconds after the stage's first trace; whether it was still alive."""
+    before = traces(folder, stage)
+    process = subprocess.Popen(
+        command(folder, *OPTIONS),
+        cwd=folder.parent,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and traces(folder, stage) == before:
+        time.sleep(0.001)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill") / "undisturbed"
+    succeed(folder, *OPTIONS)
+    return folder
+
+
+def test_a_run_that_is_killed_and_started_again_ends_as_if_undisturbed(undisturbed, tmp_path):
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"repeat these moments with KILL_SEED={seed}")
+    chance = random.Random(seed)
+    expected = results(undisturbed)
+    seconds = durations(undisturbed)
+    kills, moments = Counter(), []
+    for number in range(6):
+        folder: Path = tmp_path / str(number)
+        for stage in STAGES:  # in succession, so that what is taken up was often taken up before
+            for _ in range(2):
+                if folder.exists() and STAGES.index(under_way(folder)) > STAGES.index(stage):
+                    break
+                delay = chance.uniform(0, 0.5) * seconds[stage]
+                if not kill_within(folder, stage, delay):
+                    break
+                kills[under_way(folder)] += 1
+                moments.append(f"{delay:.3f} s into {stage}")
+        succeed(folder, *OPTIONS)
+        different = differing(results(folder), expected)
+        assert not different, f"KILL_SEED={seed}, killed {moments}: {different} differ"
+        if sum(kills.values()) >= NUM_KILLS and all(kills[stage] >= NUM_KILLS_A_STAGE for stage in STAGES):
+            break
+        moments.clear()
+    print(f"killed in {dict(kills)}, stages take {seconds}")
+    assert sum(kills.values()) >= NUM_KILLS
+    assert all(kills[stage] >= NUM_KILLS_A_STAGE for stage in STAGES), kills
+    assert not list(tmp_path.rglob("*.partial"))

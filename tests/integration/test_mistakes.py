@@ -1,0 +1,90 @@
+"""Mistakes at the command line: one line says what is wrong, the value and the remedy, and nothing is lost."""
+
+import pytest
+from support.command import SMALL, fail, run
+
+MISTAKES = {
+    "misspelled key": (["sed=1"], "sed: there is no such option, did you mean seed?"),
+    "misspelled option": (
+        ["model.hiden_sizes=[3]"],
+        "model.hiden_sizes: there is no such option, did you mean hidden_sizes?",
+    ),
+    "misspelled choice": (
+        ["strategy=fun"],
+        "strategy=fun: there is no such option, did you mean func? Choose one of auto, autograd, func, ",
+    ),
+    "wrong type": (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
+    "bad stage": (
+        ["stages=[trian]"],
+        "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, slices, report].",
+    ),
+    "no stage": (["stages=[]"], "stages=[]: choose any of train, compute, aggregate, slices, report."),
+    "no value": (["data=arrays"], "data.path has no value: give one with data.path=VALUE."),
+    "option of another choice": (
+        ["training=none", "training.num_steps=3"],
+        "training.num_steps: the training that was chosen has no such option, training=adam",
+    ),
+    "wrong type in a group": (
+        ["model.hidden_sizes=abc"],
+        "model.hidden_sizes='abc': give a list of whole numbers of at least 1, such as [32].",
+    ),
+    "model that does not fit the data": (
+        ["model=cnn", "data=blobs"],
+        "model=cnn needs images (channels, height, width); the data has samples of shape (20,): choose",
+    ),
+    "no such class": (
+        ["model._target_=nowhere.Net"],
+        "model._target_=nowhere.Net cannot be imported (No module named 'nowhere'): check its name, and",
+    ),
+    "matrix that fits no disk": (
+        ["model.hidden_sizes=[400000]"],
+        "7 shards of P = 30,000,010 weights need 12.6 PB of disk, ",
+    ),
+    "matrix that fits no memory": (
+        ["model.hidden_sizes=[400000]", "stages=[train,aggregate]"],
+        "spectrum=exact with P = 30,000,010 weights needs 7.2 PB of memory, ",
+    ),
+    "model that fits no memory": (
+        ["model.hidden_sizes=[100000000000]"],
+        "out of memory (25600000000000 bytes were asked for): choose fewer weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake, tmp_path):
+    overrides, message = MISTAKES[mistake]
+    line = fail(tmp_path / "folder", *overrides, "tracking=none", "device=cpu")
+    assert line.startswith(message)
+    assert not list((tmp_path / "folder").rglob("*.h5"))
+    assert not list((tmp_path / "folder").rglob("*.safetensors"))
+
+
+def test_a_loss_that_explodes_is_told_in_one_line_and_checkpoints_are_kept(tmp_path):
+    folder = tmp_path / "folder"
+    steep = ["model.activation=relu", "training.learning_rate=1e200", "checkpoint_steps=[0]"]
+    line = fail(folder, *SMALL, *steep)
+    assert line.startswith("training: at step ")
+    assert "lower training.learning_rate" in line
+    assert [path.name for path in (folder / "checkpoints").glob("*.safetensors")] == [
+        "step-000000.safetensors"
+    ]
+    assert not (folder / "shards").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("here")
+    line = fail(tmp_path / "file" / "below", *SMALL, cwd=tmp_path)
+    assert (
+        line
+        == f"{tmp_path / 'file' / 'below'}: Not a directory: choose another folder with hydra.run.dir=FOLDER."
+    )
+    assert (tmp_path / "file").read_text() == "here"
+
+
+@pytest.mark.parametrize("overrides", [["sed=1"], ["stages=[aggregate]"]])
+def test_tracebacks_are_shown_to_those_who_ask(overrides, tmp_path):
+    """One mistake that Hydra finds, one that a stage finds."""
+    done = run(tmp_path / "folder", *overrides, "tracking=none", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stdout

@@ -1,0 +1,95 @@
+"""The command as a person gives it: `python -m pipeline.run ...` in a process of its own, far from the repository."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
+    "data=blobs",
+    "data.num_samples=40",
+    "data.dimension=4",
+    "data.num_clusters=3",
+    "data.batch_size=16",
+    "data.separation=2.0",
+    "model.hidden_sizes=[5]",
+    "training.num_steps=20",
+    "training.batch_size=8",
+    "strategy=hvp",
+    "dtype=float64",
+    "device=cpu",
+    "tracking=none",
+)
+PROGRESS = (
+    "the run needs up to",
+    "to compute: ",
+    "to go on after a kill",
+    "shards are there already.",
+    "is up to date: taken as it is.",
+)
+
+
+def environment(*extra_paths, **variables):
+    paths = os.pathsep.join(map(str, (PROJECT, *extra_paths)))
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))
+    }
+    return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
+
+
+def command(folder, *overrides):
+    return [sys.executable, "-m", "pipeline.run", *overrides, f"hydra.run.dir={folder}"]
+
+
+def start(folder, *overrides):
+    """It at work, as `run` would have it end."""
+    return subprocess.Popen(
+        command(folder, *overrides),
+        cwd=folder.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder, *overrides, cwd=None, paths=(), **variables):
+    """Run it to the end; standard error is put into standard output, as a terminal does."""
+    return subprocess.run(
+        command(folder, *overrides),
+        cwd=cwd or folder.parent,
+        env=environment(*paths, **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def succeed(folder, *overrides, **options):
+    """The lines that a run prints that must end well."""
+    done = run(folder, *overrides, **options)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
+def fail(folder, *overrides, **options):
+    """The one line that a run prints that must be refused, after what it may have said of its plan and progress."""
+    done = run(folder, *overrides, **options)
+    lines = [line for line in done.stdout.splitlines() if not any(said in line for said in PROGRESS)]
+    assert done.returncode == 1, done.stdout
+    assert len(lines) == 1, done.stdout
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def contents(folder):
+    """Every file of a folder that holds results: its bytes, and the inode and time that betray a rewriting."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not str(path.relative_to(folder)).startswith((".hydra", "run.log", ".lock", "status.json"))
+    }

@@ -1,0 +1,86 @@
+"""Every strategy that `conf/strategy/` offers, with sizes of chunks at which it is tested; a new YAML is found here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy, Triangular
+
+FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+SIZES = (1, 3, 10_000)  # of chunks: one, a ragged number, more than there are
+
+
+def options(name: str) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml")))
+
+
+def strategy(name: str, **changes: Any) -> Strategy:
+    return instantiate(options(name), **changes)
+
+
+class Variant(NamedTuple):
+    """A strategy with its own options, or with one of them changed (or several, parted by commas, to one value)."""
+
+    name: str
+    option: str | None = None
+    value: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.name if self.option is None else f"{self.name}-{self.option}={self.value}"
+
+    def build(self) -> Strategy:
+        changed = self.option.split(",") if self.option is not None else []
+        return strategy(self.name, **dict.fromkeys(changed, self.value))
+
+
+SIZE_OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
+AS_IF_LARGE = Variant(
+    "auto", "few_weights,very_few_weights,some_weights", 1
+)  # what `auto` does for larger nets
+VARIANTS = [
+    *(Variant(name) for name in NAMES),
+    AS_IF_LARGE,
+    *(Variant(name, option, size) for name, option in SIZE_OPTIONS for size in SIZES),
+]
+
+
+def distinct(num_weights: int, num_samples: int, takes_products: bool) -> list[Variant]:
+    """The variants without those that compute what an earlier one does, for a net of so many weights.
+
+    takes_products: whether `khatri_rao` takes Hessian-vector products for some rows.
+    """
+    found, computed = [], set()
+    for variant in VARIANTS:
+        in_effect = _in_effect(variant.build(), num_weights, num_samples, takes_products)
+        if variant.option is None or in_effect not in computed:  # every strategy by its name
+            found.append(variant)
+        computed.add(in_effect)
+    return found
+
+
+def _in_effect(strategy: Strategy, num_weights: int, num_samples: int, takes_products: bool) -> Strategy:
+    """What the strategy comes to; one that is not named here may do something else with each of its options."""
+    match strategy:
+        case Auto(very_few_weights=very_few) if num_weights <= very_few:
+            return Autograd(num_weights)
+        case Auto(few_weights=few) if num_weights <= few:
+            return HVP(num_weights)
+        case Auto(some_weights=some):
+            return Auto(1, 1, some)
+        case Autograd(rows) | Triangular(rows):
+            return replace(strategy, rows_at_once=min(rows, num_weights))
+        case HVP(chunk):
+            return HVP(min(chunk, num_weights))
+        case Func(chunk):
+            return Func(min(chunk, num_samples))
+        case KhatriRao(megabytes, rows):
+            one_pass = num_weights <= 100 or megabytes > 1  # the tangents of so few fit into a megabyte
+            return KhatriRao(256 if one_pass else 1, min(rows, num_weights) if takes_products else 1)
+    return strategy
