@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.aggregate.moments import Moments
 from pipeline.errors import PipelineError
 from pipeline.shards.hdf5 import Array, Results, read_results, write_results
-from pipeline.shards.matrix_views import Part
+from pipeline.shards.matrix_views import Part, Scaled
 from pipeline.spectrum import Spectrum
 from pipeline.spectrum.protocol import Quadrature
 
@@ -75,7 +75,7 @@ class Unfinished:
 class Remembered:
     """A matrix whose slow products are kept, and taken from the disk where the same vectors come again."""
 
-    matrix: Part
+    matrix: Part | Scaled
     unfinished: Unfinished
     name: str
     _num_products: int = field(default=0, init=False)

@@ -10,41 +10,37 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from dask.base import compute as dask_compute
 from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
+from pipeline.aggregate.decomposition import preconditioned_sharpness, spectra_of_step
 from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
-from pipeline.aggregate.partial_results import Remembered, Unfinished, remembered
+from pipeline.aggregate.partial_results import Unfinished
 from pipeline.aggregate.step_densities import densities
 from pipeline.aggregate.step_summary import batch_spectra, headline_of
+from pipeline.aggregate.tasks import results_in_order
 from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
+from pipeline.results.second_moments import SecondMoments
 from pipeline.results.spectra_file import LayerBlocks, MeanSpectrum, SpectraFile
 from pipeline.shards.hdf5 import Array
-from pipeline.shards.matrix_views import Part
 from pipeline.shards.shard import SHARED, Shard, Tile, open_shard, write_shard
-from pipeline.spectrum import Spectrum, SpectrumMethod
+from pipeline.spectrum import SpectrumMethod
 from pipeline.spectrum.summary import sign_threshold
 from pipeline.system.evidence import difference, shared
-from pipeline.system.resources import check_memory, format_bytes
+from pipeline.system.resources import check_memory
 from pipeline.system.run_folder import RunFolder
-from pipeline.system.terminal import progress
 
 log = logging.getLogger(__name__)
 
 TILES_PER_TASK = 8
 SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
-LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a parameter's own block is not read as often as the whole
 
 
 def aggregate(
@@ -67,15 +63,19 @@ def aggregate(
             shards = [open_shard(path) for path in folder.shard_paths(step)][:num_batches]
             _check_together(shards, num_batches)
             _check_memory(shards[0], spectrum, num_workers)
-            inputs_hash = _hash(shards, spectrum)
+            moments = _second_moments(folder.second_moments(step))
+            inputs_hash = _hash(shards, spectrum, moments)
             path = folder.spectrum(step)
             file = SpectraFile.read_if_sound(path)
             unfinished = Unfinished(folder.unfinished(step), inputs_hash)
             has_mean = len(shards) == 1 or folder.mean(step).exists()
-            if has_mean and file is not None and file.inputs_hash == inputs_hash:
+            complete = (
+                file is not None and file.modules is not None
+            )  # one of a version before 0.3 is made again
+            if has_mean and complete and file is not None and file.inputs_hash == inputs_hash:
                 log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
             else:
-                file = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished)
+                file = _aggregate_step(folder, step, shards, spectrum, num_workers, unfinished, moments)
                 file.write(path)
             unfinished.remove()  # also what a run has left that ended between these two lines
             if file.numbers["frobenius_norm"] == 0:
@@ -137,11 +137,21 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
             )
 
 
-def _hash(shards: Sequence[Shard], spectrum: SpectrumMethod) -> str:
+def _second_moments(path: Path) -> SecondMoments | None:
+    """What Adam has left at a step; None of another training, and with a warning where the file is damaged."""
+    try:
+        return SecondMoments.read(path) if path.exists() else None
+    except PipelineError as error:
+        log.warning("%s Until then there is no λmax of the preconditioned matrix.", error)
+        return None
+
+
+def _hash(shards: Sequence[Shard], spectrum: SpectrumMethod, moments: SecondMoments | None) -> str:
     """Of all that the spectra file is made from; a shard's checksum covers every number in it."""
     keys = (*SHARED, "batch_index", "num_samples", "checksum")
     identity = [[shard.attrs[key] for key in keys if key in shard.attrs] for shard in shards]
-    return hashlib.sha256(repr((identity, spectrum)).encode()).hexdigest()[:16]
+    further = () if moments is None else (moments.fingerprint,)
+    return hashlib.sha256(repr((identity, spectrum, *further)).encode()).hexdigest()[:16]
 
 
 def _aggregate_step(
@@ -151,29 +161,17 @@ def _aggregate_step(
     spectrum: SpectrumMethod,
     num_workers: int,
     unfinished: Unfinished,
+    second_moments: SecondMoments | None,
 ) -> SpectraFile:
-    """The spectra file of one step, from its shards."""
+    """The spectra file of one step, from its shards and what Adam has left beside the checkpoint."""
     num_samples = [shard.attrs["num_samples"] for shard in shards]
     weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
     with threadpool_limits(1):  # its threads are Dask's
         mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
-    spans = _affordable(mean, spectrum)
-    batch_paths = [shard.path for shard in shards] if len(shards) > 1 else []
-    tasks = [
-        delayed(_decompose)(Part(path), spectrum.of_batch(), spectrum.in_memory, unfinished, path.stem)
-        for path in batch_paths
-    ]
-    tasks += [
-        delayed(_decompose)(
-            Part(mean.path, span), spectrum, spectrum.in_memory, unfinished, f"rows-{span.start}"
-        )
-        for _, span in spans
-    ]
-    # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
-    with threadpool_limits(1):
-        parts = list(_results(tasks, num_workers, f"spectra at step {step}"))
-    top = _decompose(Part(mean.path), spectrum, spectrum.in_memory, unfinished, "mean", num_threads=None)
-    batches, layers = parts[: len(batch_paths)] or [top], parts[len(batch_paths) :]
+    found = spectra_of_step(mean, moments, shards, spectrum, num_workers, unfinished)
+    top = found.mean
+    diagonal = second_moments.preconditioner(mean.parameters) if second_moments is not None else None
+    sharpness = preconditioned_sharpness(mean, diagonal, spectrum.in_memory, unfinished)
     origin = {key: shards[0].attrs[key] for key in SHARED} | shared(shards[0].attrs)
     of_origin = {key: origin.pop(key) for key, value in [*origin.items()] if isinstance(value, float)}
     return SpectraFile(
@@ -185,7 +183,8 @@ def _aggregate_step(
         numbers={
             **of_origin,
             "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
-            **headline_of(mean, top, batches, moments, shards, weighting),
+            **headline_of(mean, top, found.batches, moments, shards, weighting),
+            **sharpness,
         },
         mean=MeanSpectrum(
             top.eigenvalues, top.top_eigenvalues, top.top_eigenvectors, top.residuals, mean.gradient
@@ -196,34 +195,12 @@ def _aggregate_step(
             np.asarray(mean.parameters.offsets),
             block_norms=np.sqrt(moments.block_squares),
             trace=moments.layer_traces,
-            eigenvalues={name: layer.eigenvalues for (name, _), layer in zip(spans, layers, strict=True)},
+            eigenvalues=found.parameters,
         ),
-        batches=batch_spectra(shards, top, batches, moments, weighting),
-        density=densities(top, batches),
+        modules=found.modules,
+        batches=batch_spectra(shards, top, found.batches, moments, weighting),
+        density=densities(top, found.batches),
     )
-
-
-def _affordable(mean: Shard, spectrum: SpectrumMethod) -> list[tuple[str, slice]]:
-    """The parameters whose own blocks are decomposed, and their rows.
-
-    Not: one whose block is most of a large matrix on disk. It would take as many passes as the whole once more.
-    """
-    spans = [(name, span) for name, span in mean.parameters.slices().items() if span.stop > span.start]
-    if spectrum.in_memory or len(spans) == 1:
-        return spans
-    taken = []
-    for name, span in spans:
-        num_rows = span.stop - span.start
-        num_bytes = num_rows**2 * mean.dtype.itemsize // 2
-        if num_bytes > LARGE_BLOCK and 2 * num_rows**2 > mean.num_rows**2:
-            log.info(
-                "%s: no spectrum of its own block (%s on disk): it is most of the matrix, and would take as long.",
-                name,
-                format_bytes(num_bytes),
-            )
-        else:
-            taken.append((name, span))
-    return taken
 
 
 def write_mean(
@@ -253,7 +230,7 @@ def write_mean(
             for index, after in zip(wanted, following, strict=False)
         ]
         saved = time.monotonic()
-        results = _results(tasks, num_workers, f"mean at step {step}")
+        results = results_in_order(tasks, num_workers, f"mean at step {step}")
         for index, (means, sums) in zip(wanted, results, strict=True):
             yield means  # first: what is saved as summed has been handed to the writer
             if index >= num_summed:
@@ -299,41 +276,3 @@ def _mean_of(path: Path, inputs_hash: str) -> Shard | None:
     except PipelineError:  # damaged: it is made again
         return None
     return mean if mean is not None and mean.attrs.get("inputs_hash") == inputs_hash else None
-
-
-def _results(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:
-    """Results in the order of the tasks, computed two a worker at a time, so that few of them lie in memory.
-
-    While the results of some tasks are used, the next ones are computed.
-    """
-    wave = 2 * num_workers
-    waves = [tasks[i : i + wave] for i in range(0, len(tasks), wave)]
-
-    def computed() -> Iterator[Any]:
-        with ThreadPoolExecutor(1) as ahead:
-            futures = deque(ahead.submit(dask_compute, *wave) for wave in waves[:1])
-            for following in [*waves[1:], None][: len(waves)]:
-                results = futures.popleft().result()
-                if following is not None:
-                    futures.append(ahead.submit(dask_compute, *following))
-                yield from results
-
-    return progress(computed(), description, total=len(tasks))
-
-
-def _decompose(
-    matrix: Part,
-    decomposition: SpectrumMethod,
-    in_memory: bool,
-    unfinished: Unfinished,
-    name: str,
-    num_threads: int | None = 1,
-) -> Spectrum:
-    def make() -> Spectrum:
-        if in_memory:
-            return decomposition.decompose(matrix.held())
-        stored = replace(matrix, single=decomposition.single)
-        return decomposition.decompose(Remembered(stored, unfinished, name))
-
-    with threadpool_limits(num_threads):
-        return remembered(unfinished, name, make)

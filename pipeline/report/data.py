@@ -18,12 +18,13 @@ class ReportData:
     """What a run has found.
 
     results: the spectra by step, ascending. history: columns of the training curve by name; empty if there is none.
-    limit: the line beside the largest eigenvalues. slices: the loss along eigenvectors, of those steps that have it.
+    limits: lines beside numbers that are followed along training, by the key of the number. slices: the loss along
+    eigenvectors, of those steps that have it.
     """
 
     results: Mapping[int, SpectraFile]
     history: Mapping[str, NDArray[Any]]
-    limit: Limit
+    limits: Mapping[str, Limit]
     slices: Mapping[int, LandscapeFile]
 
     @property

@@ -24,11 +24,17 @@ from pipeline.results.number_format import number
 PICTURES = {  # name of the file: the charts that stand in it side by side
     "density": ("density",),
     "eigenvalues": ("eigenvalues",),
+    "directions": ("gradient_cosines", "participation"),
+    "layers": ("layer_lambda_max", "layer_trace"),
     "block_norms": ("block_norms",),
     "batches": ("batch_eigenvalues", "batch_distances", "batch_overlaps"),
     "landscape": ("loss_lines", "loss_plane"),
     "training": ("loss", "accuracy"),
     "steps": ("along_lambda_max", "along_trace", "along_effective_rank"),
+    "sharpness_steps": ("along_lambda_max_preconditioned",),
+    "participation_steps": ("along_participation_ratio",),
+    "gradient_steps": ("along_gradient_share_in_top_eigenspace", "cosine_steps"),
+    "layer_steps": ("layers_along_lambda_max", "layers_along_trace"),
     "density_steps": ("density_steps",),
     "overlap_steps": ("overlap_steps",),
 }
@@ -159,7 +165,7 @@ class _Panel:
             say(self.axes, self.chart.reading.rsplit(". ", 1)[-1])
         limits = {"norm": norm} if norm else {"vmin": trace["zmin"], "vmax": trace["zmax"]}
         if "x" in self.places:
-            aspect = "auto" if self.chart.span > 4 else "equal"
+            aspect = "equal" if self.chart.span <= 4 and shown.shape[0] == shown.shape[1] else "auto"
             image = self.axes.imshow(shown, cmap="viridis", aspect=aspect, **limits)
             self.axes.spines[:].set_visible(False)
         else:

@@ -74,7 +74,7 @@ def _context(found: ReportData) -> str:
 
 def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
-    from pipeline.results.evolution import stability_limit
+    from pipeline.results.evolution import limits_of
     from pipeline.results.spectra_file import LandscapeFile, SpectraFile
 
     steps = folder.spectrum_steps()
@@ -88,7 +88,7 @@ def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
     return ReportData(
         results,
         tables.read_history(folder.history),
-        stability_limit(name, options, results[steps[-1]].matrix),
+        limits_of(name, options, results[steps[-1]].matrix),
         {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
     )
 

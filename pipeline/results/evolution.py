@@ -29,6 +29,9 @@ class Limit:
     why: str
 
 
+NO_LIMIT = Limit(None, "", "")
+
+
 def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> Limit:
     """2/η for gradient descent of learning rate η, less the weight decay that training adds to every eigenvalue.
 
@@ -44,7 +47,7 @@ def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> L
     if training == "Adam":
         return Limit(None, "", "No line 2/η: Adam rescales each step, so 2/η does not bound λmax.")
     if training not in ("GD", "SGD") or not isinstance(rate, int | float) or rate <= 0:
-        return Limit(None, "", "")
+        return NO_LIMIT
     momentum, decay = float(options.get("momentum") or 0.0), float(options.get("weight_decay") or 0.0)
     symbol = ("2/η" if momentum == 0 else "2(1+β)/η") + (f" − {decay:g}" if decay else "")
     why = f"Dashed: {symbol} with η = {rate:g}{f', β = {momentum:g}' if momentum else ''}, above which "
@@ -52,6 +55,31 @@ def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> L
     if training == "SGD" and options.get("batch_size") is not None:
         why += " Minibatches keep λmax below it."
     return Limit(2 * (1 + momentum) / rate - decay, symbol, why)
+
+
+def preconditioned_limit(training: str, options: Mapping[str, Any], matrix: str) -> Limit:
+    """2(1 + β₁) / ((1 − β₁) η) for Adam: what λmax of the preconditioned matrix comes to rest at.
+
+    Steps w ← w − η P⁻¹ m with m ← β₁ m + (1 − β₁) g leave a quadratic of Hessian H, P held, where λmax of
+    P^(−1/2) H P^(−1/2) is above it: 38/η for β₁ = 0.9 (Cohen et al. 2022, arXiv:2207.14484). Weight decay adds to H, so
+    there is no such line then.
+    """
+    rate, beta = options.get("learning_rate"), options.get("beta1")
+    numbers = all(isinstance(number, int | float) for number in (rate, beta))
+    if training != "Adam" or matrix not in ("hessian", "ggn") or not numbers or options.get("weight_decay"):
+        return NO_LIMIT
+    assert isinstance(rate, int | float)
+    assert isinstance(beta, int | float)
+    why = f"Dashed: 2(1+β₁)/((1−β₁)η) with η = {rate:g}, β₁ = {beta:g}, above which Adam's steps grow on a quadratic."
+    if options.get("batch_size") is not None:
+        why += " Minibatches keep it below."
+    return Limit(2 * (1 + beta) / ((1 - beta) * rate), "2(1+β₁)/((1−β₁)η)", why)
+
+
+def limits_of(training: str, options: Mapping[str, Any], matrix: str) -> dict[str, Limit]:
+    """The limits of numbers that are followed along training, by their keys."""
+    about = (training, options, matrix)
+    return {"lambda_max": stability_limit(*about), "lambda_max_preconditioned": preconditioned_limit(*about)}
 
 
 def linear_width(grid: Array) -> float:

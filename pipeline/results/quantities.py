@@ -93,6 +93,11 @@ _REGISTERED = (
         "The sharpest direction of the loss.",
     ),
     Quantity(
+        "lambda_max_preconditioned", "The mean matrix", "preconditioned sharpness",
+        "λ max, preconditioned", "λ<sub>max</sub>(P<sup>−½</sup> H P<sup>−½</sup>)", "", "{:.6g}",
+        "Largest eigenvalue for Adam: P is the diagonal by which it divides its steps.",
+    ),
+    Quantity(
         "lambda_min", "The mean matrix", "smallest eigenvalue", "λ min", "λ<sub>min</sub>", "", "{:.6g}",
         "Negative where the loss curves down in a direction.",
     ),
@@ -115,6 +120,10 @@ _REGISTERED = (
     Quantity(
         "effective_rank", "The mean matrix", "effective rank", "effective rank", "exp(−Σ p ln p)", "", "{:.1f}",
         "Over how many directions the curvature is spread.",
+    ),
+    Quantity(
+        "participation_ratio", "The mean matrix", "participation ratio", "participation ratio", "(Σ|λ|)² / Σλ²", "",
+        "{:.1f}", "As many eigenvalues of one size have the same sums.",
     ),
     Quantity(
         "stable_rank", "The mean matrix", "stable rank", "stable rank", "‖H‖²<sub>F</sub> / λ²<sub>max</sub>", "",
@@ -163,7 +172,14 @@ COLUMNS = (  # of the tables of a sweep and of the dashboard, the most telling o
     "num_parameters",
     "largest_probe_error",
 )
-STEP_CHARTS = ("lambda_max", "trace", "effective_rank")  # drawn against the training step
+STEP_CHARTS = (  # drawn against the training step
+    "lambda_max",
+    "lambda_max_preconditioned",
+    "trace",
+    "effective_rank",
+    "participation_ratio",
+    "gradient_share_in_top_eigenspace",
+)
 SWEEP_CHARTS = (  # drawn against the choices of a sweep
     "lambda_max",
     "trace",

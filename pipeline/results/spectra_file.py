@@ -9,7 +9,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.errors import DamagedFile
 from pipeline.shards.hdf5 import Array, damaged, read_results, write_results
+from pipeline.spectrum.summary import cosines
 from pipeline.system.run_folder import set_aside
 
 FORMAT_VERSION = 1
@@ -97,6 +98,22 @@ class MeanSpectrum(_Columns):
     residuals: Array  # (k,): ‖H v − λ v‖
     gradient: Array  # (P,) of the mean loss
 
+    @property
+    def gradient_cosines(self) -> Array:
+        """|gᵀv| / ‖g‖ of the gradient and each top eigenvector, (k,); their squares add up to the share in the space.
+
+        An eigenvector's sign means nothing, so there is none here. Within a multiple eigenvalue only the sum of squares
+        has a meaning.
+        """
+        return cosines(self.gradient, self.top_eigenvectors)
+
+    @property
+    def participation(self) -> Array:
+        """Over how many weights each top eigenvector is spread, 1 / Σ_i v_i⁴, (k,): from 1 to P."""
+        squares = np.asarray(self.top_eigenvectors, np.float64) ** 2
+        spread: Array = squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)
+        return spread
+
 
 @dataclass(frozen=True)
 class Density(_Columns):
@@ -176,12 +193,28 @@ class LayerBlocks:
 
 
 @dataclass(frozen=True)
+class ModuleBlocks(_Columns):
+    """The layers of the model, M of them (what a module has of its own), and their diagonal blocks of the mean."""
+
+    GROUP = "modules"
+    names: Array  # (M,) texts
+    sizes: Array  # (M,): weights
+    trace: Array  # (M,)
+    lambda_max: Array  # (M,), NaN where it was not computed
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> Self:
+        found = super()._of(arrays, optional)
+        return replace(found, names=found.names.astype(str))
+
+
+@dataclass(frozen=True)
 class SpectraFile(_ResultFile):
     """What aggregation found at one step: `spectra/step-….h5`.
 
     spectrum: how the mean was decomposed. inputs_hash: of all that the file is made from. numbers: every number of the
     whole, the headline among them, by its key. origin: the texts and lists that shards share (matrix, config_hash, …).
-    density, batches: None in a file that has none.
+    density, batches: None in a file that has none; modules: in one of a version before 0.3.
     """
 
     step: int
@@ -194,6 +227,7 @@ class SpectraFile(_ResultFile):
     layers: LayerBlocks
     density: Density | None = None
     batches: BatchSpectra | None = None
+    modules: ModuleBlocks | None = None
 
     @property
     def num_top(self) -> int:
@@ -224,7 +258,7 @@ class SpectraFile(_ResultFile):
 
     @property
     def arrays(self) -> dict[str, Any]:
-        parts = (self.mean, self.layers, self.batches, self.density)
+        parts = (self.mean, self.layers, self.batches, self.density, self.modules)
         return {name: values for part in parts if part is not None for name, values in part.arrays.items()}
 
     @classmethod
@@ -243,6 +277,7 @@ class SpectraFile(_ResultFile):
             layers=LayerBlocks._of(arrays),
             density=Density._of(arrays, ("standard_error",)) if Density.GROUP in has else None,
             batches=BatchSpectra._of(arrays) if BatchSpectra.GROUP in has else None,
+            modules=ModuleBlocks._of(arrays) if ModuleBlocks.GROUP in has else None,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,32 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """D M D of a stored matrix M and the diagonal D with entries `scale`, (P,)."""
+
+    matrix: Part | Held
+    scale: Array
+
+    @property
+    def num_rows(self) -> int:
+        return self.matrix.num_rows
+
+    def dense(self) -> Array:
+        scaled: Array = self.scale[:, None] * self.matrix.dense() * self.scale
+        return scaled
+
+    def matvec(self, vectors: Array) -> Array:
+        """The product, in float64."""
+        column = np.asarray(self.scale, np.float64)[:, None]
+        product: Array = column * self.matrix.matvec(column * vectors)
+        return product
+
+    def held(self) -> Scaled:
+        """The same matrix with M in memory."""
+        return replace(self, matrix=self.matrix.held())
+
+
+@dataclass(frozen=True)
 class Held:
     """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
 
@@ -57,3 +83,6 @@ class Held:
     def matvec(self, vectors: Array) -> Array:
         product: Array = self.values @ vectors.astype(self.values.dtype)
         return product
+
+    def held(self) -> Held:
+        return self

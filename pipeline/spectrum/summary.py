@@ -38,6 +38,19 @@ def effective_rank(eigenvalues: Array) -> float | None:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
+def participation_ratio(eigenvalues: Array) -> float | None:
+    """(Σ|λ_i|)² / Σλ_i², between 1 and P: how many eigenvalues of one size would give both sums; None for zero.
+
+    Needs all eigenvalues. Of a matrix with no negative ones it is (tr H)² / ‖H‖_F². Source: Gao et al. 2017,
+    doi:10.1101/214262, of covariances; sizes take the place of variances here, as λ may be negative.
+    """
+    sizes = np.abs(np.asarray(eigenvalues, np.float64))
+    if not sizes.any():
+        return None
+    sizes = sizes / sizes.max()
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
 def stable_rank(eigenvalues: Array) -> float | None:
     """‖H‖_F² / |λ|max², between 1 and the rank; None for the zero matrix. Needs all eigenvalues."""
     sizes = np.abs(np.asarray(eigenvalues, np.float64))
@@ -56,6 +69,7 @@ def summarize(eigenvalues: Array, threshold: float | None = None) -> dict[str, f
         "frobenius_norm": float(np.linalg.norm(values)),
         "num_negative_eigenvalues": num_negative(eigenvalues, threshold),
         "effective_rank": effective_rank(values),
+        "participation_ratio": participation_ratio(values),
         "stable_rank": stable_rank(values),
     }
     return {name: number for name, number in numbers.items() if number is not None}
@@ -73,11 +87,18 @@ def eigenspace_overlap(first: Array, second: Array) -> float:
     return float((product**2).sum() / first.shape[1])
 
 
-def share_in_eigenspace(vector: Array, basis: Array) -> float | None:
-    """‖Uᵀg‖² / ‖g‖² of a vector g (P,) and an orthonormal basis U (P, k); None for the zero vector."""
+def cosines(vector: Array, basis: Array) -> Array:
+    """|uᵢᵀg| / ‖g‖ of a vector g (P,) and each of k unit vectors u, the columns of (P, k); NaN for the zero vector."""
     vector = np.asarray(vector, np.float64)
     largest = float(np.abs(vector).max(initial=0.0))
     if largest == 0:
-        return None
-    vector = vector / largest  # a gradient of 1e-200 has a share too
-    return float(((np.asarray(basis, np.float64).T @ vector) ** 2).sum() / (vector @ vector))
+        return np.full(basis.shape[1], np.nan)
+    vector = vector / largest  # a gradient of 1e-200 has a direction too
+    products: Array = np.abs(np.asarray(basis, np.float64).T @ vector) / np.linalg.norm(vector)
+    return products
+
+
+def share_in_eigenspace(vector: Array, basis: Array) -> float | None:
+    """‖Uᵀg‖² / ‖g‖² of a vector g (P,) and an orthonormal basis U (P, k); None for the zero vector."""
+    shares = cosines(vector, basis) ** 2
+    return None if np.isnan(shares).any() else float(shares.sum())

@@ -70,6 +70,10 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}.safetensors"
 
+    def second_moments(self, step: int) -> Path:
+        """With Adam, the running mean of the squared gradient at a checkpoint."""
+        return self.checkpoints / f"step-{step:06d}.adam.h5"
+
     def shard(self, step: int, batch: int) -> Path:
         return self.shards / f"step-{step:06d}" / f"batch-{batch:05d}.h5"
 

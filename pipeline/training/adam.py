@@ -14,6 +14,9 @@ from pipeline.validation import check_number
 class Adam(GradientTraining):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980) on minibatches.
 
+    Beside each checkpoint it leaves its second moments, from which the aggregation takes λmax of the matrix that Adam's
+    steps see: a file of the size of the weights.
+
     beta1, beta2: of the running means of the gradient and of its square.
     """
 

@@ -12,7 +12,7 @@ from pipeline.objective.evaluation import predict
 from pipeline.system.terminal import progress
 from pipeline.training.history import History
 from pipeline.training.minibatches import minibatches
-from pipeline.training.state import TrainingState
+from pipeline.training.state import TrainingState, second_moments
 from pipeline.training.task import Job
 
 
@@ -42,6 +42,8 @@ def descend(job: Job, optimizer: Optimizer, schedule: Schedule, owner: str) -> i
         if step == last or step % schedule.evaluate_every == 0:
             history.add(step, job.measure(step))
         if step in wanted:
+            if (moments := second_moments(job.model, optimizer)) is not None:
+                moments.write(job.folder.second_moments(step))
             job.save(step)
         if step == last or step % schedule.save_every == 0:
             state.save(step, job.model, optimizer, history.rows, job.evidence())

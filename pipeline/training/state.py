@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import PipelineError
 from pipeline.objective.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
+from pipeline.results.second_moments import SecondMoments
 from pipeline.system.run_folder import write_atomically
 from pipeline.training.history import Row
 
@@ -69,6 +70,25 @@ class TrainingState:
         torch.set_rng_state(content["random"])
         if _on_gpu(model) and len(content["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(content["random_cuda"])
+
+
+def second_moments(model: nn.Module, optimizer: Optimizer) -> SecondMoments | None:
+    """What Adam keeps of the gradient's size; None of another optimizer, and before the first update."""
+    if not isinstance(optimizer, torch.optim.Adam) or not optimizer.state:
+        return None
+    group = optimizer.param_groups[0]
+    state: dict[str, dict[str, Tensor]] = {
+        name: optimizer.state[weight]
+        for name, weight in model.named_parameters()
+        if weight in optimizer.state
+    }
+    return SecondMoments(
+        {name: each["exp_avg_sq"].detach().cpu().numpy() for name, each in state.items()},
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        epsilon=group["eps"],
+        num_updates=int(max(each["step"].item() for each in state.values())),
+    )
 
 
 def _on_gpu(model: nn.Module) -> bool:

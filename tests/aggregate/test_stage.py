@@ -158,6 +158,7 @@ def test_the_headline_numbers_are_those_of_numpy(folder, reduction):
         "frobenius_norm": np.sqrt((values**2).sum()),
         "num_negative_eigenvalues": (values < -1e-9).sum(),
         "effective_rank": np.exp(-(shares * np.log(shares)).sum()),
+        "participation_ratio": np.abs(values).sum() ** 2 / (values**2).sum(),
         "stable_rank": (values**2).sum() / values[-1] ** 2,
         "num_zero_rows": 2,
         "gradient_share_in_top_eigenspace": ((vectors[:, -4:].T @ gradient) ** 2).sum()

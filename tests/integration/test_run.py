@@ -104,7 +104,7 @@ def test_a_run_folder_has_what_was_promised_and_nothing_else(finished):
     assert found == {
         *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
         *(".lock", "config.yaml", "run.log", "report.html", "status.json", "summary.json"),
-        *("checkpoints/history.csv", "checkpoints/state.pt"),
+        *("checkpoints/history.csv", "checkpoints/state.pt", "checkpoints/step-000020.adam.h5"),
         *(f"checkpoints/{step}.safetensors" for step in steps),
         *(f"shards/{step}/{name}.h5" for step in steps for name in ("batch-00000", "batch-00001", "batch-00002")),
         *(f"shards/{step}/mean.h5" for step in steps),

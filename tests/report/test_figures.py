@@ -15,10 +15,13 @@ from pipeline.report.data import ReportData
 from pipeline.report.figure_style import new_figure, save_png, signed_log, style
 from pipeline.report.figures import PICTURES, _color, _text, draw_pictures, picture
 from pipeline.report.page.page import THEMES, Arrays, Chart
-from pipeline.results.evolution import common_densities, stability_limit
+from pipeline.results.evolution import Limit, common_densities, stability_limit
 from pipeline.results.number_format import short
 
-LIMIT = stability_limit("GD", {"learning_rate": 0.1}, "hessian")
+LIMITS = {
+    "lambda_max": stability_limit("GD", {"learning_rate": 0.1}, "hessian"),
+    "lambda_max_preconditioned": Limit(38.0, "2(1+β₁)/((1−β₁)η)", "Dashed."),
+}
 HISTORY = {
     "step": np.array([0.0, 60.0, 120.0]),
     "train_loss": np.array([2.3, 0.4, 0.05]),
@@ -39,7 +42,7 @@ def look():
 def described(*files, history=HISTORY, slices=None):
     """The charts of these spectra by name, and their arrays."""
     arrays, results = Arrays(), {file.step: file for file in files}
-    found = ReportData(results, history, LIMIT, {120: bowl()} if slices is None else slices)
+    found = ReportData(results, history, LIMITS, {120: bowl()} if slices is None else slices)
     sections = charts_of(found, arrays)
     return {chart.name: chart for charts in sections.values() for chart in charts}, arrays
 
@@ -165,6 +168,54 @@ def test_along_the_steps_there_is_a_point_each_and_the_limit(several):
     assert rank.get_title(loc="left") == "Effective rank"
 
 
+def test_the_preconditioned_sharpness_has_a_limit_of_its_own(several):
+    files = [replace(file, numbers=file.numbers | {"lambda_max_preconditioned": 30.0}) for file in several]
+    (axes,) = drawn("sharpness_steps", *files)
+    near(axes.get_lines()[0].get_ydata(), [30.0, 30.0])
+    near(line(axes, "2(1+β₁)/((1−β₁)η) = 38.0")[1], [38.0, 38.0])
+
+
+def test_layers_have_a_line_each_along_training_and_a_bar_each_at_a_step(several):
+    modules = [file.modules for file in several]
+    for axes, key in zip(drawn("layer_steps", *several), ("lambda_max", "trace"), strict=True):
+        for layer, name in enumerate(modules[0].names):
+            near(line(axes, name), ([60, 120], [getattr(each, key)[layer] for each in modules]))
+    for axes, key in zip(drawn("layers", *several), ("lambda_max", "trace"), strict=True):
+        near([bar.get_height() for bar in axes.patches], getattr(modules[-1], key))
+        assert [label.get_text() for label in axes.get_xticklabels()] == list(modules[-1].names)
+
+
+def test_of_many_layers_those_with_the_largest_numbers_have_lines():
+    files = [spectra(step=step, num_layers=40, num_batches=1) for step in (60, 120)]
+    charts, arrays = described(*files, slices={})
+    chart = charts["layers_along_lambda_max"]
+    last = np.array([arrays.get(trace["y"])[-1] for trace in chart.traces])
+    near(np.sort(last), np.sort(files[-1].modules.lambda_max)[-15:])
+    assert "The 15 layers where it is largest" in chart.reading
+
+
+def test_the_gradient_has_a_cosine_with_each_top_eigenvector(several):
+    vectors, gradient = several[-1].mean.top_eigenvectors, several[-1].mean.gradient
+    cosines = np.abs(vectors.T @ gradient) / np.linalg.norm(gradient)
+    bars, spread = drawn("directions", *several)
+    near([bar.get_height() for bar in bars.patches], cosines)
+    near([bar.get_height() for bar in spread.patches], 1 / (vectors**4).sum(0))
+    share, heat, _ = drawn("gradient_steps", *several)
+    near(heat.get_images()[0].get_array()[-1], cosines)
+    near(share.get_lines()[0].get_ydata(), [0.71, 0.71])
+
+
+def test_without_layers_of_its_own_or_a_gradient_a_file_has_no_such_charts():
+    file = spectra()
+    flat = replace(file.mean, gradient=np.zeros_like(file.mean.gradient))
+    charts, _ = described(*(replace(file, step=step, modules=None, mean=flat) for step in (60, 120)))
+    assert (
+        not {*PICTURES["layers"], *PICTURES["layer_steps"], "gradient_cosines", "cosine_steps"}
+        & charts.keys()
+    )
+    assert "participation" in charts
+
+
 def test_steps_that_crowd_at_the_start_have_a_logarithm_and_whole_labels():
     files = [spectra(step=step, num_layers=1) for step in (0, 1, 10, 100, 1000, 10_000)]
     axes = drawn("steps", *files, slices={})[0]
@@ -192,8 +243,8 @@ def test_one_step_has_no_pictures_of_an_evolution():
 
 
 def test_every_chart_of_a_run_stands_in_one_picture(several):
-    ranked = [replace(file, numbers=file.numbers | {"effective_rank": 3.0}) for file in several]
-    charts, _ = described(*ranked)
+    further = {"effective_rank": 3.0, "lambda_max_preconditioned": 20.0}
+    charts, _ = described(*(replace(file, numbers=file.numbers | further) for file in several))
     assert sorted(charts) == sorted(part for parts in PICTURES.values() for part in parts)
 
 
@@ -240,7 +291,7 @@ def test_texts_of_odd_cases_neither_overlap_nor_leave_the_figure(case):
 @pytest.mark.parametrize("steps", [(60, 120), (0, 1, 3, 10, 30, 60, 90, 120), tuple(range(0, 121, 2))])
 def test_texts_of_many_steps_neither_overlap_nor_leave_the_figure(steps):
     charts, arrays = described(*(spectra(step=step, num_layers=1, num_batches=2) for step in steps))
-    for name in ("steps", "density_steps", "overlap_steps"):
+    for name in [name for name in PICTURES if name.endswith("steps") and name != "sharpness_steps"]:
         readable(picture([charts[part] for part in PICTURES[name] if part in charts], arrays, STEP, CONTEXT))
 
 
@@ -292,7 +343,7 @@ def test_pngs_are_whole_have_their_names_and_a_resolution(several, tmp_path, mon
     charts, arrays = described(*several, slices={})
     paths = list(draw_pictures(list(charts.values()), arrays, STEP, CONTEXT, tmp_path))
     assert {path.stem for path in paths} == set(PICTURES)
-    assert {path.stem for path in tmp_path.iterdir()} == set(PICTURES) - {"landscape"}
+    assert {path.stem for path in tmp_path.iterdir()} == set(PICTURES) - {"landscape", "sharpness_steps"}
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             image.load()

@@ -58,7 +58,7 @@ def test_opens_offline_without_an_error_and_asks_for_nothing(page):
 @needs_chromium
 def test_every_chart_is_drawn(page):
     empty = "[...document.querySelectorAll('.chart')].filter((div) => !div.querySelector('.main-svg')).length"
-    assert page.evaluate("document.querySelectorAll('.chart').length") == 14
+    assert page.evaluate("document.querySelectorAll('.chart').length") == 23
     assert page.evaluate(empty) == 0
 
 

@@ -141,17 +141,27 @@ def test_has_every_section_and_every_figure(whole):
         "versions",
     ]
     assert page.figures == [
-        *("along_lambda_max", "along_trace", "overlap_steps", "density_steps"),
-        *("density", "eigenvalues"),
+        *("along_lambda_max", "along_trace", "along_participation_ratio"),
+        "along_gradient_share_in_top_eigenspace",
+        *("layers_along_lambda_max", "layers_along_trace", "density_steps", "cosine_steps", "overlap_steps"),
+        *("density", "eigenvalues", "gradient_cosines", "participation"),
         *("loss_lines", "loss_plane"),
         *("batch_eigenvalues", "batch_distances", "batch_overlaps"),
-        "block_norms",
+        *("layer_lambda_max", "layer_trace", "block_norms"),
         *("loss", "accuracy"),
     ]
     described = [chart["name"] for chart in page.described()["charts"]]
     assert sorted(described) == sorted(page.figures)
     plain = {"density", "eigenvalues", "landscape", "block_norms", "batches", "training"}
-    of_all = {"steps", "density_steps", "overlap_steps"}
+    plain |= {"directions", "layers"}
+    of_all = {
+        "steps",
+        "density_steps",
+        "overlap_steps",
+        "layer_steps",
+        "gradient_steps",
+        "participation_steps",
+    }
     assert {path.stem for path in folder.figures.glob("*.png")} == plain | of_all
 
 
@@ -243,7 +253,7 @@ def test_says_how_to_reproduce(whole):
 def test_odd_cases(case, folder):
     page = report(folder, spectra(**CASES[case]), history="")
     text = folder.report.read_text(encoding="utf-8")
-    assert len(page.figures) == (3 if case == "one batch" else 6)
+    assert len(page.figures) == (7 if case == "one batch" else 10)
     assert len(page.described()["charts"]) == len(page.figures)
     assert "Nothing was trained in this folder" in text
     assert "along" not in page.sections

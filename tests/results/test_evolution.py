@@ -7,7 +7,15 @@ import pytest
 from support.report_cases import density as density_at
 from support.report_cases import spectra
 
-from pipeline.results.evolution import common_densities, linear_width, overlaps, spread_out, stability_limit
+from pipeline.results.evolution import (
+    common_densities,
+    limits_of,
+    linear_width,
+    overlaps,
+    preconditioned_limit,
+    spread_out,
+    stability_limit,
+)
 from pipeline.results.spectra_file import Density
 
 GD = {"learning_rate": 0.4, "momentum": None, "weight_decay": 0.0}
@@ -49,6 +57,36 @@ def test_the_limit_says_its_formula_and_where_there_is_none():
     assert stability_limit("GD", GD, "fisher").value is None
     for training in ("", "Untrained", "GD"):
         assert stability_limit(training, {}, "hessian").value is None
+
+
+ADAM = {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "batch_size": None}
+
+
+def adam_grows(curvature, rate, beta):
+    """Whether Adam's steps with a preconditioner of 1 leave the minimum of ½ curvature w², by taking the steps."""
+    weight, mean = 1.0, 0.0
+    for _ in range(4000):
+        mean = beta * mean + (1 - beta) * curvature * weight
+        weight -= rate * mean
+        if abs(weight) > 1e6:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("rate", "beta"), [(0.01, 0.9), (0.2, 0.5), (0.1, 0.0)])
+def test_above_adams_limit_preconditioned_steps_grow_and_below_they_do_not(rate, beta):
+    limit = preconditioned_limit("Adam", {**ADAM, "learning_rate": rate, "beta1": beta}, "hessian")
+    assert adam_grows(1.02 * limit.value, rate, beta)
+    assert not adam_grows(0.98 * limit.value, rate, beta)
+
+
+def test_adams_limit_is_38_over_the_rate_and_is_not_drawn_where_it_does_not_hold():
+    assert limits_of("Adam", ADAM, "hessian")["lambda_max_preconditioned"].value == pytest.approx(38 / 0.01)
+    assert "Minibatches" in preconditioned_limit("Adam", {**ADAM, "batch_size": 8}, "ggn").why
+    for options in ({**ADAM, "weight_decay": 0.1}, {}, {"learning_rate": "x", "beta1": 0.9}):
+        assert preconditioned_limit("Adam", options, "hessian").value is None
+    assert preconditioned_limit("Adam", ADAM, "fisher").value is None
+    assert preconditioned_limit("GD", ADAM, "hessian").value is None
 
 
 def test_densities_on_one_grid_are_those_that_it_would_have_given():

@@ -53,6 +53,22 @@ def test_a_spectra_file_is_read_as_it_was_written(tmp_path, case):
     assert (found.batches is None) == (case == "without batches and density")
 
 
+def test_cosines_of_the_gradient_are_those_of_angles_and_have_no_sign():
+    vectors = np.eye(4)[:, :3] * np.array([1, -1, 1])
+    mean = replace(spectra().mean, top_eigenvectors=vectors, gradient=np.array([3.0, 4.0, 0.0, 12.0]))
+    np.testing.assert_allclose(mean.gradient_cosines, np.array([3, 4, 0]) / 13)
+    np.testing.assert_allclose(
+        replace(mean, gradient=1e-200 * mean.gradient).gradient_cosines, np.array([3, 4, 0]) / 13
+    )
+    assert np.isnan(replace(mean, gradient=np.zeros(4)).gradient_cosines).all()
+
+
+def test_the_weights_that_take_part_in_a_vector_are_counted():
+    vectors = np.array([[1, 0.5, 0.6], [0, 0.5, 0.8], [0, 0.5, 0], [0, -0.5, 0]], np.float32)
+    mean = replace(spectra().mean, top_eigenvectors=vectors)
+    np.testing.assert_allclose(mean.participation, [1, 4, 1 / (0.6**4 + 0.8**4)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("plane", [True, False])
 def test_a_landscape_file_is_read_as_it_was_written(tmp_path, plane):
     file = bowl() if plane else replace(bowl(), plane=None)
@@ -105,7 +121,7 @@ def test_a_damaged_file_is_set_aside_and_told(tmp_path, caplog):
 
 def test_names_of_arrays_are_spelled_in_one_module():
     groups = {name.partition("/")[0] + "/" for name in {**spectra().arrays, **bowl().arrays}} - {OF_SHARDS}
-    assert groups == {"mean/", "batches/", "layers/", "density/", "lines/", "plane/"}
+    assert groups == {"mean/", "batches/", "layers/", "modules/", "density/", "lines/", "plane/"}
     spelled = {
         f"{path.name}: {quote}{group}"
         for folder in ("pipeline", "scripts", "tests")

@@ -19,6 +19,22 @@ def test_effective_rank_of_a_geometric_series():
     assert summary.effective_rank(0.5 ** np.arange(1, 200)) == pytest.approx(4)
 
 
+def test_participation_ratio_of_equal_sizes_and_of_a_geometric_series():
+    signs = np.where(np.arange(60) % 2, -1.0, 1.0)
+    assert summary.participation_ratio(1e-200 * signs) == pytest.approx(60)
+    assert summary.participation_ratio(np.concatenate([signs, np.zeros(99)])) == pytest.approx(60)
+    assert summary.participation_ratio(0.5 ** np.arange(1, 200)) == pytest.approx(3)  # 1² / (1/3)
+    assert summary.participation_ratio(np.zeros(5)) is None
+    positive = with_spectrum(np.linspace(0, 2, 20))
+    values = np.linalg.eigvalsh(positive)
+    assert summary.participation_ratio(values) == pytest.approx(np.trace(positive) ** 2 / (positive**2).sum())
+
+
+def test_cosines_are_those_of_angles():
+    turn = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    np.testing.assert_allclose(summary.cosines(np.array([-2.0, 0.0]), turn), [np.cos(0.3), np.sin(0.3)])
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
 def test_ranks_do_not_depend_on_scale(scale):
     eigenvalues = SPECTRA["wigner"]

@@ -12,6 +12,7 @@ from pipeline.results.spectra_file import (
     LayerBlocks,
     Lines,
     MeanSpectrum,
+    ModuleBlocks,
     Plane,
     SpectraFile,
 )
@@ -64,6 +65,7 @@ def spectra(
     norm = float(np.linalg.norm(mean))
     grid = np.sinh(np.linspace(-12, 12, 300)) * 1e-3
     blocks = [slice(*offsets[i : i + 2]) for i in range(num_layers)]
+    layers = [slice(offsets[i], offsets[min(i + 2, num_layers)]) for i in range(0, num_layers, 2)]
     names = names or [f"layers.{i // 2}.{'bias' if i % 2 else 'weight'}" for i in range(num_layers)]
     distances = np.array([np.linalg.norm(matrix - mean) for matrix in each]) / (norm or 1.0)
     overlap = np.array([[np.sum((a.T @ b) ** 2) / num_top for b in tops] for a in tops])
@@ -93,6 +95,7 @@ def spectra(
             "frobenius_norm": norm,
             "gradient_share_in_top_eigenspace": 0.71,
             **({"num_negative_eigenvalues": int((values < -norm * 1e-4).sum())} if exact else {}),
+            **({"participation_ratio": 7.5} if exact else {}),
             **({"mean_overlap_between_batches": 0.66} if num_batches > 1 else {}),
         },
         mean=MeanSpectrum(
@@ -121,6 +124,12 @@ def spectra(
             block_norms=np.array([[np.linalg.norm(mean[a, b]) for b in blocks] for a in blocks]),
             trace=np.array([np.trace(mean[a, a]) for a in blocks]),
             eigenvalues={name: np.linalg.eigvalsh(mean[a, a]) for name, a in zip(names, blocks, strict=True)},
+        ),
+        modules=ModuleBlocks(
+            names=np.array([f"layers.{i}" for i in range((num_layers + 1) // 2)]),
+            sizes=np.diff(offsets[[*range(0, num_layers, 2), num_layers]]),
+            trace=np.array([np.trace(mean[a, a]) for a in layers]),
+            lambda_max=np.array([np.linalg.eigvalsh(mean[a, a])[-1] for a in layers]),
         ),
         density=Density(
             grid=grid,

@@ -17,13 +17,15 @@ PROCESSES.set_forkserver_preload(["torch", "torch._dynamo", "safetensors.torch",
 
 
 def outcome(path):
-    """What must not depend on kills: every checkpoint, the history and the last state."""
+    """What must not depend on kills: every checkpoint, what Adam leaves beside it, the history and the last state."""
     folder = RunFolder(path)
     names = sorted(file.name for file in folder.checkpoints.glob("*") if file.suffix != ".partial")
-    assert names == sorted(
-        [*(folder.checkpoint(s).name for s in [*CHECKPOINT_STEPS, 45]), "history.csv", "state.pt"]
-    )
     state = torch.load(folder.checkpoints / "state.pt", weights_only=True)
+    steps = [*CHECKPOINT_STEPS, 45]
+    is_adam = "exp_avg_sq" in repr(state["optimizer"])
+    moments = [folder.second_moments(step).name for step in steps if step and is_adam]
+    checkpoints = [folder.checkpoint(step).name for step in steps]
+    assert names == sorted([*checkpoints, *moments, "history.csv", "state.pt"])
     files = {name: (folder.checkpoints / name).read_bytes() for name in names if name != "state.pt"}
     return files, repr(state["optimizer"]), state["random"].tolist(), state["rows"]
 

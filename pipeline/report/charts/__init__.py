@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.report.charts import batches, evolution, loss_landscape, spectrum
+from pipeline.report.charts import batches, directions, evolution, layers, loss_landscape, spectrum
 from pipeline.report.page.page import Arrays, Chart
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
     results, slices = found.results, found.slices
     kinds = ("loss", "accuracy")
     return {
-        "spectrum": _drawn(spectrum.density(results, arrays), spectrum.by_rank(results, arrays)),
+        "spectrum": _drawn(
+            spectrum.density(results, arrays),
+            spectrum.by_rank(results, arrays),
+            directions.gradient_cosines(results, arrays),
+            directions.participation(results, arrays),
+        ),
         "landscape": _drawn(loss_landscape.lines(slices, arrays), loss_landscape.plane(slices, arrays))
         if slices
         else [],
@@ -32,11 +37,13 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
         )
         if found.last.several_batches is not None
         else [],
-        "layers": [batches.block_norms(results, arrays)],
+        "layers": [*layers.at_each_step(results, arrays), batches.block_norms(results, arrays)],
         "along": _drawn(
-            *evolution.along_steps(results, found.limit, arrays),
-            evolution.overlaps_along(results, arrays),
+            *evolution.along_steps(results, found.limits, arrays),
+            *layers.along_steps(results, arrays, evolution.step_axis(list(results))),
             evolution.densities_along(results, arrays),
+            directions.cosines_along(results, arrays, evolution.height_of),
+            evolution.overlaps_along(results, arrays),
         )
         if len(results) > 1
         else [],

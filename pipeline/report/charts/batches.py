@@ -158,7 +158,7 @@ def block_norms(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """Frobenius norm of each block of the mean, a row and a column a parameter."""
     norms = {step: np.asarray(each.layers.block_norms, float) for step, each in results.items()}
     last = results[max(results)]
-    names = _apart([short(name, 28) for name in last.layers.names])
+    names = names_apart([short(name, 28) for name in last.layers.names])
     every = np.concatenate([each.ravel() for each in norms.values()])
     high = float(every.max(initial=0.0))
     shown = every[every > max(high * 1e-8, 0.0)]  # rounding error must not take the colors of the others
@@ -189,6 +189,6 @@ def block_norms(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     )
 
 
-def _apart(names: list[str]) -> list[str]:
+def names_apart(names: list[str]) -> list[str]:
     """Names as they are, with their place where two are the same after shortening."""
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]

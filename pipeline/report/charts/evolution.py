@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.report.charts.batches import heat_map, square_axes
 from pipeline.report.page.page import Array, Arrays, Chart, value_scale
-from pipeline.results.evolution import Limit, common_densities, spread_out
+from pipeline.results.evolution import NO_LIMIT, Limit, common_densities, spread_out
 from pipeline.results.evolution import overlaps as overlaps_of
 from pipeline.results.number_format import number
 from pipeline.results.quantities import QUANTITIES, STEP_CHARTS
@@ -23,6 +23,10 @@ SERIES = (
     ("test", "test samples", "@orange", "dash", "square"),
 )
 COLORS = ("@blue", "@green", "@purple")  # of the numbers that are followed along training
+SPANS = {
+    4: (3, 3, 3, 3),
+    5: (3, 3, 2, 2, 2),
+}  # of so many charts; else those of a row are alike, three at most
 SMALL = 330
 MOST_MARKERS = 60
 
@@ -74,45 +78,54 @@ def training_curve(history: Mapping[str, Array], steps: list[int], kind: str, ar
     )
 
 
-def along_steps(results: Mapping[int, SpectraFile], limit: Limit, arrays: Arrays) -> list[Chart]:
-    """A chart for each number that is followed along training."""
-    steps = np.array(list(results), float)
-    charts = []
-    for name, color in zip(STEP_CHARTS, COLORS, strict=True):
-        quantity = QUANTITIES[name]
-        symbol, reading = quantity.symbol, quantity.sentence
-        values = np.array([float(each.numbers.get(name, np.nan)) for each in results.values()])
-        if not np.isfinite(values).any():
-            continue
-        traces: list[dict[str, Any]] = [
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": symbol,
-                "x": arrays.put(steps),
-                "y": arrays.put(values),
-                "customdata": arrays.put(steps),
-                "line": {"color": color, "width": 2},
-                "marker": {"size": 7},
-                "showlegend": False,
-                "hovertemplate": "step %{customdata:,}<br>%{y:.5~g}<extra></extra>",
-            }
-        ]
-        if name == "lambda_max":
-            why = limit.why.replace(
-                limit.symbol or "2/η", f'<span class="unbroken">{limit.symbol or "2/η"}</span>'
-            )
-            reading = f"{reading} {why}".strip()
-            if limit.value is not None:
-                traces.append(_limit_line(limit, steps, arrays))
-                values = np.append(values, limit.value)
-        axes, signed = step_axis(steps)
-        layout = {"xaxis": axes, "yaxis": {"title": symbol, **value_scale(values)}}
-        number_of = Chart(
-            f"along_{name}", quantity.title, reading, traces, layout, signed, picks="step", height=SMALL
-        )
-        charts.append(number_of)
-    return [replace(chart, span=6 // len(charts)) for chart in charts]
+def along_steps(
+    results: Mapping[int, SpectraFile], limits: Mapping[str, Limit], arrays: Arrays
+) -> list[Chart]:
+    """A chart for each number that is followed along training; limits: the lines beside them, by the number's key."""
+    charts = [
+        _along(name, results, limits.get(name, NO_LIMIT), arrays)
+        for name in STEP_CHARTS
+        if any(np.isfinite(each.numbers.get(name, np.nan)) for each in results.values())
+    ]
+    spans = SPANS.get(len(charts), (6 // min(3, len(charts) or 1),) * len(charts))
+    return [replace(chart, span=span) for chart, span in zip(charts, spans, strict=True)]
+
+
+def _along(name: str, results: Mapping[int, SpectraFile], limit: Limit, arrays: Arrays) -> Chart:
+    quantity, steps = QUANTITIES[name], np.array(list(results), float)
+    values = np.array([float(each.numbers.get(name, np.nan)) for each in results.values()])
+    share = quantity.unit == "%"
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": quantity.symbol,
+            "x": arrays.put(steps),
+            "y": arrays.put(values),
+            "customdata": arrays.put(steps),
+            "line": {"color": COLORS[STEP_CHARTS.index(name) % len(COLORS)], "width": 2},
+            "marker": {"size": 7},
+            "showlegend": False,
+            "hovertemplate": f"step %{{customdata:,}}<br>%{{y:{'.2%' if share else '.5~g'}}}<extra></extra>",
+        }
+    ]
+    formula = limit.symbol or "2/η"
+    why = limit.why.replace(formula, f'<span class="unbroken">{formula}</span>')
+    if limit.value is not None:
+        traces.append(_limit_line(limit, steps, arrays))
+        values = np.append(values, limit.value)
+    axes, signed = step_axis(list(results))
+    scale = {"tickformat": ".0%", "range": [0, 1.02]} if share else value_scale(values)
+    return Chart(
+        f"along_{name}",
+        quantity.title,
+        f"{quantity.sentence} {why}".strip(),
+        traces,
+        {"xaxis": axes, "yaxis": {"title": quantity.symbol, **scale}},
+        signed,
+        picks="step",
+        height=SMALL,
+    )
 
 
 def _limit_line(limit: Limit, steps: Array, arrays: Arrays) -> dict[str, Any]:
@@ -129,9 +142,9 @@ def _limit_line(limit: Limit, steps: Array, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def step_axis(steps: Array) -> tuple[dict[str, Any], dict[str, float]]:
+def step_axis(of_steps: Sequence[int]) -> tuple[dict[str, Any], dict[str, float]]:
     """An even axis, or one that is logarithmic with zero on it where most steps are early."""
-    title = {"title": "training step"}
+    title, steps = {"title": "training step"}, np.array(of_steps, float)
     last = float(steps.max())
     if not spread_out(steps):
         return {**title, "range": [-0.03 * last, 1.03 * last]}, {}
@@ -183,8 +196,8 @@ def densities_along(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart
             "showlegend": False,
         },
         signed={"x": found.width},
-        span=4,
-        height=_height(len(names)),
+        span=6,
+        height=height_of(len(names)),
     )
 
 
@@ -206,11 +219,11 @@ def overlaps_along(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
             }
         ],
         square_axes("training step", "training step"),
-        span=2,
-        height=_height(len(names)),
+        span=3,
+        height=height_of(len(names)),
     )
 
 
-def _height(num_steps: int) -> int:
+def height_of(num_steps: int) -> int:
     """Of a figure with a row a step."""
     return min(max(SMALL, 130 + 20 * num_steps), 800)
