@@ -9,6 +9,7 @@ from pipeline.compute.cost_estimate import Plan, expected_seconds
 from pipeline.config.schema import Stage
 from pipeline.experiment.experiment import Experiment
 from pipeline.objective.batch import Batch
+from pipeline.objective.description import describe, suspicions
 from pipeline.objective.objective import objective_of
 from pipeline.shards.shard import file_size
 from pipeline.strategy import STRATEGIES
@@ -25,6 +26,10 @@ def check_resources(folder: RunFolder, experiment: Experiment) -> None:
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
     """
+    problem = experiment.problem
+    log.info("%s", describe(problem.train, problem.test))
+    for suspicion in suspicions(problem.train):
+        log.warning("%s", suspicion)
     spec, spectrum, num_parameters = (
         experiment.matrix,
         experiment.spectrum,

@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 
 SIZES = ("input_shape", "num_outputs")  # what the data says of itself, and a model is built from
 PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
+OWN = "own"  # in a group: the options that the pipeline reads itself where the class is a person's
 NO_OPTIONS = ("_target_", "_args_", "_recursive_", "_convert_")  # Hydra's own
 
 
@@ -117,7 +118,19 @@ def trim(
             if size not in options:
                 options[size] = f"${{data.{size}}}"
     if located is not None and not anything:
-        _check(group, options, list(known))
+        _check(group, options, [*known, *options_beside(located(), group)])
+
+
+def options_beside(target: Callable[..., Any], group: str) -> list[str]:
+    """Options of a group that the pipeline reads where a person's class or function does not take them by name.
+
+    A class with a method `load` reads all of its options itself.
+    """
+    file = CONF / group / f"{OWN}.yaml"
+    if not file.is_file() or hasattr(target, "load"):
+        return []
+    known = _parameters(target)
+    return [str(key) for key in yaml.safe_load(file.read_text()) if key not in (*known, *NO_OPTIONS)]
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:

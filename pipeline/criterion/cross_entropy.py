@@ -8,7 +8,10 @@ from torch.nn import functional as F
 from pipeline.criterion.labels import REDUCTIONS, check_labels, check_range, misfit
 from pipeline.validation import check_choice, check_number
 
-REMEDY = "give integer labels, or choose criterion=squared_error for values"
+REMEDY = (
+    "give integer labels (data.map_labels=true makes them of whole floats), or choose criterion=squared_error for "
+    "values"
+)
 
 
 @dataclass(frozen=True)

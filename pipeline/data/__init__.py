@@ -5,9 +5,10 @@ from typing import Any, Protocol
 from pipeline.data.arrays import Arrays
 from pipeline.data.blobs import Blobs
 from pipeline.data.digits import Digits
+from pipeline.data.own import Own, samples_of
 from pipeline.data.samples import Samples, as_samples
 
-__all__ = ["Arrays", "Blobs", "Dataset", "Digits", "Samples", "as_samples"]
+__all__ = ["Arrays", "Blobs", "Dataset", "Digits", "Own", "Samples", "as_samples", "samples_of"]
 
 
 class Dataset(Protocol):

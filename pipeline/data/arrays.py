@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from pipeline.data.columns import Columns, Names, check_names
+from pipeline.data.conversion import ConvertedDataset
 from pipeline.data.samples import Samples
-from pipeline.data.split import SplitDataset
+from pipeline.data.sources import Source
 from pipeline.errors import PipelineError
 from pipeline.validation import check_text
 
@@ -20,54 +21,42 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays(SplitDataset):
-    """The user's own samples, from two arrays of one .npz or .h5 file.
+class Arrays(ConvertedDataset):
+    """The user's own samples, from arrays of one .npz or .h5 file.
 
     path: of the file; a relative one starts at the working directory.
-    inputs: name of the array of samples, (N, ...); (N,) becomes (N, 1). Integers and booleans become float32, floats
-        keep their precision.
-    targets: name of the array of targets. Integers and booleans are labels, (N,), (N, 1) or (N, T); floats are
-        values, (N,) or (N, k).
+    inputs: name of the array of samples, (N, ...); or names of several, which become keyword arguments of the model.
+    targets: name of the array of targets; that of the inputs is allowed, as a language model needs it.
     """
 
     path: str
-    inputs: str = "x"
+    inputs: Names = "x"
     targets: str = "y"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_text("data.path", self.path, "samples.npz")
-        check_text("data.inputs", self.inputs, "x")
+        check_names("data.inputs", self.inputs)
         check_text("data.targets", self.targets, "y")
 
     def load(self) -> Samples:
-        """Read both arrays and split them.
+        """Read the arrays, convert and split them.
 
         Raises:
             PipelineError: the file or an array is missing, unreadable, or holds no numbers.
         """
         path = Path(self.path).expanduser()
-        found = _read(path, (self.inputs, self.targets))
-        for name, values in found.items():
-            if values.dtype.kind not in "biuf" or values.ndim == 0:
+        inputs = [self.inputs] if isinstance(self.inputs, str) else list(self.inputs or ())
+        arrays = _read(path, list(dict.fromkeys((*inputs, self.targets))))
+        for name, values in arrays.items():
+            texts = name == self.targets and values.dtype.kind in "US"
+            if (values.dtype.kind not in "biuf" and not texts) or values.ndim == 0:
                 raise PipelineError(
                     f"{path}: array {name!r} has dtype {values.dtype} and shape {values.shape}: give "
                     f"numbers, one row a sample."
                 )
-        return self.split(_as_inputs(found[self.inputs]), _as_targets(found[self.targets]))
-
-
-def _as_inputs(values: Array) -> Array:
-    values = values[:, None] if values.ndim == 1 else values
-    wide = values.dtype.kind == "f" and values.dtype.itemsize >= 8
-    return values.astype(np.float64 if wide else np.float32)
-
-
-def _as_targets(values: Array) -> Array:
-    if values.dtype.kind not in "biu":
-        return _as_inputs(values)
-    column = values.ndim == 2 and values.shape[1] == 1
-    return (values[:, 0] if column else values).astype(np.int64)
+        columns = Columns(self.inputs, self.targets)
+        return self.samples(Source.of_arrays(*columns.pair(arrays, path.name), path.name))
 
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -93,4 +82,9 @@ def _read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
             return {name: file[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise PipelineError(f"{path} cannot be read ({reason}): write it anew with numpy.savez.") from error
+        remedy = "write it anew with numpy.savez"
+        if "Object arrays" in reason:
+            remedy = (
+                "it holds Python objects, as rows of different lengths make them: pad these and save numbers"
+            )
+        raise PipelineError(f"{path} cannot be read ({reason}): {remedy}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
 from pipeline.validation import check_count
+
+IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,19 @@ def _checked(name: str, part: Any) -> Batch:
         counts = ", ".join(f"{len(leaf)} {where}" for where, leaf in leaves)
         raise PipelineError(f"data: lengths differ ({counts}): give one target for each sample.")
     for where, leaf in leaves:
-        _check_finite(where, leaf)
+        check_finite(where, leaf, range(len(leaf)))
     return batch
 
 
-def _check_finite(where: str, values: Tensor) -> None:
+def check_finite(where: str, values: Tensor, numbers: Sequence[int]) -> None:
+    """Refuse samples with NaN or infinity. numbers: of the samples in the data that they come from.
+
+    Raises:
+        PipelineError: with the number of the first one.
+    """
     bad = ~torch.isfinite(values).reshape(len(values), -1).all(1)
     if bad.any():
-        first = int(bad.nonzero()[0])
+        first = min(int(numbers[int(each)]) for each in bad.nonzero())
         raise PipelineError(
             f"data: {where} are NaN or infinite in {int(bad.sum())} of {len(values)} samples, the first one "
             f"number {first}: remove these samples or fill them in."
@@ -115,7 +123,10 @@ def _check_targets(targets: Any, num_outputs: int) -> None:
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return
     highest = max(num_outputs, 2) - 1
-    low, high = int(targets.min()), int(targets.max())
+    counted = targets[targets != IGNORED] if targets.ndim > 1 else targets
+    if not counted.numel():
+        return
+    low, high = int(counted.min()), int(counted.max())
     if low < 0 or high > highest:
         raise PipelineError(
             f"data: labels run from {low} to {high}, but data.num_outputs={num_outputs} allows 0 to "

@@ -15,6 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
 from pipeline.validation import check_count, check_counts, check_number
 
+Numbers = NDArray[np.int64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitDataset:
@@ -44,6 +46,26 @@ class SplitDataset:
         check_count("data.split_seed", self.split_seed, minimum=0)
         check_count("data.num_samples", self.num_samples, or_null="all")
 
+    def order(self, num_samples: int, test_fraction: float | None = None) -> tuple[Numbers, Numbers]:
+        """The numbers of the test samples and of the training samples, in the order in which they are taken.
+
+        test_fraction: None takes the option.
+
+        Raises:
+            PipelineError: no sample is left for training, or fewer than asked for.
+        """
+        fraction = self.test_fraction if test_fraction is None else test_fraction
+        order = np.random.default_rng(self.split_seed).permutation(num_samples)
+        num_test = round(fraction * num_samples)
+        num_train = num_samples - num_test if self.num_samples is None else self.num_samples
+        if not 0 < num_train <= num_samples - num_test:
+            raise PipelineError(
+                f"data: {num_samples} samples with data.test_fraction={fraction} leave "
+                f"{num_samples - num_test} for training, data.num_samples={self.num_samples}: give "
+                f"more samples or lower one of the two."
+            )
+        return order[:num_test], order[num_test : num_test + num_train]
+
     def split(self, inputs: NDArray[np.generic], targets: NDArray[np.generic]) -> Samples:
         """Samples of inputs (N, ...) and targets (N, ...), which are labels where they are integers.
 
@@ -55,24 +77,20 @@ class SplitDataset:
                 f"data: lengths differ ({len(inputs)} inputs, {len(targets)} targets): "
                 f"give one target for each sample."
             )
-        order = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(inputs)))
-        num_test = round(self.test_fraction * len(inputs))
-        num_train = len(inputs) - num_test if self.num_samples is None else self.num_samples
-        if not 0 < num_train <= len(inputs) - num_test:
-            raise PipelineError(
-                f"data: {len(inputs)} samples with data.test_fraction={self.test_fraction} leave "
-                f"{len(inputs) - num_test} for training, data.num_samples={self.num_samples}: give "
-                f"more samples or lower one of the two."
-            )
-        x, y = self._reshaped(torch.from_numpy(inputs)), torch.from_numpy(targets)
-        test, train = (
-            Batch(x[part], y[part]) for part in (order[:num_test], order[num_test : num_test + num_train])
-        )
+        test_numbers, train_numbers = self.order(len(inputs))
+        x, y = self.reshaped(torch.from_numpy(inputs)), torch.from_numpy(targets)
+        test, train = (Batch(x[part], y[part]) for part in (test_numbers, train_numbers))
         num_outputs = count_outputs(y) if self.num_outputs is None else self.num_outputs
-        self._check_width(y, num_outputs)
-        return as_samples(Samples(train, test if num_test else None, tuple(x.shape[1:]), num_outputs))
+        self.check_width(y, num_outputs)
+        shape = tuple(x.shape[1:])
+        return as_samples(Samples(train, test if len(test_numbers) else None, shape, num_outputs))
 
-    def _reshaped(self, inputs: torch.Tensor) -> torch.Tensor:
+    def reshaped(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs (N, *input_shape); as they are where the option is null.
+
+        Raises:
+            PipelineError: a sample has another number of numbers.
+        """
         if self.input_shape is None:
             return inputs
         shape = tuple(self.input_shape)
@@ -84,7 +102,8 @@ class SplitDataset:
         return inputs.reshape(len(inputs), *shape)
 
     @staticmethod
-    def _check_width(targets: torch.Tensor, num_outputs: int) -> None:
+    def check_width(targets: torch.Tensor, num_outputs: int) -> None:
+        """Refuse values of another width than `num_outputs`."""
         if targets.is_floating_point() and count_outputs(targets) != num_outputs:
             raise PipelineError(
                 f"data.num_outputs={num_outputs}, but a target has {count_outputs(targets)} numbers: "

@@ -6,6 +6,7 @@ of its workers.
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import sys
@@ -23,12 +24,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config.given import SIZES, Given, check_hydra, check_top, trim
+from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
 from pipeline.config.schema import Config, Stage, check_settings, checkpoint_steps, last_step
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from pipeline.data import Samples
     from pipeline.experiment.experiment import Experiment
     from pipeline.objective.problem import Problem
 
@@ -138,7 +140,6 @@ def _problem(config: DictConfig, worker: int | None) -> Problem:
     """Model, data and criterion on their device."""
     import torch
 
-    from pipeline.data import as_samples
     from pipeline.device import Auto
     from pipeline.objective.problem import Problem
 
@@ -146,15 +147,24 @@ def _problem(config: DictConfig, worker: int | None) -> Problem:
     if worker is not None and isinstance(device, Auto):
         device = device.of_worker(worker)
     place, dtype = device.setup(), getattr(torch, config.dtype.value)
-    data = build(config, "data")
-    samples = as_samples(data.load())
+    samples, batch_size = _samples(config)
     with open_dict(config):
         config.data.input_shape = list(samples.input_shape)
         config.data.num_outputs = samples.num_outputs
     torch.manual_seed(config.seed)
     model, criterion = build(config, "model"), build(config, "criterion")
-    batch_size = getattr(data, "batch_size", None)
     return Problem.on(place, dtype, model, criterion, samples.train, samples.test, batch_size)
+
+
+def _samples(config: DictConfig) -> tuple[Samples, int | None]:
+    """The samples, and how many make a batch; options that a person's class does not take are the pipeline's."""
+    from pipeline.data import samples_of
+
+    config = copy.deepcopy(config)
+    beside = options_beside(_locate("data", config.data._target_), "data")
+    with open_dict(config.data):
+        ours = {key: config.data.pop(key) for key in list(config.data) if key in beside}
+    return samples_of(build(config, "data"), OmegaConf.to_container(OmegaConf.create(ours)))  # type: ignore[arg-type]
 
 
 def build(config: DictConfig, group: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.observation import observed_first
+from pipeline.objective.trees import Tree
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
@@ -79,8 +81,8 @@ def check_fit(model: nn.Module, criterion: Criterion, batch: Batch) -> None:
             outputs = predict(model, few.inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise PipelineError(
-                f"{name} does not fit the data: on {_shape(few.inputs)} it says {_line(error)!r}: check "
-                f"model.input_shape."
+                f"{name} does not fit the data: on {_shape(few.inputs)} it says {_line(error)!r}: "
+                f"{_remedy(batch.inputs, error)}."
             ) from error
         try:
             loss = criterion(outputs, few.targets)
@@ -93,6 +95,21 @@ def check_fit(model: nn.Module, criterion: Criterion, batch: Batch) -> None:
         raise PipelineError(
             f"the criterion gives {_shape(loss)}: one number is needed, reduce by mean or sum."
         )
+
+
+def _remedy(inputs: Inputs, error: Exception) -> str:
+    """What to do about a model that cannot read its inputs."""
+    whole = [leaf for leaf in Tree.of(inputs, every=True).tensors if not leaf.is_floating_point()]
+    if whole and "out of range" in str(error):
+        highest = max(int(leaf.max()) for leaf in whole)
+        return (
+            f"the inputs hold whole numbers up to {highest}, give the model a table of at least {highest + 1}"
+        )
+    if whole and re.search("dtype|type|Long|Byte", str(error)):
+        return "inputs are whole numbers: for values give data.as_float=true, for pixels data.scale=true"
+    if isinstance(inputs, dict) and "keyword argument" in str(error):
+        return f"inputs are called {', '.join(inputs)}, as the parameters of its forward must be"
+    return "check model.input_shape"
 
 
 @contextmanager

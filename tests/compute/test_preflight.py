@@ -104,11 +104,14 @@ def test_memory_is_asked_for_by_stage(folder, asked):
 def test_the_plan_is_told(folder, caplog):
     with caplog.at_level(logging.INFO):
         plan(folder, problem=replace(EXPERIMENT.problem, batch_size=None))
-    assert caplog.messages[0].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
+    assert caplog.messages[0] == (
+        "data: 11 training samples; inputs float64 (3,), 0 to 0; 2 classes, samples of each: 6, 5."
+    )
+    assert caplog.messages[1].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
     assert re.fullmatch(
         r"to compute: 1 matrix of 8 tangents a batch of 11 samples, [\d.]+ M?k?B on disk; "
         r"about [\d.e-]+ s, and what the disk takes\.",
-        caplog.messages[1],
+        caplog.messages[2],
     )
 
 
@@ -117,7 +120,7 @@ def test_nothing_is_told_of_work_that_is_done(folder, caplog):
         write_atomically(folder.shard(100, index), "")
     with caplog.at_level(logging.INFO):
         plan(folder)
-    assert len(caplog.messages) == 1
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
     "tracking=none",
 )
 PROGRESS = (
+    " training samples; inputs",
+    " test samples; inputs",
     "the run needs up to",
     "to compute: ",
     "to go on after a kill",
