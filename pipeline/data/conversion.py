@@ -138,9 +138,9 @@ def _target(values: Any) -> Tensor:
         )
     column = values.ndim == 2 and values.shape[1] == 1
     if values.is_floating_point():
-        values = values.float() if values.itemsize < 4 else values
-        return values[:, None] if values.ndim == 1 else values
-    labels = (values[:, 0] if column else values).long()
+        floats: Tensor = values.float() if values.itemsize < 4 else values
+        return floats[:, None] if floats.ndim == 1 else floats
+    labels: Tensor = (values[:, 0] if column else values).long()
     if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
         raise PipelineError(
             f"data: labels run from {int(labels.min())} to {int(labels.max())}: data.map_labels=true numbers the "

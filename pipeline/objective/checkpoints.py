@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,7 +22,12 @@ from pipeline.system.run_folder import write_atomically
 NUM_NAMED = 5
 FINGERPRINT = "sha256"
 EVIDENCE = "evidence"  # under which a checkpoint tells what it was made of
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+UNPICKLED = re.compile(r"(?:GLOBAL|global:?|[Cc]lass) ([\w.]*\.\w+)")
+REWRITE = (
+    "import torch; c = torch.load({path!r}, weights_only=False); "
+    "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c.get('state_dict', c), 'weights.pt')"
+)
 
 
 def save_weights(path: Path, model: nn.Module, evidence: Mapping[str, Any] | None = None) -> None:
@@ -52,8 +59,13 @@ def load_weights(path: Path, model: nn.Module) -> None:
         PipelineError: the file cannot be read, holds NaN, or its names and shapes are not exactly the model's.
     """
     state = load_state(path)
-    _check_finite(state, model, f"the weights in {path} are", "give another file")
+    check_weights(state, model, str(path))
     put_weights(state, model, str(path))
+
+
+def check_weights(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    """Refuse weights that are NaN or infinite; what is no parameter of the model is not looked at."""
+    _check_finite(state, model, f"the weights in {source} are", "give another file")
 
 
 def evidence_in(path: Path) -> dict[str, Any]:
@@ -77,8 +89,8 @@ def _told(evidence: Mapping[str, Any]) -> dict[str, str]:
 def load_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a .safetensors file, or of what `torch.save(model.state_dict(), ...)` wrote.
 
-    In the latter case a dict under the key "state_dict" or "model" is taken instead of the whole. No code that a file
-    may contain is run.
+    In the latter case a dict under "state_dict" or another of `WRAPPERS` is taken instead of the whole, else the only
+    dict of tensors in it. No code that a file may contain is run.
 
     Raises:
         PipelineError: the file is missing, damaged, or holds something else.
@@ -101,15 +113,24 @@ def load_state(path: Path) -> dict[str, Tensor]:
             )
         return state
     loaded = load_torch(path, "give a .safetensors file or what torch.save(model.state_dict(), ...) wrote")
-    for key in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not _is_state(loaded) and isinstance(loaded, Mapping):
+        inside = [key for key, value in loaded.items() if _is_state(value) and value]
+        named = [key for key in WRAPPERS if key in inside]
+        if not named and len(inside) > 1:
+            raise PipelineError(
+                f"{path} holds several state dicts ({', '.join(map(str, inside))}): save the model's alone, or under "
+                "'state_dict'."
+            )
+        loaded = loaded[(named or inside)[0]] if inside else None
+    if not _is_state(loaded):
         raise PipelineError(
             f"{path} holds no state dict: save model.state_dict(), alone or under 'state_dict'."
         )
     return {str(name): value for name, value in loaded.items()}
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def fingerprint(content: Any) -> str:
@@ -136,6 +157,11 @@ def load_torch(path: Path, remedy: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        if isinstance(error, UnpicklingError) and (kind := UNPICKLED.search(str(error))):
+            raise PipelineError(
+                f"{path} holds objects of {kind[1]}, and reading these could run any code: if you trust the file, take "
+                f'its weights out with python -c "{REWRITE.format(path=str(path))}", and give weights.pt.'
+            ) from error
         raise PipelineError(f"{path} cannot be read as a state dict ({_line(error)}): {remedy}.") from error
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,26 +8,39 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.objective.checkpoints import load_weights
+from pipeline.objective.checkpoints import check_weights, load_weights, put_weights
+from pipeline.objective.weight_names import matched
 from pipeline.training.untrained import Untrained
+from pipeline.training.weight_files import read_weights
 from pipeline.validation import check_text
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
 class Pretrained(Untrained):
     """Weights from a file: step 0, and no other.
 
-    path: a .safetensors file, or a state dict that `torch.save` wrote, alone or under "state_dict" or "model"; names
-        and shapes must be exactly the model's. A relative path starts at the working directory.
+    path: a .safetensors file, a state dict that `torch.save` wrote, alone or under a key such as "state_dict", as in
+        a checkpoint of Lightning, or a folder that a Trainer of Hugging Face saved. Names and shapes must be exactly
+        the model's, but for a prefix of all names. A relative path starts at the working directory.
+    prefix: of the names that are meant; null finds it where there is one only.
     """
 
     path: str
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         check_text("training.path", self.path, "outputs/run/checkpoints/step-001000.safetensors")
+        if self.prefix is not None:
+            check_text("training.prefix", self.prefix, "model")
 
     def prepare(self, model: nn.Module) -> None:
-        load_weights(Path(self.path).expanduser(), model)
+        state, renamed = matched(read_weights(Path(self.path).expanduser()), model, self.prefix, self.path)
+        if renamed:
+            log.info("%s", renamed)
+        check_weights(state, model, self.path)
+        put_weights(state, model, self.path)
 
     def check_kept(self, checkpoint: Path, model: nn.Module) -> None:
         """Refuse weights that the file held once and does not now; a file that is gone says nothing.
@@ -34,7 +48,7 @@ class Pretrained(Untrained):
         Raises:
             PipelineError: they differ.
         """
-        if not Path(self.path).expanduser().is_file():
+        if not Path(self.path).expanduser().exists():
             return
         self.prepare(model)
         given = {name: value.clone() for name, value in model.state_dict().items()}

@@ -113,7 +113,7 @@ def test_damaged_files_get_one_line(tmp_path, name):
 def test_files_with_something_else_get_one_line(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(Tied(), path)
-    with pytest.raises(PipelineError, match=r"a.pt cannot be read as a state dict"):
+    with pytest.raises(PipelineError, match=r"a.pt holds objects of [\w.]*Tied, and reading these"):
         load_state(path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(PipelineError, match=r"a.pt holds no state dict: save model.state_dict\(\)"):
