@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from functools import cache
 from math import inf, isfinite
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipeline.objective.differences import SAFETY, SHARP, Product
 from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.reference import Reference
 
+log = logging.getLogger(__name__)
 NUM_PROBES = 2
 ROUNDING = 1000  # machine epsilons that the entries of a matrix may be off, relative to its size
 NEARLY = 10  # times its tolerance: up to which an error may be that of the difference quotient
@@ -31,7 +34,8 @@ class Certificate:
     """How far products with the matrix are from those found on the user's own module, relative to the latter.
 
     probe_error: ‖Hv − D(v)‖ / ‖D(v)‖, the largest over random v. tolerance: what rounding of the matrix and the
-    error of the difference quotient D(v) may add up to. reference: what D(v) is.
+    error of the difference quotient D(v) may add up to, and the error that the strategy declares. reference: what D(v)
+    is. declared: that error alone, 0 for a strategy that is exact to rounding.
     why: what is wrong, where it is known; else the error says it.
     """
 
@@ -39,6 +43,7 @@ class Certificate:
     tolerance: float
     reference: str = "differences of the gradient"
     why: str = ""
+    declared: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -48,11 +53,15 @@ class Certificate:
         """What may help where the matrix fails, which was computed in this dtype."""
         if self.why.startswith(UNCHECKED):
             return "verify=False takes the matrix as it is"
+        if self.declared > LOOSE:
+            return "choose its options so that it declares less, or verify=False takes the matrix as it is"
         if self.why:
             return (
                 "let the loss depend on its weights through the model alone, or verify=False takes the matrix as "
                 "it is"
             )
+        if self.declared:
+            return "choose a strategy that is exact to rounding, such as strategy=auto, or other options of this one"
         if computed != torch.float64 and self.probe_error < SMALL:
             return "use dtype=torch.float64, since weights, inputs or targets are scaled badly for single precision"
         return "use strategy=auto, which tries others, or look for a layer with a wrong derivative"
@@ -62,7 +71,15 @@ class Certificate:
             return self.why
         return (
             f"H v differs from the derivative of the gradient along v by {self.probe_error:.2g} of its size, "
-            f"{self.tolerance:.2g} is allowed"
+            f"{self.tolerance:.2g} is allowed{self._declaration}"
+        )
+
+    @property
+    def _declaration(self) -> str:
+        return (
+            f" ({self.declared:.2g} of it for a strategy that is not exact to rounding)"
+            if self.declared
+            else ""
         )
 
 
@@ -80,13 +97,15 @@ def certify(
     targets: Any,
     probes: Tensor | None = None,
     objective: tuple[Objective, Params] | None = None,
+    declared: float = 0.0,
 ) -> Certificate:
     """Compare the products H v, (P, NUM_PROBES), with those that the reference finds on the user's own module.
 
     matrix: what it is; its `product` says how the reference takes H v. targets: those of the batch, or what the
     matrix has drawn in their place. precision: the dtype in which it was computed. probes: the directions v;
     `directions(P)` by default. objective: what the strategy differentiated, in the precision of the reference: its
-    loss and gradient must be the module's own.
+    loss and gradient must be the module's own. declared: the error of a strategy that is not exact to rounding, as
+    it declares it (`tolerance_of`); it is allowed in addition.
 
     Where H v is nearly what differences say, or they are not sharp (a kink), or not those of a symmetric matrix (the
     module hides a part from autograd, by `no_grad` or `detach`), H v is compared with two backward passes through the
@@ -98,13 +117,35 @@ def certify(
     try:
         if objective is not None and (why := _differs(reference, *objective)):
             return Certificate(float("nan"), 0.0, why=why)
-        return _certify(reference, matrix, products, precision, targets, probes)
+        found = _certify(reference, matrix, products, precision, targets, probes, declared)
+        return found if not declared else _with_declaration(found, declared)
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever the model and its loss raise, at these weights or beside them
         line = str(error).partition("\n")[0]
         why = f"{UNCHECKED}: the model or its loss raises {type(error).__name__} when it is called again ({line})"
         return Certificate(float("nan"), 0.0, why=why)
+
+
+def _with_declaration(found: Certificate, declared: float) -> Certificate:
+    """The certificate of a strategy that is not exact to rounding; it fails where that declares too large an error."""
+    if declared > LOOSE:
+        why = (
+            f"the strategy declares an error of {declared:.2g} of the matrix, and a comparison that allows more than "
+            f"{LOOSE:g} says nothing"
+        )
+        return replace(found, declared=declared, why=why)
+    log_declared(declared)
+    return replace(found, declared=declared)
+
+
+@cache
+def log_declared(declared: float) -> None:
+    """Say once in a process that the matrices are not exact to rounding."""
+    log.info(
+        "the strategy is not exact to rounding: the certificate allows the error %.2g that it declares.",
+        declared,
+    )
 
 
 def _certify(
@@ -114,10 +155,11 @@ def _certify(
     precision: torch.dtype,
     targets: Any,
     probes: Tensor | None,
+    declared: float,
 ) -> Certificate:
     probes = (directions(len(products)) if probes is None else probes).to(products.device)
     products = products.double()
-    rounding = ROUNDING * torch.finfo(max_precision(precision, reference.dtype)).eps
+    rounding = ROUNDING * torch.finfo(max_precision(precision, reference.dtype)).eps + declared
     found = [matrix.product(reference, v, targets, False) for v in probes.T]
     first = _compared(products, found, rounding, reference)
     sharp = all(_is_sharp(product) for product in found)

@@ -20,7 +20,7 @@ from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.objective import Criterion, Objective, Params, layout_of, leaves_of, objective_of
 from pipeline.objective.reference import Reference
 from pipeline.objective.samples import check_samples_apart, squares_count_samples
-from pipeline.strategy import STRATEGIES, Auto, Strategy
+from pipeline.strategy import STRATEGIES, Auto, Strategy, tolerance_of
 from pipeline.strategy.attempt import blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell
 from pipeline.strategy.blocks import assemble, check_finite
@@ -157,7 +157,7 @@ class _Task:
             try:
                 dense = assemble(blocks_by(choice, transformed, params, drawn), num_parameters)
                 if verify:
-                    self._check(dense, matrix, drawn.targets)
+                    self._check(dense, matrix, drawn.targets, tolerance_of(choice.strategy, dense.dtype))
             except StrategyError as error:
                 failures.append((choice.name, error))
                 continue
@@ -166,11 +166,13 @@ class _Task:
             return dense, layout
         raise refusal(failures)
 
-    def _check(self, dense: Tensor, matrix: Matrix, targets: object) -> None:
+    def _check(self, dense: Tensor, matrix: Matrix, targets: object, declared: float) -> None:
         reference = Reference(*self._about, self.batch, self.device, self.randomness)
         exact = objective_of(*self._about, reference.dtype, self.device, self.randomness)
         products = dense @ directions(len(dense)).to(dense)
-        certificate = certify(reference, matrix, products, dense.dtype, targets, objective=exact)
+        certificate = certify(
+            reference, matrix, products, dense.dtype, targets, objective=exact, declared=declared
+        )
         if not certificate.passed:
             raise StrategyError(str(certificate), certificate.remedy(dense.dtype))
 

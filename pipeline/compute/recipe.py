@@ -14,7 +14,6 @@ from pipeline.compute.certificate import Certificate, certify, directions
 from pipeline.config.schema import Blocks, Verify
 from pipeline.errors import StrategyError
 from pipeline.experiment.experiment import MatrixSpec
-from pipeline.matrix import Matrix
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Criterion, Objective, Params, layout_of, objective_of
 from pipeline.objective.reference import Reference
@@ -22,6 +21,7 @@ from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import because, tell
 from pipeline.strategy.block_filter import BlockFilter
 from pipeline.strategy.blocks import Block
+from pipeline.strategy.protocol import tolerance_of
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,17 @@ class Part:
     model: nn.Module
     criterion: Criterion
 
-    def certificate(self, matrix: Matrix, batch: Batch, products: Tensor, stored: torch.dtype) -> Certificate:
+    def certificate(
+        self, spec: MatrixSpec, batch: Batch, products: Tensor, stored: torch.dtype
+    ) -> Certificate:
         """Of the products with the whole matrix, (P, m), those rows that are of this part."""
+        matrix, declared = spec.matrix, tolerance_of(spec.strategy, next(iter(self.params.values())).dtype)
         about = (self.model, self.criterion, list(self.params))
         reference = Reference(*about, batch)
         exact = objective_of(*about, reference.dtype)
         drawn = matrix.problem(self.objective, self.params, batch)[1]
         probes = directions(len(products))[self.rows]
-        return certify(reference, matrix, products[self.rows], stored, drawn.targets, probes, exact)
+        return certify(reference, matrix, products[self.rows], stored, drawn.targets, probes, exact, declared)
 
 
 def parts_of(
@@ -112,7 +115,7 @@ def certified(
     """
     if spec.verify == Verify.off:
         return {}
-    found = [part.certificate(spec.matrix, batch, products, stored) for part in parts]
+    found = [part.certificate(spec, batch, products, stored) for part in parts]
     failed = [certificate for certificate in found if not certificate.passed]
     worst = max(
         failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1)
@@ -126,4 +129,7 @@ def certified(
         if "verify=" not in remedy:
             remedy += "; verify=warn stores it all the same"
         raise StrategyError(str(worst), remedy)
-    return {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}
+    attrs = {"probe_error": worst.probe_error, "probe_tolerance": worst.tolerance}
+    if worst.declared:
+        attrs["strategy_tolerance"] = worst.declared
+    return attrs

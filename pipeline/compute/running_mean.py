@@ -130,8 +130,8 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
         "loss": float(weighting.mean([each.attrs["loss"] for each in both])),
         "gradient_norm": float(np.linalg.norm(gradient)),
     }
-    if "probe_error" in shard.attrs:
-        attrs["probe_error"] = max(each.attrs["probe_error"] for each in both)
+    for key in {"probe_error", "strategy_tolerance"} & shard.attrs.keys():
+        attrs[key] = max(each.attrs[key] for each in both)
     with write_shard(
         path,
         shard.parameters,

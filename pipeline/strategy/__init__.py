@@ -1,7 +1,8 @@
 """How the matrix is computed: each strategy is a generator of blocks of the lower triangle.
 
-To add one: a file here with a frozen dataclass that has `blocks`, `cost` and `memory`, its name in `STRATEGIES`, and
-`conf/strategy/<name>.yaml`. The tests find it there and hold it to every case.
+To add one: a file here with a frozen dataclass that has `blocks`, `cost` and `memory`, and `tolerance` if it is not
+exact to rounding; its name in `STRATEGIES`, and `conf/strategy/<name>.yaml`. The tests find it there and hold it to
+every case.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
-from pipeline.strategy.protocol import Cost, Strategy
+from pipeline.strategy.protocol import Approximate, Cost, Strategy, tolerance_of
 from pipeline.strategy.triangular import Triangular
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -27,6 +28,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 __all__ = [
     "HVP",
     "STRATEGIES",
+    "Approximate",
     "Auto",
     "Autograd",
     "BlockFilter",
@@ -36,4 +38,5 @@ __all__ = [
     "Strategy",
     "Triangular",
     "everything",
+    "tolerance_of",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
 
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
@@ -37,3 +39,20 @@ class Strategy(Protocol):
     def memory(self, num_parameters: int, itemsize: int) -> int:
         """Bytes of matrix entries held at once, the part of the peak memory that grows with P."""
         ...
+
+
+@runtime_checkable
+class Approximate(Protocol):
+    """What a strategy has besides, if its matrix is not exact to rounding (finite differences, for example)."""
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """The largest error ‖H̃ − H‖ / ‖H‖, in the Frobenius norm, of a matrix H̃ computed in this dtype.
+
+        The certificate allows this error in addition to rounding, and the tests do, too.
+        """
+        ...
+
+
+def tolerance_of(strategy: Strategy, dtype: torch.dtype) -> float:
+    """The error that a strategy declares, relative to the matrix; 0 for one that is exact to rounding."""
+    return strategy.tolerance(dtype) if isinstance(strategy, Approximate) else 0.0

@@ -11,7 +11,7 @@ MISTAKES = {
     ),
     "misspelled choice": (
         ["strategy=fun"],
-        "strategy=fun: there is no such option, did you mean func? Choose one of auto, autograd, func, ",
+        "strategy=fun: there is no such option, did you mean func? Choose one of auto, autograd, ",
     ),
     "wrong type": (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
     "bad stage": (

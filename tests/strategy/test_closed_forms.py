@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.variants import NAMES, strategy
+from support.variants import NAMES, declared, strategy
 from torch import Tensor, nn
 
 from pipeline.compute.dense import hessian
@@ -31,17 +31,31 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def rank(matrix: Array) -> int:
-    """Eigenvalues above 1e-10 of the largest: exact zeros come out near 1e-16, the smallest others near 1e-4."""
+def rank(matrix: Array, error: float = 0.0) -> int:
+    """Eigenvalues above 1e-10 of the largest: exact zeros come out near 1e-16, the smallest others near 1e-4.
+
+    error: that of the matrix, relative to its norm.
+    """
     values = np.abs(np.linalg.eigvalsh(matrix))
-    return int((values > 1e-10 * values.max()).sum())
+    return int((values > 1e-10 * values.max() + error * np.linalg.norm(values)).sum())
 
 
-def close(found: Tensor | Array, expected: Tensor | Array, scale: float | None = None) -> bool:
+def error_of(name: str) -> float:
+    return declared(strategy(name))
+
+
+def close(
+    found: Tensor | Array,
+    expected: Tensor | Array,
+    error: float,
+    scale: float | None = None,
+    norm: float | None = None,
+) -> bool:
+    """Equal to 1e-12 of `scale`, or to the error that the strategy declares, relative to `norm`; of the expected."""
     found, expected = np.asarray(found), np.asarray(expected)
-    return bool(
-        np.abs(found - expected).max() <= 1e-12 * (np.abs(expected).max() if scale is None else scale)
-    )
+    scale = np.abs(expected).max() if scale is None else scale
+    norm = float(np.linalg.norm(expected)) if norm is None else norm
+    return bool(np.abs(found - expected).max() <= 1e-12 * scale + error * norm)
 
 
 @each_strategy
@@ -57,8 +71,8 @@ def test_softmax_regression(name: str, reduction: str) -> None:
     terms = [
         np.kron(np.diag(pn) - np.outer(pn, pn), np.outer(xn, xn)) for pn, xn in zip(p, x.numpy(), strict=True)
     ]
-    assert close(found, sum(terms) / (num_samples if reduction == "mean" else 1))
-    assert rank(found) == (num_classes - 1) * r
+    assert close(found, sum(terms) / (num_samples if reduction == "mean" else 1), error_of(name))
+    assert rank(found, error_of(name)) == (num_classes - 1) * r
 
 
 @each_strategy
@@ -70,7 +84,7 @@ def test_least_squares(name: str) -> None:
     augmented = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     whole = np.kron(np.eye(2), (augmented.T @ augmented / 7).numpy())
     order = [0, 1, 2, 4, 5, 6, 3, 7]
-    assert close(found, whole[np.ix_(order, order)])
+    assert close(found, whole[np.ix_(order, order)], error_of(name))
 
 
 @each_strategy
@@ -80,7 +94,7 @@ def test_logistic_regression(name: str) -> None:
     net = nn.Linear(3, 1, bias=False, dtype=torch.float64)
     found = hessian(net, BinaryCrossEntropy(), x, torch.randint(2, (7,)), strategy(name))
     p = torch.sigmoid(net(x)).detach()
-    assert close(found, x.T @ (p * (1 - p) * x) / 7)
+    assert close(found, x.T @ (p * (1 - p) * x) / 7, error_of(name))
 
 
 class Point(nn.Module):
@@ -102,7 +116,8 @@ def test_quadratic(name: str) -> None:
     def loss(theta: Tensor, _: Tensor) -> Tensor:
         return (((theta @ a) * theta).sum(1) / 2 + theta @ b).mean()
 
-    assert close(hessian(Point(), loss, randn(7, 1), randn(7), strategy(name)), (a + a.T) / 2)
+    found = hessian(Point(), loss, randn(7, 1), randn(7), strategy(name))
+    assert close(found, (a + a.T) / 2, error_of(name))
 
 
 class DeepLinear(NamedTuple):
@@ -154,8 +169,8 @@ def test_deep_linear_net(name: str) -> None:
     problem = deep_linear(12, 7, 5, 6, 4, num_samples=17)
     found = hessian(problem.net, SquaredError(), problem.x, problem.y, strategy(name)).numpy()
     ggn, functional = parts_of_deep_linear(problem)
-    assert close(found, ggn + functional)
-    assert (rank(found), rank(ggn), rank(functional)) == (144, 48, 112)
+    assert close(found, ggn + functional, error_of(name))
+    assert (rank(found, error_of(name)), rank(ggn), rank(functional)) == (144, 48, 112)
 
 
 @each_strategy
@@ -163,7 +178,7 @@ def test_hessian_is_the_ggn_where_the_residual_is_zero(name: str) -> None:
     problem = deep_linear(4, 3, 5, 2, num_samples=9)
     fitted = problem._replace(y=problem.net(problem.x).detach())
     found = hessian(fitted.net, SquaredError("sum"), fitted.x, fitted.y, strategy(name))
-    assert close(found, 9 * parts_of_deep_linear(fitted)[0])
+    assert close(found, 9 * parts_of_deep_linear(fitted)[0], error_of(name))
 
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -189,7 +204,8 @@ def test_rescaling_a_relu_unit(name: str) -> None:
         sign["0.weight"][unit] = sign["0.bias"][unit] = 1
         sign["2.weight"][:, unit] = -1
         a = torch.cat([value.flatten() for value in sign.values()])
-        assert close(h @ (a * theta), -a * g, scale=float(h.abs().max() * theta.norm()))
+        size, norm = float(h.abs().max() * theta.norm()), float(h.norm() * theta.norm())
+        assert close(h @ (a * theta), -a * g, error_of(name), size, norm)
 
 
 @each_strategy
@@ -201,7 +217,8 @@ def test_shifting_all_logits(name: str) -> None:
     for key, value in (("2.bias", torch.ones(4)), ("2.weight", torch.ones(4, 1) * torch.randn(5))):
         direction = torch.zeros(len(h), dtype=torch.float64)
         direction[spans[key]] = value.double().flatten()
-        assert (h @ direction).abs().max() <= 1e-14 * h.abs().max() * direction.norm()
+        allowed = 1e-14 * h.abs().max() + error_of(name) * h.norm()
+        assert (h @ direction).abs().max() <= allowed * direction.norm()
 
 
 @each_strategy
@@ -212,7 +229,8 @@ def test_hessian_of_all_samples_is_the_weighted_mean_of_batches(name: str) -> No
     batches = zip(x.split(5), y.split(5), strict=True)
     parts = [len(b) / 11 * hessian(net, CrossEntropy(), b, t, strategy(name)) for b, t in batches]
     assert len(parts) == 3
-    assert close(sum(parts), whole)
+    norm = float(whole.norm() + sum(part.norm() for part in parts))
+    assert close(sum(parts), whole, error_of(name), norm=norm)
 
 
 @each_strategy
@@ -232,4 +250,5 @@ def test_layers_of_a_piecewise_linear_net(name: str, activation: type[nn.Module]
         j = torch.stack(rows).reshape(11, 4, -1)
         curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         ggn = torch.einsum("nci,ncd,ndj->ij", j, curvature, j) / 11
-        assert close(h[span, span], ggn, scale=float(h.abs().max())) == (equal or key.startswith("2."))
+        same = close(h[span, span], ggn, error_of(name), float(h.abs().max()), float(h.norm()))
+        assert same == (equal or key.startswith("2."))

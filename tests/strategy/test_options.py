@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.variants import NAMES, SIZE_OPTIONS, strategy
+from support.variants import NAMES, OPTIONS, SIZE_OPTIONS, strategy
 
 from pipeline.errors import PipelineError
 from pipeline.strategy import STRATEGIES
@@ -18,6 +18,13 @@ def test_size_that_is_no_count_is_refused(name: str, option: str) -> None:
     for size in (0, -3, 2.5, "abc", None, True):
         with pytest.raises(PipelineError, match=rf"strategy\.{option}.*give a whole number of at least 1"):
             STRATEGIES[name](**{option: size})
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_a_value_of_no_type_that_an_option_has_is_refused(name: str, option: str) -> None:
+    with pytest.raises(PipelineError, match=rf"^strategy\.{option}=.*: ") as caught:
+        STRATEGIES[name](**{option: ["abc"]})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

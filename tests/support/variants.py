@@ -1,4 +1,8 @@
-"""Every strategy that `conf/strategy/` offers, with sizes of chunks at which it is tested; a new YAML is found here."""
+"""Every strategy that `conf/strategy/` offers, with the options at which it is tested; a new YAML is found here.
+
+An option whose default is a whole number is taken for a size of chunks, and tested at SIZES; one that is true or false
+is tested at both; numbers with a decimal point and texts are tested at their default.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy, Triangular
+from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy, Triangular, tolerance_of
 
 FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -25,11 +30,11 @@ def strategy(name: str, **changes: Any) -> Strategy:
 
 
 class Variant(NamedTuple):
-    """A strategy with its own options, or with one of them changed (or several, parted by commas, to one value)."""
+    """A strategy with its own options, or one of them changed (or several, separated by commas, to one value)."""
 
     name: str
     option: str | None = None
-    value: int = 0
+    value: Any = 0
 
     @property
     def id(self) -> str:
@@ -40,7 +45,9 @@ class Variant(NamedTuple):
         return strategy(self.name, **dict.fromkeys(changed, self.value))
 
 
-SIZE_OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
+OPTIONS = [(name, option) for name in NAMES for option in options(name) if option != "_target_"]
+SIZE_OPTIONS = [(name, option) for name, option in OPTIONS if type(options(name)[option]) is int]
+SWITCHES = [(name, option) for name, option in OPTIONS if type(options(name)[option]) is bool]
 AS_IF_LARGE = Variant(
     "auto", "few_weights,very_few_weights,some_weights", 1
 )  # what `auto` does for larger nets
@@ -48,7 +55,13 @@ VARIANTS = [
     *(Variant(name) for name in NAMES),
     AS_IF_LARGE,
     *(Variant(name, option, size) for name, option in SIZE_OPTIONS for size in SIZES),
+    *(Variant(name, option, not options(name)[option]) for name, option in SWITCHES),
 ]
+
+
+def declared(built: Strategy) -> float:
+    """The error in float64 that a strategy declares, relative to the norm of the matrix; 0 if it is exact."""
+    return tolerance_of(built, torch.float64)
 
 
 def distinct(num_weights: int, num_samples: int, takes_products: bool) -> list[Variant]:
