@@ -22,19 +22,16 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pipeline.config.messages import CONF, explain
-from pipeline.config.schema import Config, Stage, keep, settings_of, settle
+from pipeline.config import CONF, Config, Stage, explain, keep, settings_of, settle
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.experiment.instantiate import NEED_MODEL, build, build_training, instantiate, plain, prepare
-from pipeline.sweep.hydra_callback import labels, started_sweeps, sweep_folder
-from pipeline.sweep.slurm.launcher import NAME, LaunchError, Slurm
-from pipeline.system.run_folder import RunFolder, set_aside
-from pipeline.system.status import is_finished, note_finished, recorded_status
+from pipeline.experiment import NEED_MODEL, build, build_training, instantiate, plain, prepare
+from pipeline.sweep import NAME, LaunchError, Slurm, labels, started_sweeps, sweep_folder
+from pipeline.system import RunFolder, is_finished, note_finished, recorded_status, set_aside
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
-    from pipeline.experiment.experiment import Experiment
-    from pipeline.report.recorder import RunRecorder
+    from pipeline.experiment import Experiment
+    from pipeline.report import RunRecorder
     from pipeline.spectrum import SpectrumMethod
     from pipeline.tracking import Tracking
 
@@ -54,7 +51,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         experiment = instantiate(config) if stages & NEED_MODEL else None
         if experiment is not None:
             # not before the config is known to be right
-            from pipeline.compute.preflight import check_resources
+            from pipeline.compute import check_resources
 
             settings = settle(folder, plain(config), experiment.problem.hashes)
             check_resources(folder, experiment)
@@ -64,7 +61,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         else:
             for group in ("matrix", "strategy", "storage", "spectrum"):
                 build(config, group)  # a value that is wrong is refused, whatever the stages
-        from pipeline.report.recorder import RunRecorder
+        from pipeline.report import RunRecorder
 
         with tracker.start(folder, *labels(settings), sweep_folder()) as tracked:
             recorder = RunRecorder(folder, tracked)
@@ -99,8 +96,8 @@ def train(recorder: RunRecorder, experiment: Experiment, config: DictConfig, tra
 
 def compute(recorder: RunRecorder, experiment: Experiment, cluster: Cluster) -> None:
     """Shards: one for each batch at each checkpoint, or their mean alone."""
-    from pipeline.compute.stage import compute as compute_shards
-    from pipeline.compute.worker import processes_of
+    from pipeline.compute import compute as compute_shards
+    from pipeline.compute import processes_of
 
     processes = processes_of(cluster, experiment, recorder.folder)
     with recorder.stage(Stage.compute):
@@ -112,7 +109,7 @@ def aggregate(
     recorder: RunRecorder, spectrum: SpectrumMethod, cluster: Cluster, num_batches: int | None
 ) -> None:
     """Spectra: one file for each checkpoint."""
-    from pipeline.aggregate.stage import aggregate as aggregate_folder
+    from pipeline.aggregate import aggregate as aggregate_folder
 
     with recorder.stage(Stage.aggregate):
         try:
@@ -124,7 +121,7 @@ def aggregate(
 
 def slices(recorder: RunRecorder, experiment: Experiment) -> None:
     """The loss along the top eigenvectors: one file for each step; none where `slice_points` is null."""
-    from pipeline.compute.loss_landscape import compute_slices
+    from pipeline.compute import compute_slices
 
     if experiment.slice_points is not None:
         with recorder.stage(Stage.slices):
@@ -133,7 +130,7 @@ def slices(recorder: RunRecorder, experiment: Experiment) -> None:
 
 def report(recorder: RunRecorder) -> None:
     """Figures and the page."""
-    from pipeline.report.report import make_report
+    from pipeline.report import make_report
 
     with recorder.stage(Stage.report):
         make_report(recorder.folder)
@@ -186,7 +183,7 @@ def main() -> None:
     elif untold and not (sweep and _is_a_jobs(untold)):  # the table of a sweep tells what became of its jobs
         print(explain(untold) or f"unexpected {type(untold).__name__}: {untold}", file=sys.stderr)
     if sweep:
-        from pipeline.sweep.summary import exit_status
+        from pipeline.sweep import exit_status
 
     for folder in sweep:
         status = exit_status(folder) or status

@@ -1,4 +1,4 @@
-"""The house: rooms, the floor that each stands on, and which room alone may import a library.
+"""The house: rooms with their public names, the floor that each stands on, and which room alone may import a library.
 
 `python tests/test_architecture.py` prints the figures that ARCHITECTURE.md gives.
 """
@@ -85,6 +85,24 @@ def modules_below(module: str) -> set[str]:
     return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {module, ""}
 
 
+def public_names(room: str) -> set[str]:
+    """What a room's `__init__` imports or defines; of a module that lies flat, all."""
+    tree = ast.parse(MODULES[room].read_text())
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    } | {name for node in tree.body for name in _bound(node)}
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def users_of(library: str) -> Iterator[str]:
     for module in MODULES:
         if any(name == library or name.startswith(f"{library}.") for name in imports_of(module)):
@@ -100,6 +118,20 @@ def test_every_room_stands_on_a_floor():
 @pytest.mark.parametrize("room", sorted(set().union(*FLOORS)))
 def test_a_room_imports_lower_floors_only(room):
     assert {other for other in rooms_below(room) if height(other) >= height(room)} == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_of_another_room_only_public_names_are_imported(module):
+    abroad = {
+        tuple(name.removeprefix("pipeline.").split(".", 1))
+        for name in imports_of(module)
+        if name.startswith("pipeline.") and room_of(name.removeprefix("pipeline.")) != room_of(module)
+    }
+    assert [
+        ".".join(name)
+        for name in sorted(abroad)
+        if name[0] not in FLAT and name[1] not in public_names(name[0])
+    ] == []
 
 
 def test_modules_import_each_other_in_no_circle():

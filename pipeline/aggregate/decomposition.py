@@ -17,12 +17,10 @@ from pipeline.aggregate.partial_results import Remembered, Unfinished, remembere
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.results.spectra_file import ModuleBlocks
-from pipeline.shards.hdf5 import Array
-from pipeline.shards.matrix_views import Part, Scaled
-from pipeline.shards.shard import Shard
+from pipeline.results import ModuleBlocks
+from pipeline.shards import Array, Part, Scaled, Shard
 from pipeline.spectrum import Spectrum, SpectrumMethod, TopK
-from pipeline.system.resources import format_bytes
+from pipeline.system import format_bytes
 
 LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a block is not read as often as the whole
 # Of the matrices of which λmax alone is taken. The tolerance is within reach of products in float32.

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.shards.hdf5 import Array
-from pipeline.shards.shard import Shard, Tile, mirrored
+from pipeline.shards import Array, Shard, Tile, mirrored
 
 AT_ONCE = 16  # shards that are open at a time
 STRIP = 2**13  # entries of a tile that are worked on at a time

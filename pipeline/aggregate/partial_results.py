@@ -20,10 +20,8 @@ import numpy as np
 
 from pipeline.aggregate.moments import Moments
 from pipeline.errors import PipelineError
-from pipeline.shards.hdf5 import Array, Results, read_results, write_results
-from pipeline.shards.matrix_views import Part, Scaled
-from pipeline.spectrum import Spectrum
-from pipeline.spectrum.protocol import Quadrature
+from pipeline.shards import Array, Part, Results, Scaled, read_results, write_results
+from pipeline.spectrum import Quadrature, Spectrum
 
 SLOW = 2.0  # seconds from which a result is worth a file
 log = logging.getLogger(__name__)

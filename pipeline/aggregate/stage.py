@@ -27,15 +27,10 @@ from pipeline.aggregate.step_summary import batch_spectra, headline_of
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
-from pipeline.results.second_moments import SecondMoments
-from pipeline.results.spectra_file import LayerBlocks, MeanSpectrum, SpectraFile
-from pipeline.shards.hdf5 import Array
-from pipeline.shards.shard import SHARED, Shard, Tile, open_shard, write_shard
-from pipeline.spectrum import SpectrumMethod
-from pipeline.spectrum.summary import sign_threshold
-from pipeline.system.evidence import difference, shared
-from pipeline.system.resources import check_memory
-from pipeline.system.run_folder import RunFolder
+from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile
+from pipeline.shards import SHARED, Array, Shard, Tile, open_shard, write_shard
+from pipeline.spectrum import SpectrumMethod, sign_threshold
+from pipeline.system import RunFolder, check_memory, difference, shared
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.results.spectra_file import Density
-from pipeline.spectrum import Spectrum
-from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
-from pipeline.spectrum.protocol import Array
+from pipeline.results import Density
+from pipeline.spectrum import Array, Grid, Spectrum, density_of, estimate, fit_grid, resolution_of
 
 
 def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> Density:

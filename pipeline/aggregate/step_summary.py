@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.aggregate.moments import Moments, Weighting
-from pipeline.results.spectra_file import BatchSpectra
-from pipeline.shards.hdf5 import Array
-from pipeline.shards.shard import Shard
-from pipeline.spectrum import Spectrum
-from pipeline.spectrum.summary import eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
+from pipeline.results import BatchSpectra
+from pipeline.shards import Array, Shard
+from pipeline.spectrum import Spectrum, eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
 
 
 def headline_of(

@@ -9,7 +9,7 @@ from typing import Any
 
 from dask.base import compute as dask_compute
 
-from pipeline.system.terminal import progress
+from pipeline.system import progress
 
 
 def results_in_order(tasks: Sequence[Any], num_workers: int, description: str) -> Iterator[Any]:

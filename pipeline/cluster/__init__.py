@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cluster.address import Address
+from pipeline.cluster.fan_out import fan_out, worker_number
 from pipeline.cluster.local import Local
 from pipeline.cluster.slurm import Slurm
 from pipeline.cluster.threads import Threads
@@ -21,6 +22,3 @@ class Cluster(Protocol):
         scratch: a folder of the run for what workers put on disk.
         """
         ...
-
-
-__all__ = ["Address", "Cluster", "Local", "Slurm", "Threads"]

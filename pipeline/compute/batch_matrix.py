@@ -18,21 +18,23 @@ import torch
 from pipeline.compute.certificate import directions
 from pipeline.compute.recipe import Part, blocks_of, certified
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
-from pipeline.experiment.experiment import MatrixSpec
+from pipeline.experiment import MatrixSpec
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
-from pipeline.objective.observation import observed
-from pipeline.shards import row_bands
-from pipeline.shards.hdf5 import Array, read_arrays
-from pipeline.shards.row_bands import Band
-from pipeline.shards.shard import Shard, open_shard
-from pipeline.shards.tile_grid import Grid
-from pipeline.shards.tile_journal import Journal
-from pipeline.shards.writer import ShardWriter, write_shard
-from pipeline.strategy.attempt import Failures
-from pipeline.system.evidence import CHECKSUMS, check_evidence
-from pipeline.system.run_folder import set_aside
+from pipeline.objective import Batch, Objective, Params, observed
+from pipeline.shards import (
+    Array,
+    Band,
+    Grid,
+    Journal,
+    Shard,
+    ShardWriter,
+    open_shard,
+    read_arrays,
+    row_bands,
+    write_shard,
+)
+from pipeline.strategy import Failures
+from pipeline.system import CHECKSUMS, check_evidence, set_aside
 
 MAY_DIFFER = ("torch_version", "num_batches")  # in a shard that is there, from the run that takes it as it is
 log = logging.getLogger(__name__)

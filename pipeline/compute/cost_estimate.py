@@ -12,12 +12,9 @@ from torch.func import grad, vmap
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
-from pipeline.strategy import Strategy
-from pipeline.strategy.attempt import choices_of
-from pipeline.strategy.forward_mode import push
-from pipeline.system.resources import available_memory, format_bytes
+from pipeline.objective import Batch, Objective, Params
+from pipeline.strategy import Strategy, choices_of, push
+from pipeline.system import available_memory, format_bytes
 
 NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
 ROOM_TO_CHECK = 10**8  # bytes under which nobody asks whether they are there

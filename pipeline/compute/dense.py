@@ -16,15 +16,33 @@ from pipeline.compute.cost_estimate import check_room
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
-from pipeline.objective.batch import Batch, Inputs
-from pipeline.objective.objective import Criterion, Objective, Params, layout_of, leaves_of, objective_of
-from pipeline.objective.reference import Reference
-from pipeline.objective.samples import check_samples_apart, squares_count_samples
-from pipeline.strategy import STRATEGIES, Auto, Strategy, tolerance_of
-from pipeline.strategy.attempt import blocks_by, choices_of, refusal
-from pipeline.strategy.auto import because, tell
-from pipeline.strategy.blocks import assemble, check_finite
-from pipeline.strategy.per_sample import hessians_of_samples
+from pipeline.objective import (
+    Batch,
+    Criterion,
+    Inputs,
+    Objective,
+    Params,
+    Reference,
+    check_samples_apart,
+    layout_of,
+    leaves_of,
+    objective_of,
+    squares_count_samples,
+)
+from pipeline.strategy import (
+    STRATEGIES,
+    Auto,
+    Strategy,
+    assemble,
+    because,
+    blocks_by,
+    check_finite,
+    choices_of,
+    hessians_of_samples,
+    refusal,
+    tell,
+    tolerance_of,
+)
 
 NestedBlocks = dict[str, dict[str, Tensor]]
 Kind = TypeVar("Kind")

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.shards.row_bands import Band, dealt
-from pipeline.shards.tile_grid import Grid
+from pipeline.shards import Band, Grid, dealt
 
 Work = tuple[int, int, Band | None]  # a step, a batch, and a band of its matrix; None for all of it
 Processes = Callable[[Callable[[int], list[Work]]], None]

@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline.aggregate.moments import Weighting
+from pipeline.aggregate import Weighting
 from pipeline.errors import PipelineError
-from pipeline.experiment.experiment import Experiment
-from pipeline.objective.batch import Batch
-from pipeline.objective.checkpoints import load_weights
-from pipeline.objective.objective import Criterion, Params, flatten, objective_of
-from pipeline.results.spectra_file import LandscapeFile, Lines, Plane, SpectraFile
-from pipeline.system.run_folder import RunFolder
-from pipeline.system.terminal import progress
+from pipeline.experiment import Experiment
+from pipeline.objective import Batch, Criterion, Params, flatten, load_weights, objective_of
+from pipeline.results import LandscapeFile, Lines, Plane, SpectraFile
+from pipeline.system import RunFolder, progress
 
 NUM_LINES = 3
 NUM_AT_ONCE = 4096  # samples: as many as training evaluates at a time, which bounds memory

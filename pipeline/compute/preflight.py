@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterable
 
 from pipeline.compute.cost_estimate import Plan, expected_seconds
-from pipeline.config.schema import Stage
-from pipeline.experiment.experiment import Experiment
-from pipeline.objective.batch import Batch
-from pipeline.objective.description import describe, suspicions
-from pipeline.objective.objective import objective_of
-from pipeline.shards.shard import file_size
+from pipeline.config import Stage
+from pipeline.experiment import Experiment
+from pipeline.objective import Batch, describe, objective_of, suspicions
+from pipeline.shards import file_size
 from pipeline.strategy import STRATEGIES
-from pipeline.system.resources import available_memory, check_disk, check_memory, format_bytes
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder, available_memory, check_disk, check_memory, format_bytes
 from pipeline.validation import name_of
 
 log = logging.getLogger("pipeline")

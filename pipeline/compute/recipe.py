@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute.certificate import Certificate, certify, directions
-from pipeline.config.schema import Blocks, Verify
+from pipeline.config import Blocks, Verify
 from pipeline.errors import StrategyError
-from pipeline.experiment.experiment import MatrixSpec
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Criterion, Objective, Params, layout_of, objective_of
-from pipeline.objective.reference import Reference
-from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
-from pipeline.strategy.auto import because, tell
-from pipeline.strategy.block_filter import BlockFilter
-from pipeline.strategy.blocks import Block
-from pipeline.strategy.protocol import tolerance_of
+from pipeline.experiment import MatrixSpec
+from pipeline.objective import Batch, Criterion, Objective, Params, Reference, layout_of, objective_of
+from pipeline.strategy import (
+    Block,
+    BlockFilter,
+    Failures,
+    because,
+    blocks_by,
+    choices_of,
+    refusal,
+    tell,
+    tolerance_of,
+)
 
 log = logging.getLogger(__name__)
 

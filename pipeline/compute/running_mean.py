@@ -17,18 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate.moments import Weighting
+from pipeline.aggregate import Weighting
 from pipeline.compute.batch_matrix import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
-from pipeline.objective.observation import joined_hash
-from pipeline.shards import row_bands
-from pipeline.shards.hdf5 import Array, read_arrays
-from pipeline.shards.shard import SHARED, Shard, open_shard
-from pipeline.shards.tile_journal import Journal
-from pipeline.shards.writer import write_shard
-from pipeline.system.evidence import check_evidence, shared
-from pipeline.system.run_folder import RunFolder
-from pipeline.system.terminal import progress
+from pipeline.objective import joined_hash
+from pipeline.shards import SHARED, Array, Journal, Shard, open_shard, read_arrays, row_bands, write_shard
+from pipeline.system import RunFolder, check_evidence, progress, shared
 
 OF_BATCHES = ("loss", "gradient_norm", "num_samples", "probe_error")  # kept of each batch, (B,)
 log = logging.getLogger(__name__)

@@ -15,16 +15,12 @@ from pipeline.compute.distribution import Processes, RemoteShards
 from pipeline.compute.recipe import parts_of
 from pipeline.compute.running_mean import keep_mean
 from pipeline.errors import PipelineError
-from pipeline.experiment.experiment import Experiment, MatrixSpec
+from pipeline.experiment import Experiment, MatrixSpec
 from pipeline.matrix import MATRICES
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Params, objective_of
-from pipeline.objective.observation import NUM_FIRST, hash_of, observed
-from pipeline.objective.problem import Problem
-from pipeline.shards.tile_grid import Grid
+from pipeline.objective import NUM_FIRST, Batch, Params, Problem, hash_of, objective_of, observed
+from pipeline.shards import Grid
 from pipeline.strategy import STRATEGIES
-from pipeline.system.run_folder import RunFolder
-from pipeline.system.terminal import progress
+from pipeline.system import RunFolder, progress
 from pipeline.validation import name_of
 
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker

@@ -10,15 +10,14 @@ import yaml
 
 from pipeline.cluster import Cluster, Threads
 from pipeline.errors import PipelineError
-from pipeline.shards.row_bands import Band
-from pipeline.system.evidence import OtherExperiment
-from pipeline.system.run_folder import RunFolder
+from pipeline.shards import Band
+from pipeline.system import OtherExperiment, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.compute.distribution import Processes, Work
-    from pipeline.experiment.experiment import Experiment
+    from pipeline.experiment import Experiment
 
 
 def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) -> Processes | None:
@@ -27,7 +26,7 @@ def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) ->
         return None
 
     def compute(work: Callable[[int], list[Work]]) -> None:
-        from pipeline.cluster.fan_out import fan_out
+        from pipeline.cluster import fan_out
 
         about = (yaml.safe_dump(dict(experiment.recipe)), str(folder.path.absolute()))
         fan_out(
@@ -68,7 +67,7 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
 @lru_cache(maxsize=1)
 def _experiment(config: str) -> Experiment:
     """Built once in each worker, not once for each batch."""
-    from pipeline.cluster.fan_out import worker_number
-    from pipeline.experiment.instantiate import as_config, instantiate
+    from pipeline.cluster import worker_number
+    from pipeline.experiment import as_config, instantiate
 
     return instantiate(as_config(yaml.safe_load(config)), worker=worker_number())

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import remedy
+from pipeline.system import remedy
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.system.evidence import check_evidence
-from pipeline.system.run_folder import RunFolder, write_atomically
+from pipeline.system import RunFolder, check_evidence, write_atomically
 from pipeline.validation import check_count, check_counts
 
 MISSING: Any = "???"  # as omegaconf writes it, which those who read what a run left behind do not need

@@ -8,8 +8,6 @@ from pipeline.criterion.bce import BinaryCrossEntropy
 from pipeline.criterion.cross_entropy import CrossEntropy
 from pipeline.criterion.squared_error import SquaredError
 
-__all__ = ["BinaryCrossEntropy", "Criterion", "CrossEntropy", "SquaredError"]
-
 
 class Criterion(Protocol):
     """A loss of a batch, 0-d.

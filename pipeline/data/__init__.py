@@ -8,8 +8,6 @@ from pipeline.data.digits import Digits
 from pipeline.data.own import Own, samples_of
 from pipeline.data.samples import Samples, as_samples
 
-__all__ = ["Arrays", "Blobs", "Dataset", "Digits", "Own", "Samples", "as_samples", "samples_of"]
-
 
 class Dataset(Protocol):
     """A choice of samples.

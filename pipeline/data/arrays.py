@@ -65,7 +65,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Array]:
     if path.suffix == ".npz":
         return _read_npz(path, names)
     if path.suffix in {".h5", ".hdf5"}:
-        from pipeline.shards.hdf5 import read_arrays
+        from pipeline.shards import read_arrays
 
         return read_arrays(path, names)
     raise PipelineError(f"data.path={path}: give a file that ends in .npz, .h5 or .hdf5.")

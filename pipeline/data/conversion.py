@@ -18,8 +18,7 @@ from pipeline.data.samples import Samples, as_samples, check_finite, count_outpu
 from pipeline.data.sources import Source
 from pipeline.data.split import SplitDataset
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
-from pipeline.objective.description import is_one_hot
+from pipeline.objective import Batch, is_one_hot
 from pipeline.validation import check_bool
 
 log = logging.getLogger("pipeline")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
+from pipeline.objective import Batch
 from pipeline.validation import check_count
 
 IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.data.columns import Columns
 from pipeline.errors import PipelineError
-from pipeline.system.terminal import progress
+from pipeline.system import progress
 
 Pair = tuple[Any, Any]
 AT_ONCE = 256  # samples that a dataset is asked for

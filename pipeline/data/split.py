@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.samples import Samples, as_samples, count_outputs
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
+from pipeline.objective import Batch
 from pipeline.validation import check_count, check_counts, check_number
 
 Numbers = NDArray[np.int64]

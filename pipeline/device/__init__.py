@@ -8,8 +8,6 @@ from pipeline.device.auto import Auto
 from pipeline.device.cpu import Cpu
 from pipeline.device.cuda import Cuda
 
-__all__ = ["Auto", "Cpu", "Cuda", "Device"]
-
 
 class Device(Protocol):
     """A choice of device; `setup` applies its settings to torch, once per process."""

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
+from pipeline.config import Blocks, Keep, Stage, Verify, config_hash
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
-from pipeline.objective.batch import Batch
-from pipeline.objective.problem import Problem
+from pipeline.objective import Batch, Problem
 from pipeline.spectrum import SpectrumMethod
 from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import Strategy

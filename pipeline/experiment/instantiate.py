@@ -24,15 +24,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
-from pipeline.config.schema import Config, Stage, check_settings, checkpoint_steps, last_step
+from pipeline.config import (
+    SIZES,
+    Config,
+    Given,
+    Stage,
+    check_hydra,
+    check_settings,
+    check_top,
+    checkpoint_steps,
+    last_step,
+    options_beside,
+    trim,
+)
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder
 
 if TYPE_CHECKING:
     from pipeline.data import Samples
     from pipeline.experiment.experiment import Experiment
-    from pipeline.objective.problem import Problem
+    from pipeline.objective import Problem
 
 GROUPS = (
     "data",
@@ -141,7 +152,7 @@ def _problem(config: DictConfig, worker: int | None) -> Problem:
     import torch
 
     from pipeline.device import Auto
-    from pipeline.objective.problem import Problem
+    from pipeline.objective import Problem
 
     device = build(config, "device")
     if worker is not None and isinstance(device, Auto):

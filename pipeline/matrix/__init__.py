@@ -10,10 +10,7 @@ from pipeline.matrix.empirical_fisher import EmpiricalFisher
 from pipeline.matrix.fisher import Fisher
 from pipeline.matrix.ggn import GGN
 from pipeline.matrix.hessian import Hessian, Residual
-from pipeline.objective.batch import Batch
-from pipeline.objective.differences import Product
-from pipeline.objective.objective import Objective, Params
-from pipeline.objective.reference import Reference
+from pipeline.objective import Batch, Objective, Params, Product, Reference
 
 
 class Matrix(Protocol):
@@ -39,5 +36,3 @@ MATRICES: dict[str, type[Matrix]] = {
     "empirical_fisher": EmpiricalFisher,
     "residual": Residual,
 }
-
-__all__ = ["GGN", "MATRICES", "EmpiricalFisher", "Fisher", "Hessian", "Matrix", "Residual"]

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.matrix.output_gradient import along, moments, slopes_of
-from pipeline.objective.batch import Batch
-from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Linear, linearized
-from pipeline.objective.objective import Criterion, Objective, Params
-from pipeline.objective.reference import Reference
-from pipeline.objective.samples import check_outputs_count_samples
-from pipeline.objective.trees import Tree
+from pipeline.objective import (
+    Batch,
+    Criterion,
+    Linear,
+    Objective,
+    Params,
+    Product,
+    Reference,
+    Tree,
+    check_outputs_count_samples,
+    linearized,
+)
 
 
 @dataclass(frozen=True)

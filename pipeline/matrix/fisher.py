@@ -15,12 +15,17 @@ from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix.ggn import gauss_newton
 from pipeline.matrix.output_gradient import along, moments, slopes_of
-from pipeline.objective.batch import Batch
-from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Linear, linearized
-from pipeline.objective.objective import Criterion, Objective, Params
-from pipeline.objective.reference import Reference
-from pipeline.objective.trees import Tree
+from pipeline.objective import (
+    Batch,
+    Criterion,
+    Linear,
+    Objective,
+    Params,
+    Product,
+    Reference,
+    Tree,
+    linearized,
+)
 from pipeline.validation import check_count
 
 

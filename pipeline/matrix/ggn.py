@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.differences import Product
-from pipeline.objective.linearized import linearized
-from pipeline.objective.objective import Objective, Params
-from pipeline.objective.reference import Reference
+from pipeline.objective import Batch, Objective, Params, Product, Reference, linearized
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.matrix.ggn import gauss_newton
-from pipeline.objective.batch import Batch
-from pipeline.objective.differences import Product
-from pipeline.objective.linearized import Difference, linearized
-from pipeline.objective.objective import Objective, Params
-from pipeline.objective.reference import Reference
+from pipeline.objective import Batch, Difference, Objective, Params, Product, Reference, linearized
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from pipeline.objective.differences import Product
-from pipeline.objective.objective import Criterion
-from pipeline.objective.reference import Reference
-from pipeline.objective.trees import Tree
+from pipeline.objective import Criterion, Product, Reference, Tree
 
 
 def slopes_of(criterion: Criterion, outputs: Any, targets: Any) -> tuple[Tensor, ...]:

@@ -8,5 +8,3 @@ from pipeline.model.cnn import CNN
 from pipeline.model.mlp import MLP
 from pipeline.model.resnet import ResNet
 from pipeline.model.transformer import Transformer
-
-__all__ = ["CNN", "MLP", "ResNet", "Transformer"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import write_atomically
+from pipeline.system import write_atomically
 
 NUM_NAMED = 5
 FINGERPRINT = "sha256"

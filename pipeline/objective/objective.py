@@ -226,7 +226,7 @@ def eager() -> Iterator[None]:
 
     scripted.__call__ = written
     try:
-        with stance, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        with stance, torch.jit.optimized_execution(False):
             yield
     finally:
         scripted.__call__ = before

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
-from pipeline.system.evidence import CHECKSUMS
+from pipeline.system import CHECKSUMS
 
 NUM_FIRST = 64  # samples, of which evidence is taken that all files of a checkpoint share
 NUM_PRODUCTS = 3

@@ -19,7 +19,7 @@ from pipeline.objective.checkpoints import evidence_in, load_weights
 from pipeline.objective.evaluation import check_fit, observe
 from pipeline.objective.objective import Criterion, layout_of
 from pipeline.objective.observation import hashes_of
-from pipeline.system.evidence import check_evidence
+from pipeline.system import check_evidence
 from pipeline.validation import check_count
 
 

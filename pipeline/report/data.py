@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.results.evolution import Limit
-    from pipeline.results.spectra_file import LandscapeFile, SpectraFile
+    from pipeline.results import LandscapeFile, Limit, SpectraFile
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotat
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.results.number_format import number
-from pipeline.system.run_folder import replacing
+from pipeline.results import number
+from pipeline.system import replacing
 
 Array = NDArray[Any]
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline.report.figure_style import Array, log_labels, new_figure, save_png, say, signed_log, style
 from pipeline.report.page.page import THEMES, Arrays, Chart
-from pipeline.results.number_format import number
+from pipeline.results import number
 
 PICTURES = {  # name of the file: the charts that stand in it side by side
     "density": ("density",),

@@ -8,12 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pipeline.config.schema import Stage
+from pipeline.config import Stage
 from pipeline.errors import PipelineError
-from pipeline.results.quantities import QUANTITIES, TABLE
-from pipeline.results.run import open_run
-from pipeline.system.run_folder import RunFolder, write_atomically
-from pipeline.system.terminal import say, table
+from pipeline.results import QUANTITIES, TABLE, open_run
+from pipeline.system import RunFolder, say, table, write_atomically
 from pipeline.tracking import TrackedRun
 
 

@@ -6,12 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import SavedConfig
+from pipeline.config import SavedConfig
 from pipeline.errors import PipelineError
 from pipeline.report import tables
 from pipeline.report.data import ReportData
-from pipeline.results.number_format import matrix_name
-from pipeline.system.run_folder import RunFolder, write_atomically
+from pipeline.results import matrix_name
+from pipeline.system import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from pipeline.report.charts import Sections
@@ -36,7 +36,7 @@ def make_report(folder: RunFolder) -> Path:
     """
     from pipeline.report.charts import charts_of
     from pipeline.report.page.page import Arrays
-    from pipeline.system.terminal import progress
+    from pipeline.system import progress
 
     config = SavedConfig.of(folder)
     found, arrays = _data(folder, config), Arrays()
@@ -74,8 +74,7 @@ def _context(found: ReportData) -> str:
 
 def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
-    from pipeline.results.evolution import limits_of
-    from pipeline.results.spectra_file import LandscapeFile, SpectraFile
+    from pipeline.results import LandscapeFile, SpectraFile, limits_of
 
     steps = folder.spectrum_steps()
     if not steps:

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.results.number_format import UNKNOWN, number
-from pipeline.results.quantities import BATCH_TABLE, QUANTITIES, STEP_TABLE, TILES, Quantity
+from pipeline.results import BATCH_TABLE, QUANTITIES, STEP_TABLE, TILES, UNKNOWN, Quantity, number
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.results.spectra_file import SpectraFile
-    from pipeline.system.run_folder import RunFolder
+    from pipeline.results import SpectraFile
+    from pipeline.system import RunFolder
 
 Array = NDArray[Any]
 Rows = list[list[str]]

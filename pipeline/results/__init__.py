@@ -1,1 +1,37 @@
 """What a run leaves behind, typed: the contract between those who write results and those who read them."""
+
+from pipeline.results.evolution import (
+    NO_LIMIT,
+    Limit,
+    common_densities,
+    limits_of,
+    linear_width,
+    overlaps,
+    spread_out,
+    stability_limit,
+)
+from pipeline.results.number_format import UNKNOWN, matrix_name, number, short
+from pipeline.results.quantities import (
+    BATCH_TABLE,
+    COLUMNS,
+    QUANTITIES,
+    STEP_CHARTS,
+    STEP_TABLE,
+    SWEEP_CHARTS,
+    TABLE,
+    TILES,
+    Quantity,
+)
+from pipeline.results.run import Run, open_run
+from pipeline.results.second_moments import SecondMoments
+from pipeline.results.spectra_file import (
+    BatchSpectra,
+    Density,
+    LandscapeFile,
+    LayerBlocks,
+    Lines,
+    MeanSpectrum,
+    ModuleBlocks,
+    Plane,
+    SpectraFile,
+)

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import is_config
+from pipeline.config import is_config
 from pipeline.errors import PipelineError
 from pipeline.results.spectra_file import SpectraFile
-from pipeline.shards.shard import Shard, open_shard
-from pipeline.system.run_folder import RunFolder, refuse_file
+from pipeline.shards import Shard, open_shard
+from pipeline.system import RunFolder, refuse_file
 
 
 @dataclass(frozen=True)

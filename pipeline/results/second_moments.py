@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.shards.hdf5 import Array, damaged, read_results, write_results
+from pipeline.shards import Array, damaged, read_results, write_results
 
 SCALARS = ("beta1", "beta2", "epsilon", "num_updates")
 

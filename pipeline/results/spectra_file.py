@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pipeline.errors import DamagedFile
-from pipeline.shards.hdf5 import Array, damaged, read_results, write_results
-from pipeline.spectrum.summary import cosines
-from pipeline.system.run_folder import set_aside
+from pipeline.shards import Array, damaged, read_results, write_results
+from pipeline.spectrum import cosines
+from pipeline.system import set_aside
 
 FORMAT_VERSION = 1
 log = logging.getLogger(__name__)

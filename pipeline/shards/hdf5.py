@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.shards.tile_store import Array as Array
 from pipeline.shards.write_ahead_file import RawFile, replay
-from pipeline.system.run_folder import partial_of, replacing, unreadable
+from pipeline.system import partial_of, replacing, unreadable
 
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name

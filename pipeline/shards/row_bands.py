@@ -23,7 +23,7 @@ from pipeline.shards.hdf5_store import HDF5
 from pipeline.shards.tile_grid import Grid, Tile
 from pipeline.shards.tile_store import Array, TileForm
 from pipeline.shards.writer import finish
-from pipeline.system.run_folder import partial_of
+from pipeline.system import partial_of
 
 FEWEST_ROWS = 4  # of tiles in a band, below which a matrix is not worth another process
 FOR_A_WORKER = (

@@ -31,7 +31,7 @@ from pipeline.shards.tile_grid import ALL, TILE, Grid, Tile, file_size, mirrored
 from pipeline.shards.tile_reader import TileFiles
 from pipeline.shards.tile_store import Array, StoredFile, TileForm, TileStore
 from pipeline.shards.writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
-from pipeline.system.run_folder import is_of_shards
+from pipeline.system import is_of_shards
 
 __all__ = [
     "FORMAT_VERSION",

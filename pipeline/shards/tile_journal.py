@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.system.run_folder import write_atomically
+from pipeline.system import write_atomically
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.shards.hdf5 import Packer
 from pipeline.shards.tile_store import Array, ReadTile, Tile, TileForm, TileReader
-from pipeline.system.run_folder import unreadable
+from pipeline.system import unreadable
 
 MOST_BESIDE = 4096  # bytes that packing may add to a tile
 AHEAD_BYTES = 32 * 2**20  # of what comes next, that the system is told to read meanwhile

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.shards.shard import open_shard
-from pipeline.system.run_folder import RunFolder, set_aside
-from pipeline.system.terminal import progress
+from pipeline.system import RunFolder, progress, set_aside
 
 
 def damages(paths: Sequence[Path]) -> list[DamagedFile | NotAShard]:

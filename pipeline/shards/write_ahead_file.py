@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.system.run_folder import flush
+from pipeline.system import flush
 
 HEAD, CHECK = struct.Struct("<QQ"), struct.Struct("<I")  # offset and length of a change; CRC-32 of all
 

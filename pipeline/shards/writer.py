@@ -19,7 +19,7 @@ from pipeline.shards.tile_grid import ALL, TILE, Grid, Tile, file_size
 from pipeline.shards.tile_journal import Entry, Journal
 from pipeline.shards.tile_store import Array, TileForm, TileStore, UnfinishedFile
 from pipeline.shards.tile_writer import TileStream
-from pipeline.system.run_folder import partial_of
+from pipeline.system import partial_of
 
 FORMAT_VERSION = 2  # 1: texts of any length, and structures of HDF5 without checksums
 

@@ -1,8 +1,14 @@
 """What is extracted from a stored symmetric matrix: eigenvalues, top eigenvectors, density, numbers."""
 
+from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.exact import Exact
-from pipeline.spectrum.protocol import Spectrum, SpectrumMethod, SymmetricMatrix
+from pipeline.spectrum.protocol import Array, Quadrature, Spectrum, SpectrumMethod, SymmetricMatrix
 from pipeline.spectrum.slq import SLQ
+from pipeline.spectrum.summary import (
+    cosines,
+    eigenspace_overlap,
+    share_in_eigenspace,
+    sign_threshold,
+    summarize,
+)
 from pipeline.spectrum.topk import TopK
-
-__all__ = ["SLQ", "Exact", "Spectrum", "SpectrumMethod", "SymmetricMatrix", "TopK"]

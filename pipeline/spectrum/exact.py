@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.spectrum.lanczos import extremal_eigenpairs
 from pipeline.spectrum.protocol import Array, Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import TopK
-from pipeline.system.resources import format_bytes
+from pipeline.system import format_bytes
 from pipeline.validation import check_bool, check_choice, check_count
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -31,4 +31,3 @@ class Storage(Protocol):
 
 
 AS_COMPUTED = Plain()
-__all__ = ["AS_COMPUTED", "Blosc2", "Plain", "Storage"]

@@ -7,12 +7,15 @@ every case.
 
 from __future__ import annotations
 
-from pipeline.strategy.auto import Auto
+from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
+from pipeline.strategy.auto import Auto, because, tell
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.blocks import Block, assemble, check_finite
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
+from pipeline.strategy.per_sample import hessians_of_samples
 from pipeline.strategy.protocol import Approximate, Cost, Strategy, tolerance_of
 from pipeline.strategy.triangular import Triangular
 
@@ -24,19 +27,3 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "hvp": HVP,
     "khatri_rao": KhatriRao,
 }
-
-__all__ = [
-    "HVP",
-    "STRATEGIES",
-    "Approximate",
-    "Auto",
-    "Autograd",
-    "BlockFilter",
-    "Cost",
-    "Func",
-    "KhatriRao",
-    "Strategy",
-    "Triangular",
-    "everything",
-    "tolerance_of",
-]

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.errors import PipelineError, StrategyError
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.protocol import Strategy

@@ -10,8 +10,7 @@ from itertools import chain, islice
 
 from pipeline.errors import StrategyError
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import BlockFilter, everything

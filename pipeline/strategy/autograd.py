@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params, flatten, leaves_of
+from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.parameter_pairs import unit_vectors

@@ -13,11 +13,18 @@ from torch.func import hessian, vmap
 
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch, Inputs
-from pipeline.objective.linearized import Difference, Linear, LinearizedModel
-from pipeline.objective.objective import Objective, Params, leaves_of
-from pipeline.objective.samples import are_alike
-from pipeline.objective.trees import Tree
+from pipeline.objective import (
+    Batch,
+    Difference,
+    Inputs,
+    Linear,
+    LinearizedModel,
+    Objective,
+    Params,
+    Tree,
+    are_alike,
+    leaves_of,
+)
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.loss_chunks import weighted_chunks

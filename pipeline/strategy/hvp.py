@@ -16,8 +16,7 @@ from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params, flatten, leaves_of
+from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.forward_mode import push

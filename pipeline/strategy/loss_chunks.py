@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 
 
 def weighted_chunks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.objective.objective import Params
+from pipeline.objective import Params
 
 
 def columns_of(params: Params) -> dict[str, tuple[str, ...]]:

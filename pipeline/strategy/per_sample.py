@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params, flatten
-from pipeline.objective.trees import Tree
+from pipeline.objective import Batch, Objective, Params, Tree, flatten
 from pipeline.strategy.forward_mode import push
 
 CHUNK_BYTES = 64 * 2**20  # of the rows that are made at once

@@ -7,8 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 

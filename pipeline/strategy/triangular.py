@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params, leaves_of
+from pipeline.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block

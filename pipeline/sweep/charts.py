@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.page.page import Array, Arrays, Chart, thinned_ranks, value_scale
-from pipeline.results.evolution import linear_width
-from pipeline.results.quantities import QUANTITIES, SWEEP_CHARTS
+from pipeline.report import Array, Arrays, Chart, thinned_ranks, value_scale
+from pipeline.results import QUANTITIES, SWEEP_CHARTS, linear_width
 
 COLORS = ("@blue", "@orange", "@green", "@purple", "@grey")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")

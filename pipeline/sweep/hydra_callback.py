@@ -18,10 +18,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from pipeline.config.schema import command_of, params, run_name
+from pipeline.config import command_of, params, run_name
 from pipeline.sweep.jobs import has_jobs, job_name, plan
 from pipeline.sweep.slurm.queue import NOTES
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder
 
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
 

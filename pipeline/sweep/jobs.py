@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.results.quantities import TABLE
-from pipeline.system.run_folder import RunFolder, refuse_file, write_atomically
-from pipeline.system.status import FINISHED, Status, status_of
+from pipeline.results import TABLE
+from pipeline.system import FINISHED, RunFolder, Status, refuse_file, status_of, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.results.run import Run
+    from pipeline.results import Run
 
 PLAN = "sweep.json"
 DEPTH = 3  # of job folders below the sweep's, for hydra.sweep.subdir=model/seed/…
@@ -88,7 +87,7 @@ class Sweep:
         return dict(self._runs())
 
     def _runs(self) -> Iterator[tuple[int, Run]]:
-        from pipeline.results.run import open_run  # HDF5: not before it is needed
+        from pipeline.results import open_run  # HDF5: not before it is needed
 
         for job in self.jobs:
             try:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.results.quantities import TABLE
-from pipeline.system.status import FINISHED, KILLED
-from pipeline.tracking import error_messages, store
-from pipeline.tracking.mlflow import RECORD, MLflowRun
+from pipeline.results import TABLE
+from pipeline.system import FINISHED, KILLED
+from pipeline.tracking import RECORD, MLflowRun, error_messages, store
 
 if TYPE_CHECKING:
     from pipeline.sweep.jobs import Sweep

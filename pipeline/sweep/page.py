@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.report.page.page import Arrays, render
-from pipeline.report.tables import labels
-from pipeline.results.number_format import UNKNOWN, matrix_name
-from pipeline.results.quantities import COLUMNS, QUANTITIES
+from pipeline.report import Arrays, labels, render
+from pipeline.results import COLUMNS, QUANTITIES, UNKNOWN, matrix_name
 from pipeline.sweep.charts import Line, charts_of
-from pipeline.system.status import FINISHED
+from pipeline.system import FINISHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +51,7 @@ def page_of(sweep: Sweep) -> str:
 
 def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:
     """What is drawn of each job that has a spectrum; one job's files at a time are in memory."""
-    from pipeline.results.spectra_file import SpectraFile
+    from pipeline.results import SpectraFile
 
     for job in sweep.jobs:
         steps = job.folder.spectrum_steps()

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.report.tables import labels
-from pipeline.results.quantities import COLUMNS, QUANTITIES
+from pipeline.report import labels
+from pipeline.results import COLUMNS, QUANTITIES
 from pipeline.sweep.jobs import Job, Sweep, open_sweep
 from pipeline.sweep.mlflow_run import record
-from pipeline.system.run_folder import write_atomically
-from pipeline.system.terminal import grid, say
+from pipeline.system import grid, say, write_atomically
 
 TABLE, REPORT = "summary.csv", "report.html"
 log = logging.getLogger("pipeline")

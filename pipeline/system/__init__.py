@@ -1,1 +1,30 @@
 """Files that appear whole, the run folder, its status, the terminal, memory and disk, SLURM's commands."""
+
+from pipeline.system import slurm
+from pipeline.system.evidence import CHECKSUMS, Evidence, OtherExperiment, check_evidence, difference, shared
+from pipeline.system.resources import available_memory, check_disk, check_memory, format_bytes
+from pipeline.system.run_folder import (
+    RunFolder,
+    flush,
+    is_of_shards,
+    partial_of,
+    refuse_file,
+    remedy,
+    replacing,
+    set_aside,
+    unreadable,
+    write_atomically,
+)
+from pipeline.system.status import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    KILLED,
+    Status,
+    is_finished,
+    note_finished,
+    recorded_status,
+    status_of,
+    write_status,
+)
+from pipeline.system.terminal import grid, progress, say, table

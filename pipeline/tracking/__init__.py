@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.system.run_folder import RunFolder
-from pipeline.tracking.mlflow import MLflow
+from pipeline.system import RunFolder
+from pipeline.tracking import error_messages, store
+from pipeline.tracking.mlflow import RECORD, MLflow, MLflowRun
+from pipeline.tracking.network_disk import check_shared
 from pipeline.tracking.none import NoTracking
-
-__all__ = ["MLflow", "NoTracking", "Starter", "TrackedRun", "Tracking"]
 
 
 class TrackedRun(Protocol):

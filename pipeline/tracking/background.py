@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder
 from pipeline.tracking.key_format import flat_texts
 
 PROJECT = Path(__file__).resolve().parents[2]

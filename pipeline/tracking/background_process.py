@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder
 from pipeline.tracking import store
 from pipeline.tracking.background import DONE
 from pipeline.tracking.mlflow import MLflow, MLflowRun

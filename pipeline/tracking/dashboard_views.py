@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.results.quantities import COLUMNS
+from pipeline.results import COLUMNS
 
 VIEW_TAG = "mlflow.sharedViewState."
 CHOICES = ("model", "data", "training", "matrix", "strategy", "spectrum", "criterion", "dtype", "seed")

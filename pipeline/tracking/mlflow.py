@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import RunFolder, write_atomically
+from pipeline.system import RunFolder, write_atomically
 from pipeline.tracking import error_messages, provenance, store
 from pipeline.tracking.background import Recorder, recorder
 from pipeline.tracking.key_format import flat_texts, key_text, value_text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import RunFolder
+from pipeline.system import RunFolder
 
 
 class UntrackedRun:

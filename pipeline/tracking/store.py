@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import replacing
+from pipeline.system import replacing
 from pipeline.tracking.error_messages import database, in_use, is_server, one_line, shortened, unreachable
 
 # A server is first asked whether it is there; later calls may be slow, yet must not hang a run for long

@@ -5,27 +5,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.evaluation import accuracy, check_fit, evaluate, observe
-from pipeline.system.run_folder import RunFolder
+from pipeline.objective import Batch, accuracy, check_fit, evaluate, observe
+from pipeline.system import RunFolder
 from pipeline.training.adam import Adam
 from pipeline.training.gd import GD
 from pipeline.training.pretrained import Pretrained
 from pipeline.training.sgd import SGD
 from pipeline.training.untrained import Untrained
-
-__all__ = [
-    "GD",
-    "SGD",
-    "Adam",
-    "Pretrained",
-    "Training",
-    "Untrained",
-    "accuracy",
-    "check_fit",
-    "evaluate",
-    "observe",
-]
 
 
 class Training(Protocol):

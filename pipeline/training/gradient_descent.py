@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
-from pipeline.system.run_folder import RunFolder
+from pipeline.objective import Batch
+from pipeline.system import RunFolder
 from pipeline.training.loop import Schedule, descend
 from pipeline.training.task import Job
 from pipeline.validation import check_count, check_number

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.system.run_folder import write_atomically
+from pipeline.system import write_atomically
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 Row = dict[str, float | None]

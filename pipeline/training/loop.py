@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.evaluation import predict
-from pipeline.system.terminal import progress
+from pipeline.objective import Batch, predict
+from pipeline.system import progress
 from pipeline.training.history import History
 from pipeline.training.minibatches import minibatches
 from pipeline.training.state import TrainingState, second_moments

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.objective.batch import Batch
+from pipeline.objective import Batch
 
 
 def minibatches(train: Batch, batch_size: int | None, seed: int, first: int) -> Iterator[Batch]:

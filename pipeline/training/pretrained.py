@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.objective.checkpoints import check_weights, load_weights, put_weights
-from pipeline.objective.weight_names import matched
+from pipeline.objective import check_weights, load_weights, matched, put_weights
 from pipeline.training.untrained import Untrained
 from pipeline.training.weight_files import read_weights
 from pipeline.validation import check_text

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import PipelineError
-from pipeline.objective.checkpoints import FINGERPRINT, fingerprint, load_torch, put_weights
-from pipeline.results.second_moments import SecondMoments
-from pipeline.system.run_folder import write_atomically
+from pipeline.objective import FINGERPRINT, fingerprint, load_torch, put_weights
+from pipeline.results import SecondMoments
+from pipeline.system import write_atomically
 from pipeline.training.history import Row
 
 

@@ -12,12 +12,19 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
-from pipeline.objective.checkpoints import evidence_in, load_state, put_weights, save_weights
-from pipeline.objective.evaluation import Criterion, check_fit, evaluate, observe
-from pipeline.objective.observation import hashes_of
-from pipeline.system.evidence import Evidence, OtherExperiment, check_evidence
-from pipeline.system.run_folder import RunFolder
+from pipeline.objective import (
+    Batch,
+    Criterion,
+    check_fit,
+    evaluate,
+    evidence_in,
+    hashes_of,
+    load_state,
+    observe,
+    put_weights,
+    save_weights,
+)
+from pipeline.system import Evidence, OtherExperiment, RunFolder, check_evidence
 from pipeline.training.history import Row
 from pipeline.validation import check_count, check_counts
 

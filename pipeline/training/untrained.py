@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.checkpoints import evidence_in, load_weights
-from pipeline.system.run_folder import RunFolder
+from pipeline.objective import Batch, evidence_in, load_weights
+from pipeline.system import RunFolder
 from pipeline.training.history import History
 from pipeline.training.task import Job
 

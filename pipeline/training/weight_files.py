@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective.checkpoints import load_state
+from pipeline.objective import load_state
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 PARTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

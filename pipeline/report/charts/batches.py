@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.page.page import Array, Arrays, Chart, thinned, value_scale
-from pipeline.results.number_format import short
+from pipeline.results import short
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import BatchSpectra, SpectraFile
+    from pipeline.results import BatchSpectra, SpectraFile
 
 MOST_CELLS = 60  # a side of the matrix of overlaps
 MOST_NUMBERS = 8

@@ -11,7 +11,7 @@ from pipeline.report.charts.batches import heat_map, square_axes
 from pipeline.report.page.page import Array, Arrays, Chart
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import SpectraFile
+    from pipeline.results import SpectraFile
 
 SMALL = 300
 

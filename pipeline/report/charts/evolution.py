@@ -10,13 +10,11 @@ import numpy as np
 
 from pipeline.report.charts.batches import heat_map, square_axes
 from pipeline.report.page.page import Array, Arrays, Chart, value_scale
-from pipeline.results.evolution import NO_LIMIT, Limit, common_densities, spread_out
-from pipeline.results.evolution import overlaps as overlaps_of
-from pipeline.results.number_format import number
-from pipeline.results.quantities import QUANTITIES, STEP_CHARTS
+from pipeline.results import NO_LIMIT, QUANTITIES, STEP_CHARTS, Limit, common_densities, number, spread_out
+from pipeline.results import overlaps as overlaps_of
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import SpectraFile
+    from pipeline.results import SpectraFile
 
 SERIES = (
     ("train", "training samples", "@blue", "solid", "circle"),

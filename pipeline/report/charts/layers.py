@@ -9,10 +9,10 @@ import numpy as np
 
 from pipeline.report.charts.batches import names_apart
 from pipeline.report.page.page import Array, Arrays, Chart, value_scale
-from pipeline.results.number_format import short
+from pipeline.results import short
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import ModuleBlocks, SpectraFile
+    from pipeline.results import ModuleBlocks, SpectraFile
 
 COLORS = ("@blue", "@orange", "@green", "@purple", "@grey")
 DASHES = ("solid", "dash", "dot")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.page.page import Arrays, Chart
-from pipeline.results.number_format import number
+from pipeline.results import number
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import LandscapeFile
+    from pipeline.results import LandscapeFile
 
 COLORS = ("@blue", "@orange", "@green")
 HEIGHT = 390

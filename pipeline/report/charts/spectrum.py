@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.page.page import Array, Arrays, Chart, thinned, thinned_ranks
-from pipeline.results.evolution import linear_width
-from pipeline.results.number_format import short
+from pipeline.results import linear_width, short
 
 if TYPE_CHECKING:
-    from pipeline.results.spectra_file import Density, SpectraFile
+    from pipeline.results import Density, SpectraFile
 
 MOST_CURVES = 24  # of batches; more hide one another
 MOST_LAYERS = 60

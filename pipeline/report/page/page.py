@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.results.number_format import number
+from pipeline.results import number
 
 Array = NDArray[Any]
 MANTISSA = 16  # bits of float32's 23 that are kept: 5 digits, and half of the bytes after compression

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.hvp import rows_by_products

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective.batch import Batch
-from pipeline.objective.linearized import Difference, Linear, LinearizedModel
-from pipeline.objective.objective import Objective, Params, leaves_of
-from pipeline.objective.trees import Tree
+from pipeline.objective import Batch, Difference, Linear, LinearizedModel, Objective, Params, Tree, leaves_of
 from pipeline.strategy.khatri_rao.interception import Capture
 from pipeline.strategy.khatri_rao.linear_use import Call, Use
 from pipeline.strategy.loss_chunks import moved, weighted_chunks

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pipeline.objective.objective import Params
+from pipeline.objective import Params
 from pipeline.strategy.khatri_rao.linear_functions import LINEAR_CALLS
 from pipeline.strategy.khatri_rao.linear_use import Call
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from pipeline.objective.linearized import Difference, Linear, LinearizedModel
-from pipeline.objective.objective import Objective
-from pipeline.objective.trees import Tree
+from pipeline.objective import Difference, Linear, LinearizedModel, Objective, Tree
 from pipeline.strategy.forward_mode import push
 from pipeline.strategy.khatri_rao.captured_net import Net, model_of
 from pipeline.strategy.khatri_rao.interception import Capture

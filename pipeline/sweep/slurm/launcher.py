@@ -25,14 +25,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
-from pipeline.config.messages import explain
+from pipeline.config import explain
 from pipeline.errors import PipelineError
 from pipeline.sweep.slurm.preemption import clear_away, listen, python
 from pipeline.sweep.slurm.queue import Job, Watch, note, still_queued
 from pipeline.sweep.slurm.settings import check, for_sbatch
-from pipeline.system import slurm
-from pipeline.system.run_folder import RunFolder
-from pipeline.system.status import is_finished
+from pipeline.system import RunFolder, is_finished, slurm
 
 try:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
@@ -135,7 +133,7 @@ class Slurm(SlurmLauncher or Launcher):  # type: ignore[misc]
         Raises:
             PipelineError: SQLite on a network disk, or jobs on other machines than its disk.
         """
-        from pipeline.tracking.network_disk import check_shared
+        from pipeline.tracking import check_shared
 
         hosts = slurm.hosts(self.params["partition"]) if stores else []
         for uri, root in stores:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.system import slurm
-from pipeline.system.run_folder import RunFolder, write_atomically
-from pipeline.system.status import CANCELLED, FAILED, write_status
+from pipeline.system import CANCELLED, FAILED, RunFolder, slurm, write_atomically, write_status
 
 NOTES = Path(".submitit") / "jobs.json"  # in the sweep's folder: which SLURM job does which job of the sweep
 GRACE = 10.0  # seconds that the files of a job which has ended may take to appear on a network disk
