@@ -31,8 +31,8 @@ from pipeline.aggregate.partial_results import Unfinished
 from pipeline.aggregate.stage import aggregate, write_mean
 from pipeline.cluster import Local, Threads
 from pipeline.layout import Layout
+from pipeline.shards import open_shard, write_shard
 from pipeline.shards.hdf5 import read_results
-from pipeline.shards.shard import open_shard, write_shard
 from pipeline.spectrum import TopK
 from pipeline.system.run_folder import RunFolder
 

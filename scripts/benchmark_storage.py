@@ -26,7 +26,7 @@ import torch
 
 from pipeline.compute.cost_estimate import gemm_rate
 from pipeline.layout import Layout
-from pipeline.shards.shard import Shard, file_size, open_shard, write_shard
+from pipeline.shards import Shard, file_size, open_shard, write_shard
 from pipeline.system.run_folder import RunFolder
 
 MB = 10**6

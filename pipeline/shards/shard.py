@@ -27,24 +27,11 @@ from pipeline.shards.hdf5 import damaged
 from pipeline.shards.hdf5_store import HDF5
 from pipeline.shards.matvec import multiplied
 from pipeline.shards.row_bands import files_of
-from pipeline.shards.tile_grid import ALL, TILE, Grid, Tile, file_size, mirrored
+from pipeline.shards.tile_grid import ALL, Grid, Tile, mirrored
 from pipeline.shards.tile_reader import TileFiles
 from pipeline.shards.tile_store import Array, StoredFile, TileForm, TileStore
-from pipeline.shards.writer import FORMAT_VERSION, ShardWriter, checksum_of, write_shard
+from pipeline.shards.writer import FORMAT_VERSION, checksum_of
 from pipeline.system import is_of_shards
-
-__all__ = [
-    "FORMAT_VERSION",
-    "SHARED",
-    "TILE",
-    "Shard",
-    "ShardWriter",
-    "Tile",
-    "file_size",
-    "mirrored",
-    "open_shard",
-    "write_shard",
-]
 
 OTHER = "give another file, or move it away where shards are looked for"
 # What the shards of one step, and their mean, say alike of themselves.

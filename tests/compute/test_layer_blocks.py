@@ -19,7 +19,7 @@ from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
-from pipeline.shards.shard import file_size, open_shard, write_shard
+from pipeline.shards import file_size, open_shard, write_shard
 from pipeline.spectrum import Exact
 from pipeline.strategy import STRATEGIES, tolerance_of
 from pipeline.system.run_folder import RunFolder

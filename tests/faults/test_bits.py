@@ -13,8 +13,8 @@ from support.report_cases import spectra
 from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.layout import Layout
 from pipeline.results.spectra_file import SpectraFile
+from pipeline.shards import open_shard, write_shard
 from pipeline.shards.row_bands import Band, join
-from pipeline.shards.shard import open_shard, write_shard
 from pipeline.shards.tile_grid import Grid
 from pipeline.shards.verify import damages
 

@@ -16,8 +16,9 @@ import pytest
 from support.shard_files import ROOT, alter, run_without_room, symmetric, tile_bytes, write, writing
 
 from pipeline.errors import PipelineError
+from pipeline.shards import open_shard
 from pipeline.shards.hdf5 import Output
-from pipeline.shards.shard import FORMAT_VERSION, open_shard
+from pipeline.shards.writer import FORMAT_VERSION
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_a_killed_write_leaves_no_file_of_that_name(path: Path) -> None:
         import os, signal, numpy as np
         from pathlib import Path
         from pipeline.layout import Layout
-        from pipeline.shards.shard import write_shard
+        from pipeline.shards import write_shard
         with write_shard(Path({str(path)!r}), Layout(("w",), ((19,),)), "float64", {{}}, np.zeros(19), 8) as writer:
             writer.add(slice(0, 16), slice(0, 16), np.ones((16, 16)))
             os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,8 @@ from support.shard_files import (
 )
 
 from pipeline.errors import PipelineError
-from pipeline.shards.shard import FORMAT_VERSION, Shard, mirrored, open_shard
+from pipeline.shards import Shard, mirrored, open_shard
+from pipeline.shards.writer import FORMAT_VERSION
 
 
 @pytest.fixture

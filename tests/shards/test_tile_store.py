@@ -11,8 +11,8 @@ from support.shard_files import ATTRS, gradient_of, layout_of, symmetric
 
 import pipeline
 from pipeline.errors import DamagedFile, PipelineError
+from pipeline.shards import open_shard, write_shard
 from pipeline.shards.hdf5_store import HDF5
-from pipeline.shards.shard import open_shard, write_shard
 from pipeline.shards.tile_store import TileStore
 
 PATH = Path("step-000120/batch-00000.h5")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.shards.shard import open_shard, write_shard
+from pipeline.shards import open_shard, write_shard
 from pipeline.shards.write_ahead_file import RawFile
 
 OPEN = h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_GROUP | h5py.h5f.OBJ_DATASET

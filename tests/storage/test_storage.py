@@ -21,8 +21,7 @@ from pipeline.layout import Layout
 from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
-from pipeline.shards import tile_writer
-from pipeline.shards.shard import open_shard, write_shard
+from pipeline.shards import open_shard, tile_writer, write_shard
 from pipeline.storage import Blosc2, Plain, Storage
 from pipeline.strategy import HVP
 from pipeline.system.run_folder import RunFolder

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.shards.shard import write_shard
+from pipeline.shards import write_shard
 
 # Offsets 0, 21, 24, 24, 25, 37: parameters begin and end inside tiles, one is a scalar, one is empty.
 LAYOUT = Layout(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.layout import Layout
-from pipeline.shards.shard import write_shard
+from pipeline.shards import write_shard
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def run_without_room(room: int, body: str) -> subprocess.CompletedProcess[str]:
         from pipeline.errors import PipelineError
         from pipeline.layout import Layout
         from pipeline.shards.hdf5 import write_results
-        from pipeline.shards.shard import write_shard
+        from pipeline.shards import write_shard
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
         try:
