@@ -12,6 +12,7 @@ from pipeline.strategy.auto import Auto, because, tell
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block, assemble, check_finite
+from pipeline.strategy.forward_mode import push
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP
 from pipeline.strategy.khatri_rao import KhatriRao
