@@ -1,8 +1,8 @@
 """Hessians of neural networks with respect to their weights, on disk and in memory, and their spectra.
 
 `hessian(model, criterion, inputs, targets)` gives the matrix as a tensor, `layer_hessians` its blocks for each layer,
-`sample_hessians` one for each sample; `open_shard(path)`, `open_run(folder)`
-and `open_sweep(folder)` read what runs left behind. The pipeline itself is `python -m pipeline.run`.
+`sample_hessians` one for each sample; `eigenvalues(matrix)` and `plot_spectrum(matrix)` take it from there.
+`open_shard`, `open_run` and `open_sweep` read what runs left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
+    from pipeline.report.spectrum_axes import plot_spectrum
+    from pipeline.results.matrix_eigenvalues import eigenvalues
     from pipeline.results.run import open_run
     from pipeline.shards.shard import open_shard
     from pipeline.sweep.jobs import open_sweep
 
-__all__ = ["hessian", "layer_hessians", "open_run", "open_shard", "open_sweep", "sample_hessians"]
+__all__ = [
+    "eigenvalues",
+    "hessian",
+    "layer_hessians",
+    "open_run",
+    "open_shard",
+    "open_sweep",
+    "plot_spectrum",
+    "sample_hessians",
+]
 __version__ = "0.2.0"
 
 _HOMES = {
+    "eigenvalues": "pipeline.results.matrix_eigenvalues",
     "hessian": "pipeline.compute.dense",
     "layer_hessians": "pipeline.compute.dense",
-    "sample_hessians": "pipeline.compute.dense",
     "open_run": "pipeline.results.run",
     "open_shard": "pipeline.shards.shard",
     "open_sweep": "pipeline.sweep.jobs",
+    "plot_spectrum": "pipeline.report.spectrum_axes",
+    "sample_hessians": "pipeline.compute.dense",
 }
 
 
@@ -35,3 +48,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for `dir(pipeline)` and completion; nothing is imported for it."""
+    return sorted({*__all__, "__version__", "__doc__", "__name__", "__path__", "__file__"})
