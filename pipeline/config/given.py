@@ -25,6 +25,7 @@ from pipeline.errors import PipelineError
 SIZES = ("input_shape", "num_outputs")  # what the data says of itself, and a model is built from
 PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 OWN = "own"  # in a group: the options that the pipeline reads itself where the class is a person's
+OPEN = ("pipeline.model.hugging_face_net", "pipeline.model.timm_net")  # hand on what their file does not list
 NO_OPTIONS = ("_target_", "_args_", "_recursive_", "_convert_")  # Hydra's own
 
 
@@ -104,7 +105,8 @@ def trim(
     file = CONF / group / f"{choice}.yaml"
     ours: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
     if ours and ours["_target_"] == options._target_:
-        _check(group, options, [str(key) for key in ours])
+        if options._target_ not in OPEN:
+            _check(group, options, [str(key) for key in ours])
         return
     mine = given.in_group(group)
     known = _parameters(located()) if located is not None else {}

@@ -71,12 +71,20 @@ def _about_options(error: BaseException) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: give one with {missing[1]}=VALUE."
     if override := getattr(error, "override", None):
-        return f"{override}: not an option as Hydra reads it ({text.splitlines()[0]}): quote or close what is open."
+        return f"{override}: not an option as Hydra reads it ({text.splitlines()[0]}): {_quoted(override)}."
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         return f"{str(error).removeprefix('Error merging override ').strip()}: {str(error.__cause__).splitlines()[0]}."
     short = re.split(r"\s+(?:full_key|object_type|Config search path|set env var|See https?):?", text)[0]
     key = re.search(r"full_key: (\S+)", text)
     return f"{key[1] + ': ' if key and key[1] not in short else ''}{' '.join(short.split())}"
+
+
+def _quoted(override: str) -> str:
+    """What to do about an override that Hydra cannot read: an equals sign, say, needs quotes that the shell keeps."""
+    key, _, value = override.partition("=")
+    if not value or set(value) & set("\"'"):
+        return "quote or close what is open"
+    return f"quote or close what is open, a text as it is is '{key}=\"{value}\"', with both quotes"
 
 
 def _unknown_key(key: str) -> str:

@@ -1,11 +1,12 @@
 """Which loss: a function of the outputs of all samples of a batch and their targets, one number."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pipeline.criterion.bce import BinaryCrossEntropy
 from pipeline.criterion.cross_entropy import CrossEntropy
+from pipeline.criterion.next_token import NextToken
 from pipeline.criterion.squared_error import SquaredError
 
 
@@ -14,9 +15,12 @@ class Criterion(Protocol):
 
     reduction: "mean" or "sum" over its samples. It says how losses, gradients and Hessians of batches combine:
         weighted by their numbers of samples, or added.
+
+    A method `scores_and_labels(outputs, targets)`, where there is one, gives the scores (N, C, ...) and labels (N, ...)
+    of which the accuracy is taken.
     """
 
     @property
     def reduction(self) -> str: ...
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def __call__(self, outputs: Any, targets: Any) -> Tensor: ...

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.criterion.labels import REDUCTIONS, check_range, misfit
+from pipeline.criterion.outputs import logits_of
 from pipeline.validation import check_choice
 
 
@@ -22,7 +24,12 @@ class BinaryCrossEntropy:
     def __post_init__(self) -> None:
         check_choice("criterion.reduction", self.reduction, REDUCTIONS)
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def scores_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs, as one tensor, and their targets."""
+        return logits_of("bce", outputs), targets
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        outputs, targets = self.scores_and_labels(outputs, targets)
         if targets.ndim == 1 and outputs.shape == (len(targets), 1):
             targets = targets[:, None]
         if targets.shape != outputs.shape:

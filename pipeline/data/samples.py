@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch
+from pipeline.objective import IGNORED, Batch
 from pipeline.validation import check_count
-
-IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count
 
 
 @dataclass(frozen=True)

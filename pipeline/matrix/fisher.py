@@ -124,6 +124,7 @@ def likelihood_of(criterion: Any) -> Likelihood:
     is_mean = getattr(criterion, "reduction", None) == "mean"
     plain = all(getattr(criterion, name, None) is None for name in ("weight", "pos_weight"))
     plain = plain and not getattr(criterion, "label_smoothing", 0)
+    plain = plain and not getattr(criterion, "classes_last", False)
     if plain and isinstance(criterion, CrossEntropy | nn.CrossEntropyLoss):
         ignored = getattr(criterion, "ignore_index", -100)
 

@@ -5,6 +5,7 @@ attention. The four here are differentiable twice in every mode of torch, forwar
 """
 
 from pipeline.model.cnn import CNN
+from pipeline.model.libraries import hugging_face_net, timm_net
 from pipeline.model.mlp import MLP
 from pipeline.model.resnet import ResNet
 from pipeline.model.transformer import Transformer

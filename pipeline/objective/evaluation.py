@@ -17,6 +17,7 @@ from pipeline.objective.trees import Tree
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
+IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count
 
 
 def predict(model: nn.Module, inputs: Inputs) -> Any:
@@ -39,7 +40,8 @@ def accuracy(outputs: Any, targets: Any) -> float | None:
         chosen = outputs.argmax(1)
     else:
         return None
-    return (chosen == targets).double().mean().item()
+    counted = targets != IGNORED
+    return (chosen == targets)[counted].double().mean().item() if counted.any() else None
 
 
 def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
@@ -56,7 +58,8 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
             share = chunk.num_samples / batch.num_samples
             outputs = predict(model, chunk.inputs)
             loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else share)
-            correct = accuracy(outputs, chunk.targets)
+            pair = getattr(criterion, "scores_and_labels", lambda *both: both)
+            correct = accuracy(*pair(outputs, chunk.targets))
             known = known and correct is not None
             right += share * (correct or 0.0)
     return loss, right if known else None

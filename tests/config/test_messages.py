@@ -1,11 +1,14 @@
 """Errors as Hydra, OmegaConf and torch raise them, and the one line that is made of each."""
 
+import re
+import shlex
 from pathlib import Path
 
 import hydra
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import pipeline.run
@@ -39,19 +42,29 @@ def told(*overrides):
             "model.num_channels=[3]",
             "model.num_channels: the model that was chosen has no such option, model=cnn or resnet has it.",
         ),
-        ("model=mlpp", "model=mlpp: there is no such option, did you mean mlp? Choose one of cnn, mlp, resnet, "
-         "transformer."),
+        ("model=mlpp", "model=mlpp: there is no such option, did you mean mlp? Choose one of cnn, huggingface, "
+         "mlp, resnet, timm, transformer."),
         ("seed=abc", "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
         ("dtype=float16", "dtype=float16: Invalid value 'float16', expected one of [float32, float64]."),
         ("stages=[trian]", "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, "
          "slices, report]."),
         ("seed=[1", "seed=[1: not an option as Hydra reads it (no viable alternative at input '[1'): quote or close "
-         "what is open."),
+         "what is open"),
         ("experiment=quik", "experiment=quik: there is no such option, did you mean quick? Choose one of "),
     ],
 )  # fmt: skip
 def test_a_command_line_that_does_not_compose(override, line):
     assert told(override).startswith(line)
+
+
+def test_a_text_with_an_equals_sign_is_shown_as_hydra_reads_it():
+    line = told("training.path=epoch=3-step=60.ckpt")
+    assert line.startswith(
+        "training.path=epoch=3-step=60.ckpt: not an option as Hydra reads it (mismatched input '='"
+    )
+    [shown] = re.findall(r"'training.path=.*'", line)
+    [override] = OverridesParser.create().parse_overrides(shlex.split(shown))
+    assert override.value() == "epoch=3-step=60.ckpt"
 
 
 def test_a_value_that_is_missing():

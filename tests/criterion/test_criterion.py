@@ -1,8 +1,10 @@
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
+from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, NextToken, SquaredError
 from pipeline.errors import PipelineError
 
 RNG = np.random.default_rng(0)
@@ -145,3 +147,108 @@ def test_wrong_options_get_one_line(criterion):
         PipelineError, match=r"criterion.label_smoothing='a': give a number of at least 0 and below 1"
     ):
         CrossEntropy(label_smoothing="a")
+
+
+TOKENS = np.array([[0, 1, 2, 1], [2, 2, 0, 0]])
+LOGITS = RNG.normal(size=(2, 4, 3))
+
+
+def next_token_losses(tokens=TOKENS):
+    """(N, T - 1), by the formula."""
+    logs = LOGITS - np.log(np.exp(LOGITS).sum(2, keepdims=True))
+    return -np.take_along_axis(logs[:, :-1], np.maximum(tokens, 0)[:, 1:, None], 2)[..., 0]
+
+
+def test_the_loss_of_the_next_token_is_its_formula():
+    f, y = torch.tensor(LOGITS), torch.tensor(TOKENS)
+    assert NextToken()(f, y).item() == pytest.approx(next_token_losses().mean(), rel=1e-13)
+    assert NextToken("sum")(f, y).item() == pytest.approx(next_token_losses().sum(), rel=1e-13)
+    some = TOKENS.copy()
+    some[0, 2:] = -100
+    losses = next_token_losses(some)
+    expected = (losses[0, 0] + losses[1].mean()) / 2
+    assert NextToken()(f, torch.tensor(some)).item() == pytest.approx(expected, rel=1e-13)
+    assert NextToken("sum")(f, torch.tensor(some)).item() == pytest.approx(
+        losses[0, 0] + losses[1].sum(), rel=1e-13
+    )
+    halves = [NextToken()(f[i : i + 1], torch.tensor(some[i : i + 1])).item() for i in range(2)]
+    assert np.mean(halves) == pytest.approx(expected, rel=1e-13)
+
+
+def test_next_tokens_have_second_derivatives_over_samples():
+    f, y = torch.tensor(LOGITS), torch.tensor(TOKENS)
+    whole = torch.func.hessian(NextToken())(f, y)
+    each = torch.func.vmap(torch.func.hessian(lambda f, y: NextToken()(f[None], y[None])))(f, y)
+    torch.testing.assert_close(whole[0, ..., 0, :, :], each[0] / 2)
+
+
+def test_classes_may_come_last():
+    f, y = torch.tensor(LOGITS), torch.tensor(TOKENS)
+    logs = LOGITS - np.log(np.exp(LOGITS).sum(2, keepdims=True))
+    expected = -np.take_along_axis(logs, TOKENS[..., None], 2).mean()
+    assert CrossEntropy(classes_last=True)(f, y).item() == pytest.approx(expected, rel=1e-13)
+    shares = torch.softmax(torch.tensor(RNG.normal(size=(2, 4, 3))), 2)
+    expected = -(shares.numpy() * logs).sum(2).mean()
+    assert CrossEntropy(classes_last=True)(f, shares).item() == pytest.approx(expected, rel=1e-13)
+
+
+class Outputs:
+    def __init__(self, **parts):
+        self.__dict__ |= parts
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda f: Outputs(logits=f, hidden=f + 1, cache=None),
+        lambda f: {"out": f, "aux": f + 1},
+        lambda f: {"scores": f, "ids": torch.zeros(5).long()},
+        lambda f: (f, None),
+        lambda f: [f, (f + 1, f + 1)],
+        lambda f: namedtuple("Both", "logits aux")(f, f + 1),
+    ],
+)
+@pytest.mark.parametrize("criterion", [CrossEntropy(), SquaredError(), BinaryCrossEntropy()])
+def test_logits_are_found_in_what_models_return(wrap, criterion):
+    f, y = torch.tensor(F), torch.tensor(SHARES)
+    assert criterion(wrap(f), y) == criterion(f, y)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "outputs", "targets", "message"),
+    [
+        (
+            CrossEntropy(),
+            (torch.ones(5, 3), torch.ones(5, 3)),
+            torch.ones(5).long(),
+            r"tuple with several tensors",
+        ),
+        (SquaredError(), {}, torch.ones(5), r"criterion=squared_error: the model gives dict .* \(none\)"),
+        (
+            CrossEntropy(),
+            torch.ones(2, 4, 3),
+            torch.tensor(TOKENS),
+            r"criterion.classes_last=true takes outputs",
+        ),
+        (
+            CrossEntropy(),
+            torch.ones(5, 3),
+            torch.eye(5, 3).long(),
+            r"data.map_labels=true makes them of one-hot",
+        ),
+        (CrossEntropy(), torch.ones(5, 1), torch.ones(5, 1), r"of a single output it is 0"),
+        (
+            NextToken(),
+            torch.ones(2, 4, 2),
+            torch.tensor(TOKENS),
+            r"run from 0 to 2, .* allow 0 to 1: .*vocabulary",
+        ),
+        (NextToken(), torch.ones(2, 3), torch.tensor(TOKENS), r"outputs \(N, T, V\) need the ids"),
+        (NextToken(), torch.ones(2, 4, 3), torch.ones(2, 4), r"outputs \(N, T, V\) need the ids"),
+        (NextToken(), torch.ones(2, 1, 3), torch.ones(2, 1).long(), r"T at least 2"),
+    ],
+)
+def test_what_does_not_belong_together_gets_one_line(criterion, outputs, targets, message):
+    with pytest.raises(PipelineError, match=message) as told:
+        criterion(outputs, targets)
+    assert "\n" not in str(told.value)
