@@ -24,7 +24,8 @@ def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> Density:
     grid = fit_grid(smallest, largest, relative_threshold=max(1e-6, resolution))
     values, error = _density(whole, grid)
     of_batches = np.array([_density(batch, grid)[0] for batch in batches])
-    return Density(grid.eigenvalues, values, of_batches, None if whole.complete else error)
+    error_of_mean = None if whole.complete else error
+    return Density(grid.eigenvalues, values, of_batches, error_of_mean, grid.coordinates)
 
 
 def _resolution(spectrum: Spectrum) -> float:

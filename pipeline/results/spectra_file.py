@@ -1,6 +1,7 @@
 """What a run leaves behind, typed: the spectra file and the landscape file of a step.
 
-The only module that spells the names of their arrays. Whoever writes builds the object; whoever reads takes attributes.
+With `dataset_attributes` the only module that spells the names of their arrays. Whoever writes builds the object;
+whoever reads takes attributes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pipeline.errors import DamagedFile
+from pipeline.results.dataset_attributes import attributes_of
 from pipeline.shards import Array, damaged, read_results, write_results
 from pipeline.spectrum import cosines
 from pipeline.system import set_aside
@@ -43,7 +45,8 @@ class _ResultFile(ABC):
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        write_results(path, self.attrs, self.arrays)
+        arrays = self.arrays
+        write_results(path, self.attrs, arrays, attributes_of(arrays))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -124,6 +127,7 @@ class Density(_Columns):
     values: Array  # (G,) of the mean matrix
     batches: Array  # (B, G)
     standard_error: Array | None = None  # (G,) of `values`, where those are an estimate
+    coordinate: Array | None = None  # (G,) t, over which `values` integrate to 1; not in files before 0.3
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,7 @@ class SpectraFile(_ResultFile):
             origin={key: value for key, value in rest.items() if key not in numbers},
             mean=MeanSpectrum._of(arrays),
             layers=LayerBlocks._of(arrays),
-            density=Density._of(arrays, ("standard_error",)) if Density.GROUP in has else None,
+            density=Density._of(arrays, ("standard_error", "coordinate")) if Density.GROUP in has else None,
             batches=BatchSpectra._of(arrays) if BatchSpectra.GROUP in has else None,
             modules=ModuleBlocks._of(arrays) if ModuleBlocks.GROUP in has else None,
         )

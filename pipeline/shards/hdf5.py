@@ -39,12 +39,23 @@ class Results:
     arrays: dict[str, Array]
 
 
-def write_results(path: Path, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing."""
+def write_results(
+    path: Path,
+    attrs: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    texts: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Write attributes and arrays (names may hold `/`; lists of strings are allowed), all or nothing.
+
+    texts: attributes of the arrays themselves, by their names; they are for other readers and not read back.
+    """
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
         told = plain(attrs)
         replace_content(output.file, {**told, "checksum": _checksum(told, encoded)}, encoded)
+        for name, own in (texts or {}).items():
+            for key, text in own.items():
+                output.file[name].attrs[key] = strings(text)
 
 
 def read_results(path: Path) -> Results:

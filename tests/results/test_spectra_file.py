@@ -14,7 +14,7 @@ from pipeline.results.spectra_file import LandscapeFile, SpectraFile
 from pipeline.shards.hdf5 import read_results, write_results
 
 ROOT = Path(__file__).parents[2]
-OWN = {"spectra_file.py", "test_spectra_file.py"}
+OWN = {"spectra_file.py", "dataset_attributes.py", "test_spectra_file.py", "test_dataset_attributes.py"}
 OF_SHARDS = "parameters/"  # shards name their parameters alike, in a file of their own
 
 
