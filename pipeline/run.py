@@ -54,7 +54,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             from pipeline.compute import check_resources
 
             settings = settle(folder, plain(config), experiment.problem.hashes)
-            check_resources(folder, experiment)
+            training = build(config, "training") if config.training.get("num_steps") else None
+            check_resources(folder, experiment, training, sweep_folder())
             keep(folder, settings)
             again = "to go on after a kill: the same command, with hydra.run.dir=that folder"
             log.info("run folder: %s (%s)", folder.path, again)

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.aggregate.decomposition import preconditioned_sharpness, spectra_of_step
 from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
 from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.spectrum_choice import settled
 from pipeline.aggregate.step_densities import densities
 from pipeline.aggregate.step_summary import batch_spectra, headline_of
 from pipeline.aggregate.tasks import results_in_order
@@ -57,6 +58,8 @@ def aggregate(
         for step in steps:
             shards = [open_shard(path) for path in folder.shard_paths(step)][:num_batches]
             _check_together(shards, num_batches)
+            about = (shards[0].parameters, shards[0].dtype, len(steps), len(shards))
+            spectrum = settled(folder, spectrum, *about)
             _check_memory(shards[0], spectrum, num_workers)
             moments = _second_moments(folder.second_moments(step))
             inputs_hash = _hash(shards, spectrum, moments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy import Strategy, choices_of, push
 from pipeline.system import available_memory, format_bytes
+from pipeline.training import clock
 
 NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
 ROOM_TO_CHECK = 10**8  # bytes under which nobody asks whether they are there
@@ -92,10 +92,7 @@ def check_room(num_bytes: int, num_parameters: int, place: torch.device) -> None
 
 
 def expected_seconds(plan: Plan, objective: Objective, params: Params, batch: Batch) -> float:
-    """For one batch, from how long a few tangents and a small matrix product take here and now.
-
-    An estimate: right within a factor of three or so, and too large rather than too small for small nets.
-    """
+    """For the tangents and products of one batch, from how long a few and a small product take here and now."""
     per_tangent = _seconds_per_tangent(objective, params, batch)
     return plan.num_tangents * per_tangent + plan.flop / gemm_rate(next(iter(params.values())))
 
@@ -103,7 +100,7 @@ def expected_seconds(plan: Plan, objective: Objective, params: Params, batch: Ba
 def gemm_rate(like: Tensor, size: int = 768) -> float:
     """FLOP a second of products of square matrices of this dtype, on this device."""
     one, other = torch.randn(2, size, size, dtype=like.dtype, device=like.device)
-    return 2 * size**3 / _fastest(lambda: one @ other, like.device)
+    return 2 * size**3 / fastest(lambda: one @ other, like.device)
 
 
 def in_units(number: float, unit: str) -> str:
@@ -128,17 +125,19 @@ def _seconds_per_tangent(objective: Objective, params: Params, batch: Batch) -> 
 
     place = next(iter(params.values())).device
     try:
-        return _fastest(lambda: vmap(lambda t: push(gradient, params, t))(tangents), place) / NUM_TRIED
+        return fastest(lambda: vmap(lambda t: push(gradient, params, t))(tangents), place) / NUM_TRIED
     except PipelineError:  # no forward mode: two reverse passes instead, each about twice a forward pass
-        return 2 * _fastest(lambda: objective.gradient(params, batch), place)
+        return 2 * fastest(lambda: objective.gradient(params, batch), place)
 
 
-def _fastest(run: Callable[[], object], place: torch.device, times: int = 3) -> float:
+def fastest(run: Callable[[], object], place: torch.device, times: int = 3) -> float:
+    """Seconds of the fastest of a few, after one in which libraries start."""
     seconds = []
+    run()
     for _ in range(times):
-        start = time.perf_counter()
+        start = clock()
         run()
         if place.type == "cuda":
             torch.cuda.synchronize(place)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return min(seconds)

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-from pipeline.compute.cost_estimate import Plan, expected_seconds
+import numpy as np
+
+from pipeline.aggregate import SpectrumChoice, choose
+from pipeline.compute.stage_costs import StageCost, Work
+from pipeline.compute.ways_out import bytes_on_disk, stored_itemsize, ways_in_memory, ways_on_disk
 from pipeline.config import Stage
 from pipeline.experiment import Experiment
-from pipeline.objective import Batch, describe, objective_of, suspicions
-from pipeline.shards import file_size
+from pipeline.objective import describe, suspicions
+from pipeline.spectrum import Auto
 from pipeline.strategy import STRATEGIES
-from pipeline.system import RunFolder, available_memory, check_disk, check_memory, format_bytes
+from pipeline.system import (
+    RunFolder,
+    available_memory,
+    check_disk,
+    check_memory,
+    format_bytes,
+    format_seconds,
+    num_cores,
+)
+from pipeline.training import same_random_numbers
 from pipeline.validation import name_of
 
 log = logging.getLogger("pipeline")
 
 
-def check_resources(folder: RunFolder, experiment: Experiment) -> None:
-    """Say how large the matrices will be and what they will take, and refuse now what would not fit later.
+def check_resources(
+    folder: RunFolder, experiment: Experiment, training: object = None, sweep: Path | None = None
+) -> list[StageCost]:
+    """Say what each stage will take, and refuse now what would not fit later; gives the costs.
+
+    training: that of the run, whose steps are tried. sweep: the folder of the sweep that the run is a job of.
 
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
@@ -27,51 +46,106 @@ def check_resources(folder: RunFolder, experiment: Experiment) -> None:
     log.info("%s", describe(problem.train, problem.test))
     for suspicion in suspicions(problem.train):
         log.warning("%s", suspicion)
-    spec, spectrum, num_parameters = (
-        experiment.matrix,
-        experiment.spectrum,
-        experiment.layout().num_parameters,
-    )
-    itemsize = experiment.problem.dtype.itemsize
-    needs, batches, bytes_each, num_matrices = {}, [], 0, 0
+    num_parameters, itemsize = experiment.layout().num_parameters, problem.dtype.itemsize
+    stored, batches, steps = stored_itemsize(experiment), experiment.batches(), _steps(experiment)
+    needs, num_files, num_matrices = {}, 0, 0
+    bytes_each = bytes_on_disk(experiment)
     if Stage.compute in experiment.stages:
-        batches = experiment.batches()
-        steps = {*experiment.checkpoint_steps, experiment.last_step}
-        num_matrices, num_files = _to_make(folder, steps, len(batches), spec.keeps_mean(len(batches)))
-        stored = 4 if spec.storage.precision == "float32" else itemsize
-        bytes_each = file_size(experiment.layout(), stored, spec.blocks.value, spec.storage.tile)
-        check_disk(folder.path, num_parameters, bytes_each, num_files)
-        name = name_of(spec.strategy, STRATEGIES)
-        needs[f"strategy={name}"] = spec.strategy.memory(num_parameters, itemsize)
+        num_matrices, num_files = _to_make(folder, experiment)
+        ways = partial(ways_on_disk, experiment, lambda one: _to_make(folder, one)[1])
+        check_disk(folder.path, num_parameters, bytes_each, num_files, ways)
+        strategy = experiment.matrix.strategy
+        needs[f"strategy={name_of(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
+    choice = None
     if Stage.aggregate in experiment.stages:
-        needs[f"spectrum={type(spectrum).__name__.lower()}"] = spectrum.memory(num_parameters, itemsize)
-    check_memory(num_parameters, needs)
+        experiment, choice = _with_spectrum(folder, experiment, len(steps), len(batches), stored, sweep)
+        name = type(experiment.spectrum).__name__.lower()
+        needs[f"spectrum={name}"] = experiment.spectrum.memory(num_parameters, stored)
+    check_memory(num_parameters, needs, None, partial(ways_in_memory, experiment))
     log.info(
-        "%s: P = %s weights, a matrix of %s; the run needs up to %s of memory for matrices, %s are free.",
+        "%s: P = %s weights, a matrix of %s; %s of memory are free.",
         type(experiment.problem.model).__name__,
         f"{num_parameters:,}",
         format_bytes(num_parameters**2 * itemsize),
-        format_bytes(max(needs.values(), default=0)),
         format_bytes(available_memory()),
     )
-    if num_matrices > 0:
-        plan, seconds = _work(experiment, batches[0])
+    num_steps = sum(not folder.spectrum(step).exists() for step in steps)
+    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, num_cores())
+    with same_random_numbers():
+        costs = _costs(work, training, is_trained=folder.checkpoint(experiment.last_step).exists())
+    _tell(costs, num_files * bytes_each)
+    if choice is not None:
+        log.info("%s", choice)
+        choice.write(folder)
+    return costs
+
+
+def _with_spectrum(
+    folder: RunFolder,
+    experiment: Experiment,
+    num_steps: int,
+    num_batches: int,
+    itemsize: int,
+    sweep: Path | None,
+) -> tuple[Experiment, SpectrumChoice | None]:
+    """The experiment with the spectrum that `auto` stands for, and the choice; None where nothing was to choose."""
+    auto = experiment.spectrum
+    if not isinstance(auto, Auto):
+        return experiment, None
+    dtype = np.dtype(f"float{8 * itemsize}")
+    choice = choose(folder, auto, experiment.layout(), dtype, num_steps, num_batches, sweep)
+    return replace(experiment, spectrum=choice.method(auto)), choice
+
+
+def _costs(work: Work, training: object, is_trained: bool) -> list[StageCost]:
+    """Of the stages that have something to do."""
+    experiment = work.experiment
+    stages, costs = experiment.stages, []
+    if Stage.train in stages and not is_trained:
+        costs.append(work.train(training))
+    if work.num_matrices:
+        costs.append(work.matrices())
+    if work.num_steps and Stage.aggregate in stages:
+        costs += [work.mean(), work.spectrum()]
+    if work.num_steps and Stage.slices in stages and experiment.slice_points is not None:
+        costs.append(work.landscape(experiment.slice_points))
+    if Stage.report in stages:
+        costs.append(work.report())
+    return costs
+
+
+def _tell(costs: list[StageCost], num_bytes: int) -> None:
+    """A line for each stage, in columns, and their sum."""
+    for cost in costs:
+        seconds = "not known" if cost.seconds is None else f"about {format_seconds(cost.seconds)}"
+        disk = f", {format_bytes(num_bytes)} on disk" if cost.stage == "matrices" else ""
+        log.info("  %-10s%14s %8s  %s%s", cost.stage, seconds, format_bytes(cost.memory), cost.work, disk)
+    if len(costs) > 1:
+        known = [cost.seconds for cost in costs if cost.seconds is not None]
+        more = "" if len(known) == len(costs) else ", and what is not known"
+        memory = format_bytes(max(cost.memory for cost in costs))
         log.info(
-            "to compute: %d %s of %s, %s on disk; about %s, and what the disk takes.",
-            num_matrices,
-            "matrix" if num_matrices == 1 else "matrices",
-            plan,
-            format_bytes(num_files * bytes_each),
-            _duration(num_matrices * seconds),
+            "  %-10s%14s %8s  seconds on cores that are free%s",
+            "in all",
+            f"about {format_seconds(sum(known))}",
+            memory,
+            more,
         )
 
 
-def _to_make(folder: RunFolder, steps: Iterable[int], num_batches: int, keeps_mean: bool) -> tuple[int, int]:
+def _steps(experiment: Experiment) -> set[int]:
+    """Of training, at which matrices are taken."""
+    return {*experiment.checkpoint_steps, experiment.last_step}
+
+
+def _to_make(folder: RunFolder, experiment: Experiment) -> tuple[int, int]:
     """How many matrices are to be computed, and how many more files of one matrix there will be on the disk."""
     from pipeline.compute.running_mean import num_in_mean
 
+    num_batches = len(experiment.batches())
+    keeps_mean = experiment.matrix.keeps_mean(num_batches)
     num_matrices = num_files = 0
-    for step in steps:
+    for step in _steps(experiment):
         shards = [folder.shard(step, index) for index in range(num_batches)]
         num_missing = sum(not shard.exists() for shard in shards)
         if num_batches > 1 and not folder.mean(step).exists():
@@ -84,24 +158,3 @@ def _to_make(folder: RunFolder, steps: Iterable[int], num_batches: int, keeps_me
     if keeps_mean and num_matrices:
         num_files += 2  # the mean so far, and the batch that is added to it
     return num_matrices, num_files
-
-
-def _work(experiment: Experiment, batch: Batch) -> tuple[Plan, float]:
-    """The plan of one batch, and how long it will take in seconds."""
-    from pipeline.compute.recipe import parts_of
-
-    spec = experiment.matrix
-    about = (experiment.problem.model, experiment.problem.criterion, spec.parameters)
-    plans = []
-    for part in parts_of(*about, spec.blocks):
-        transformed, drawn = spec.matrix.problem(part.objective, part.params, batch)
-        plans.append(Plan.of(spec.strategy, transformed, part.params, drawn))
-    plan = Plan.together(plans)
-    return plan, expected_seconds(plan, *objective_of(*about), batch)
-
-
-def _duration(seconds: float) -> str:
-    """In the unit that a person would use."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

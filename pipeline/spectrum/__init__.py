@@ -1,5 +1,7 @@
 """What is extracted from a stored symmetric matrix: eigenvalues, top eigenvectors, density, numbers."""
 
+from pipeline.spectrum.auto import Auto
+from pipeline.spectrum.cost import SPEEDUP, Rates
 from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.exact import Exact, eigenvalues_of, live_rows
 from pipeline.spectrum.protocol import Array, Quadrature, Spectrum, SpectrumMethod, SymmetricMatrix

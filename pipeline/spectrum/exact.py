@@ -1,25 +1,22 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.spectrum.cost import Rates
+from pipeline.spectrum.eigenvalues import DEVICES, eigenvalues_of
 from pipeline.spectrum.lanczos import extremal_eigenpairs
 from pipeline.spectrum.protocol import Array, Spectrum, SymmetricMatrix
 from pipeline.spectrum.topk import TopK
-from pipeline.system import format_bytes
+from pipeline.system import format_seconds
 from pipeline.validation import check_bool, check_choice, check_count
 
-DEVICES = ("auto", "cpu", "cuda")
-NO_GPU = "torch finds no GPU"
-GPU_COPIES = 3  # of the matrix: itself, the one that is overwritten, and room to work in
-ONE_AT_A_TIME = threading.Lock()
 SMALL = 400  # rows up to which a dense decomposition of everything is quicker than Lanczos
+MANY_ROWS = 4000  # from which on a person is told how long it will take
 MAX_PASSES = 40  # of Lanczos over the matrix in memory, before the dense eigenvectors are cheaper
 COLUMNS_PER_BLOCK = 12
 BATCH_TOLERANCE = 1e-5  # of a residual, relative to |λ|max: within reach of products in float32
@@ -74,6 +71,7 @@ class Exact:
         num_dead = num_rows - num_live
         reduced = dense if num_dead == 0 else dense[np.ix_(alive, alive)]
         del dense
+        _announce(reduced, self.device)
         live_values = eigenvalues_of(reduced, self.device)
         k = min(self.num_top, num_live)
         live_vectors, residuals = top_eigenvectors(reduced, live_values, k)
@@ -101,6 +99,13 @@ class Exact:
         return matrix + max(matrix, 8 * num_rows * 4 * columns) + 16 * 2**20
 
 
+def _announce(matrix: Array, device: str) -> None:
+    """Say how long LAPACK will take, which says nothing while it works."""
+    if len(matrix) >= MANY_ROWS:
+        seconds = Rates.of(matrix.dtype).all_eigenvalues(len(matrix), device)
+        log.info("all eigenvalues of %s rows: about %s.", f"{len(matrix):,}", format_seconds(seconds))
+
+
 def live_rows(matrix: Array) -> NDArray[np.bool_]:
     """Which rows of a symmetric matrix hold anything but zeros, (P,); no temporary of the matrix's size.
 
@@ -112,55 +117,6 @@ def live_rows(matrix: Array) -> NDArray[np.bool_]:
             "the matrix holds NaN or infinity and has no eigenvalues: compute its shards again."
         )
     return np.fromiter((row.any() for row in matrix), dtype=np.bool_, count=len(matrix))
-
-
-def eigenvalues_of(matrix: Array, device: str = "cpu") -> Array:
-    """All eigenvalues of a symmetric matrix, ascending, in its dtype; its lower triangle alone is read.
-
-    Raises:
-        PipelineError: device=cuda, and there is no GPU, or not enough room on it.
-    """
-    import torch  # here, so that aggregation with spectrum=topk never loads it
-
-    writable = np.require(matrix, requirements=["C", "W"])  # torch takes no other memory without a warning
-    held = torch.from_numpy(writable)
-    if device != "cpu":
-        with ONE_AT_A_TIME:  # workers share the card
-            found, why_not = _on_gpu(held)
-        if found is not None:
-            return found
-        if device == "cuda":
-            raise PipelineError(f"spectrum.device=cuda: {why_not}: choose spectrum.device=cpu.")
-        if why_not != NO_GPU:
-            log.info("eigenvalues on the CPU, as %s.", why_not)
-    eigenvalues: Array = torch.linalg.eigvalsh(held).numpy()
-    return eigenvalues
-
-
-def _on_gpu(matrix: Any) -> tuple[Array | None, str]:
-    """Eigenvalues by the GPU, or why there are none."""
-    import torch
-
-    if (gpu := gpu_and_room()) is None:
-        return None, NO_GPU
-    device, there = gpu
-    needed = GPU_COPIES * matrix.numel() * matrix.element_size()
-    too_small = f"the GPU has {format_bytes(there)} free, and {format_bytes(needed)} are needed"
-    if needed > there:
-        return None, too_small
-    try:
-        return torch.linalg.eigvalsh(matrix.to(device)).cpu().numpy(), ""
-    except torch.OutOfMemoryError:
-        return None, too_small
-
-
-def gpu_and_room() -> tuple[Any, int] | None:
-    """The GPU of this process and its free bytes; None without one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return torch.device("cuda", torch.cuda.current_device()), int(torch.cuda.mem_get_info()[0])
 
 
 def top_eigenvectors(matrix: Array, eigenvalues: Array, k: int) -> tuple[Array, Array]:

@@ -2,7 +2,14 @@
 
 from pipeline.system import slurm
 from pipeline.system.evidence import CHECKSUMS, Evidence, OtherExperiment, check_evidence, difference, shared
-from pipeline.system.resources import available_memory, check_disk, check_memory, format_bytes
+from pipeline.system.resources import (
+    available_memory,
+    check_disk,
+    check_memory,
+    format_bytes,
+    format_seconds,
+    num_cores,
+)
 from pipeline.system.run_folder import (
     RunFolder,
     flush,

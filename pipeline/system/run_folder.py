@@ -92,6 +92,11 @@ class RunFolder:
     def spectrum(self, step: int) -> Path:
         return self.spectra / f"step-{step:06d}.h5"
 
+    @property
+    def spectrum_choice(self) -> Path:
+        """What `spectrum=auto` stands for here."""
+        return self.spectra / "choice.json"
+
     def slices(self, step: int) -> Path:
         """The loss along the top eigenvectors."""
         return self.path / "slices" / f"step-{step:06d}.h5"

@@ -9,8 +9,10 @@ from pipeline.objective import Batch, accuracy, check_fit, evaluate, observe
 from pipeline.system import RunFolder
 from pipeline.training.adam import Adam
 from pipeline.training.gd import GD
+from pipeline.training.gradient_descent import GradientTraining
 from pipeline.training.pretrained import Pretrained
 from pipeline.training.sgd import SGD
+from pipeline.training.trial import Trial, clock, same_random_numbers, trial_of
 from pipeline.training.untrained import Untrained
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.aggregate.spectrum_choice import SpectrumChoice
 from pipeline.compute import preflight
 from pipeline.config.schema import Keep, Stage
 from pipeline.criterion import CrossEntropy
@@ -18,10 +19,12 @@ from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.report.recorder import RunRecorder
-from pipeline.spectrum import Exact
+from pipeline.spectrum import Auto, Exact
 from pipeline.strategy import Func
+from pipeline.system.resources import format_seconds
 from pipeline.system.run_folder import RunFolder, write_atomically
 from pipeline.tracking import NoTracking
+from pipeline.training import SGD
 
 EXPERIMENT = Experiment(
     problem=Problem.on(
@@ -54,8 +57,8 @@ def folder(tmp_path):
 def asked(monkeypatch):
     """The number of shards that the disk was asked for, and the bytes that memory was asked for."""
     found = {}
-    monkeypatch.setattr(preflight, "check_disk", lambda *args: found.update(disk=args[1:]))
-    monkeypatch.setattr(preflight, "check_memory", lambda *args: found.update(memory=args))
+    monkeypatch.setattr(preflight, "check_disk", lambda *args: found.update(disk=args[1:4]))
+    monkeypatch.setattr(preflight, "check_memory", lambda *args: found.update(memory=args[:2]))
     return found
 
 
@@ -101,33 +104,96 @@ def test_memory_is_asked_for_by_stage(folder, asked):
     assert asked == {"memory": (8, {"spectrum=exact": Exact().memory(8, 8)})}
 
 
-def test_the_plan_is_told(folder, caplog):
-    with caplog.at_level(logging.INFO):
-        plan(folder, problem=replace(EXPERIMENT.problem, batch_size=None))
+def lines(caplog):
+    """What was told of each stage: seconds, memory and work by its name."""
+    found = [
+        re.fullmatch(r"  ([a-z ]+?) +about ([\d.e+-]+ (?:s|min|h)) +([\d.]+ \w+)  (.*)", m)
+        for m in caplog.messages
+    ]
+    return {each[1]: each.groups()[1:] for each in found if each}
+
+
+@pytest.fixture
+def run_of_11_samples(folder, caplog):
+    """The plan of a run of one batch and a training that can be tried."""
+
+    def planned(**changes):
+        caplog.clear()
+        experiment = replace(EXPERIMENT, problem=replace(EXPERIMENT.problem, batch_size=None), **changes)
+        with caplog.at_level(logging.INFO):
+            return preflight.check_resources(folder, experiment, SGD(num_steps=100))
+
+    return planned
+
+
+def test_every_stage_is_told_with_seconds_memory_and_work(run_of_11_samples, caplog):
+    costs = run_of_11_samples()
     assert caplog.messages[0] == (
         "data: 11 training samples; inputs float64 (3,), 0 to 0; 2 classes, samples of each: 6, 5."
     )
-    assert caplog.messages[1].startswith("Linear: P = 8 weights, a matrix of 512 bytes; the run needs up to ")
-    assert re.fullmatch(
-        r"to compute: 1 matrix of 8 tangents a batch of 11 samples, [\d.]+ M?k?B on disk; "
-        r"about [\d.e-]+ s, and what the disk takes\.",
-        caplog.messages[2],
-    )
+    assert caplog.messages[1].startswith("Linear: P = 8 weights, a matrix of 512 bytes; ")
+    told = lines(caplog)
+    assert list(told) == ["train", "matrices", "mean", "spectrum", "landscape", "report", "in all"]
+    assert told["train"][2] == "100 steps"
+    assert re.fullmatch(r"1 of 8 tangents a batch of 11 samples, [\d.]+ MB on disk", told["matrices"][2])
+    assert told["spectrum"][2] == "all eigenvalues of 8 rows"
+    assert (
+        told["landscape"][2] == "252 losses of 11 samples"
+    )  # 3 lines of 27, a plane of 13 by 13, and the two before
+    assert [cost.stage for cost in costs] == list(told)[:-1]
+    assert format_seconds(sum(cost.seconds for cost in costs)) == told["in all"][0]
 
 
-def test_nothing_is_told_of_work_that_is_done(folder, caplog):
-    for index in range(3):
-        write_atomically(folder.shard(100, index), "")
+def test_checkpoints_and_batches_multiply_the_cost(run_of_11_samples, caplog):
+    costs = {cost.stage: cost for cost in run_of_11_samples(checkpoint_steps=[0, 10, 20])}
+    assert costs["matrices"].work.startswith("4 of 8 tangents")
+    assert costs["spectrum"].work == "all eigenvalues of 8 rows at each of 4 checkpoints"
+    assert costs["mean"].work == "norms of 1 matrix at each of 4 checkpoints"
+
+
+def test_nothing_is_told_of_work_that_is_done(run_of_11_samples, folder, caplog):
+    write_atomically(folder.shard(100, 0), "")
+    write_atomically(folder.checkpoint(100), "")
+    write_atomically(folder.spectrum(100), "")
+    assert [cost.stage for cost in run_of_11_samples()] == ["report"]
+
+
+def test_seconds_of_a_training_of_the_users_own_are_not_known(folder, caplog):
     with caplog.at_level(logging.INFO):
-        plan(folder)
-    assert len(caplog.messages) == 2
+        preflight.check_resources(folder, EXPERIMENT, training=object())
+    [line] = [message for message in caplog.messages if message.startswith("  train")]
+    assert " not known " in line
+    assert caplog.messages[-1].endswith("seconds on cores that are free, and what is not known")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.0421, "0.042 s"), (99, "99 s"), (900, "15 min"), (9000, "2.5 h")]
-)
-def test_durations(seconds, said):
-    assert preflight._duration(seconds) == said
+def test_a_net_that_cannot_be_tried_is_not_refused_by_the_plan(folder):
+    class Once(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("only one")
+
+    problem = replace(EXPERIMENT.problem, model=Once(3, 2).double())
+    costs = preflight.check_resources(folder, replace(EXPERIMENT, problem=problem), SGD(num_steps=100))
+    assert costs[0].seconds is None
+
+
+def test_the_plan_changes_nothing(run_of_11_samples):
+    before = [value.clone() for value in EXPERIMENT.problem.model.state_dict().values()]
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    run_of_11_samples()
+    assert torch.equal(torch.rand(3), expected)
+    assert all(map(torch.equal, before, EXPERIMENT.problem.model.state_dict().values()))
+
+
+def test_auto_is_told_and_noted_before_the_work(run_of_11_samples, folder, caplog):
+    run_of_11_samples(spectrum=Auto())
+    assert re.fullmatch(
+        r"spectrum=auto takes exact: all 8 eigenvalues take about [\d.e-]+ s\.", caplog.messages[-1]
+    )
+    assert SpectrumChoice.read(folder).spectrum == "exact"
+    costs = {cost.stage: cost for cost in run_of_11_samples(spectrum=Auto(max_seconds=0), last_step=100)}
+    assert costs["spectrum"].work == "slq of 8 rows"
 
 
 def test_too_many_batches_are_refused_before_anything_is_trained(folder):

@@ -235,7 +235,7 @@ UNREAD = {
     ),
     "nested": (["+model.optimizer.lr=3"], "model.optimizer: pipeline.model.MLP takes no such option"),
     "a group that is not built": (["stages=[aggregate]", "+model.foo=3"], "model.foo: pipeline.model.MLP takes no"),
-    "spectrum": (["+spectrum.num_tops=3"], "spectrum.num_tops: pipeline.spectrum.Exact takes no such option, did"),
+    "spectrum": (["+spectrum.num_tops=3"], "spectrum.num_tops: pipeline.spectrum.Auto takes no such option, did"),
     "of one's own class": (
         ["model._target_=his_options.Net", "+model.activations=relu"],
         "model.activations: his_options.Net takes no such option, did you mean activation?",

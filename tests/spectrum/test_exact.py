@@ -8,7 +8,7 @@ from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 import pipeline.spectrum.exact as module
 from pipeline.errors import PipelineError
-from pipeline.spectrum import Exact
+from pipeline.spectrum import Exact, eigenvalues
 
 
 def assert_whole(found, matrix, num_top, rounding=1e-13, eigenvalues=None):
@@ -174,7 +174,7 @@ def test_eigenvalues_come_from_the_gpu_where_there_is_room(monkeypatch, caplog):
     expected = module.eigenvalues_of(matrix)
     asked = []
     solve = torch.linalg.eigvalsh
-    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes, "meta"))
+    monkeypatch.setattr(eigenvalues, "gpu_and_room", gpu(3 * matrix.nbytes, "meta"))
     monkeypatch.setattr(
         torch.linalg, "eigvalsh", lambda m: asked.append(m.device.type) or solve(torch.tensor(matrix))
     )
@@ -188,7 +188,7 @@ def test_eigenvalues_come_from_the_gpu_where_there_is_room(monkeypatch, caplog):
 def test_without_room_on_the_gpu_the_cpu_takes_them_and_says_so(monkeypatch, caplog):
     matrix = with_spectrum(SPECTRA["wigner"])
     expected = module.eigenvalues_of(matrix)
-    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes - 1))
+    monkeypatch.setattr(eigenvalues, "gpu_and_room", gpu(3 * matrix.nbytes - 1))
     with caplog.at_level("INFO"):
         np.testing.assert_array_equal(module.eigenvalues_of(matrix, "auto"), expected)
     assert "eigenvalues on the CPU, as the GPU has" in caplog.text
@@ -209,7 +209,7 @@ def test_a_gpu_that_runs_out_of_memory_all_the_same_leaves_it_to_the_cpu(monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return solve(m)
 
-    monkeypatch.setattr(module, "gpu_and_room", gpu(3 * matrix.nbytes))
+    monkeypatch.setattr(eigenvalues, "gpu_and_room", gpu(3 * matrix.nbytes))
     monkeypatch.setattr(torch.linalg, "eigvalsh", out_of_memory)
     np.testing.assert_array_equal(module.eigenvalues_of(matrix, "auto"), expected)
     assert len(calls) == 2

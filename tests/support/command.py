@@ -24,8 +24,9 @@ SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
 PROGRESS = (
     " training samples; inputs",
     " test samples; inputs",
-    "the run needs up to",
-    "to compute: ",
+    " of memory are free.",
+    *(f"  {stage} " for stage in ("train", "matrices", "mean", "spectrum", "landscape", "report", "in all")),
+    "spectrum=auto takes ",
     "to go on after a kill",
     "shards are there already.",
     "is up to date: taken as it is.",
