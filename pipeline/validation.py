@@ -78,6 +78,16 @@ def check_text(name: str, value: object, example: str) -> None:
         raise PipelineError(f"{name}={value!r}: give a text such as {example}.")
 
 
+def check_names(name: str, value: object, such_as: str, or_null: str) -> None:
+    """Refuse what is neither a text nor a list of texts; or_null: what null stands for."""
+    names = [value] if isinstance(value, str) else value
+    fits = isinstance(names, Sequence) and bool(names) and all(isinstance(each, str) for each in names)
+    if value is not None and not fits:
+        raise PipelineError(
+            f"{name}={value!r}: give a name such as {such_as}, a list of them, or null ({or_null})."
+        )
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 

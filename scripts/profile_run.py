@@ -38,7 +38,7 @@ PARTS = {  # functions and methods, by what they are timed as
     "data and model": ("pipeline.experiment.instantiate:instantiate",),
     "plan": ("pipeline.compute.preflight:check_resources",),
     "loss along eigenvectors": ("pipeline.run:slices",),
-    "figures and report": ("pipeline.run:report",),
+    "figures and report": ("pipeline.report.report:make_report",),
     "MLflow, summary and table": (
         "pipeline.tracking.mlflow:MLflow.start",
         "pipeline.tracking.mlflow:MLflowRun.log_metrics",

@@ -109,7 +109,7 @@ def _keys(scratch: Path) -> Any:
     for path, text in ((certificate, made.tls_ca_file), (key, made.tls_client_key)):
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     paths = {f"tls_{role}_cert": str(certificate) for role in ("client", "scheduler", "worker")}
     paths |= {f"tls_{role}_key": str(key) for role in ("client", "scheduler", "worker")}
     return Security(require_encryption=True, tls_ca_file=str(certificate), **paths)

@@ -157,7 +157,7 @@ def _largest_loss(folder: RunFolder) -> float:
     """The largest training loss that was seen along training; 0 where nothing was trained."""
     if not folder.history.exists():
         return 0.0
-    with folder.history.open(newline="") as file:
+    with folder.history.open(newline="", encoding="utf-8") as file:
         return max(
             (float(row["train_loss"]) for row in csv.DictReader(file) if row.get("train_loss")), default=0.0
         )

@@ -1,7 +1,8 @@
 """The schema of the config, its checks and its hash, and mistakes in one line."""
 
+from pipeline.config.command_line import answer, arranged, command, interruption, quoted
 from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
-from pipeline.config.messages import CONF, explain
+from pipeline.config.messages import SHOW_TRACEBACKS, explain, log_error, print_error
 from pipeline.config.schema import (
     Blocks,
     Config,
@@ -9,6 +10,7 @@ from pipeline.config.schema import (
     SavedConfig,
     Stage,
     Verify,
+    as_list,
     check_settings,
     checkpoint_steps,
     command_of,
@@ -20,4 +22,6 @@ from pipeline.config.schema import (
     run_name,
     settings_of,
     settle,
+    stages_of,
 )
+from pipeline.config.suggestions import CONF

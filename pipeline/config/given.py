@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config.messages import CONF, near, unknown_top
 from pipeline.config.schema import Config
+from pipeline.config.suggestions import CONF, near, unknown_top
 from pipeline.errors import PipelineError
 
 SIZES = ("input_shape", "num_outputs")  # what the data says of itself, and a model is built from
@@ -75,7 +75,7 @@ class Given:
         path = next((path for path in paths if path.is_file()), None)
         if path is None or path.is_relative_to(CONF):
             return
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text) or {}
         if not isinstance(content, Mapping):
             return
@@ -103,7 +103,7 @@ def trim(
             f"{group}._target_ has no value: give the class with {group}._target_=package.Class."
         )
     file = CONF / group / f"{choice}.yaml"
-    ours: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    ours: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if ours and ours["_target_"] == options._target_:
         if options._target_ not in OPEN:
             _check(group, options, [str(key) for key in ours])
@@ -132,7 +132,11 @@ def options_beside(target: Callable[..., Any], group: str) -> list[str]:
     if not file.is_file() or hasattr(target, "load"):
         return []
     known = _parameters(target)
-    return [str(key) for key in yaml.safe_load(file.read_text()) if key not in (*known, *NO_OPTIONS)]
+    return [
+        str(key)
+        for key in yaml.safe_load(file.read_text(encoding="utf-8"))
+        if key not in (*known, *NO_OPTIONS)
+    ]
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:

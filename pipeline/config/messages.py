@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import logging
+import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+import traceback
 
-from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config.suggestions import near, option_names, unknown, unknown_word
 from pipeline.errors import PipelineError
-from pipeline.system import remedy
+from pipeline.system import remedy, spelled
 
-CONF = Path(__file__).parents[2] / "conf"
+SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+TOLD = "told"  # a note on an exception: its line is in the log
+log = logging.getLogger("pipeline")
 
 
 def explain(error: BaseException) -> str | None:
@@ -33,6 +37,27 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def log_error(error: Exception) -> None:
+    """Put an error of a run into its log and on the terminal: one line, and of a bug the traceback in the log."""
+    if line := explain(error):
+        log.error("%s", line)
+    else:
+        log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
+    error.add_note(TOLD)
+
+
+def print_error(error: BaseException | None, in_sweep: bool) -> None:
+    """Print what ended the command, unless it was told before: in a run's log, or with the table of a sweep."""
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return
+    told = TOLD in getattr(error, "__notes__", ())
+    if SHOW_TRACEBACKS:
+        traceback.print_exception(error)
+    elif not (in_sweep and (told or isinstance(error, PipelineError))):
+        line = explain(error) or f"unexpected {type(error).__name__}: {error}"
+        print(spelled(line, sys.stderr.encoding), file=sys.stderr)
+
+
 def _out_of_memory(error: BaseException) -> bool:
     # torch has a class of its own for GPUs alone
     return isinstance(error, MemoryError) or bool(
@@ -51,32 +76,22 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 def _about_options(error: BaseException) -> str:
     text = " ".join(str(cause) for cause in _causes(error))
-    if unknown := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
-        return _unknown_key(unknown[2])
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown[1])
-    if unknown := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text):
-        return (
-            unknown_top(unknown[1])
-            if unknown[2] == "Config"
-            else f"{unknown[1]}: {unknown[2]} has no such option."
-        )
-    if unknown := re.search(r"target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL):
-        key = re.search(r"full_key: (\S+)", text)
-        return f"{f'{key[1]}.' if key else ''}{unknown[2]}: {unknown[1]} takes no such option."
-    if choice := re.search(r"Could not find '([^']+)'", text):
-        group, _, option = choice[1].rpartition("/")
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"{group}={option}: there is no such option{near(option, options)} Choose one of {', '.join(options)}."
+    if line := _about_names(error, text):
+        return line
+    if ambiguous := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = ambiguous[1].partition("=")
+        return f"{ambiguous[1]}: several values make a sweep, with the flag -m; a list is written {key}=[{values}]."
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: give one with {missing[1]}=VALUE."
     if override := getattr(error, "override", None):
+        if "=" not in override and not override.startswith("~"):
+            return unknown_word(override)
         return f"{override}: not an option as Hydra reads it ({text.splitlines()[0]}): {_quoted(override)}."
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         return f"{str(error).removeprefix('Error merging override ').strip()}: {str(error.__cause__).splitlines()[0]}."
     short = re.split(r"\s+(?:full_key|object_type|Config search path|set env var|See https?):?", text)[0]
-    key = re.search(r"full_key: (\S+)", text)
-    return f"{key[1] + ': ' if key and key[1] not in short else ''}{' '.join(short.split())}"
+    key_of = re.search(r"full_key: (\S+)", text)
+    return f"{key_of[1] + ': ' if key_of and key_of[1] not in short else ''}{' '.join(short.split())}"
 
 
 def _quoted(override: str) -> str:
@@ -87,60 +102,22 @@ def _quoted(override: str) -> str:
     return f"quote or close what is open, a text as it is is '{key}=\"{value}\"', with both quotes"
 
 
-def _unknown_key(key: str) -> str:
-    """`key` is a top-level key, or group.key."""
-    group, _, name = key.rpartition(".")
-    folder = CONF / group.replace(".", "/") if group else CONF  # hydra.launcher is the group hydra/launcher
-    known: set[str] = {path.name for path in CONF.iterdir() if path.is_dir()} if not group else set()
-    owners = []
-    for path in sorted(folder.glob("*.yaml")):
-        names = {str(found) for found in OmegaConf.load(path) if not str(found).startswith("_")}
-        owners += [path.stem] if name in names else []
-        known |= names
-    if owners:
-        return f"{key}: the {group} that was chosen has no such option, {group}={' or '.join(owners)} has it."
-    if group.startswith("hydra."):  # as far as the main config sets them
-        known |= set(OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), group, default={}))
-    like = near(name, sorted(known))
-    if like == "." and group and not group.startswith("hydra"):
-        like = f"; one that a class of your own takes is given as +{key}=VALUE."
-    return f"{key}: there is no such option{like}"
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """The end of a line about a name that does not exist: the nearest one that does."""
-    close = difflib.get_close_matches(name, known, n=1) or [each for each in known if name == _initials(each)]
-    return f", did you mean {close[0]}?" if close else "."
-
-
-def _initials(name: str) -> str:
-    """Those of the words of a name that has several: lr for learning_rate."""
-    words = name.split("_")
-    return "".join(word[:1] for word in words) if len(words) > 1 else ""
-
-
-def unknown_top(key: str) -> str:
-    """About a key beside those of the config: the nearest of its keys, or of those in its groups."""
-    groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
-    tops = sorted(
-        groups | {str(found) for found in OmegaConf.load(CONF / "config.yaml")} - {"defaults", "hydra"}
-    )
-    inside = [
-        f"{path.parent.name}.{name}"
-        for path in sorted(CONF.glob("*/*.yaml"), key=lambda path: path.parent.name != "training")
-        if path.parent.name != "experiment"
-        for name in map(str, OmegaConf.load(path))
-        if not name.startswith("_")
-    ]
-    leaves: dict[str, str] = {}
-    initials: dict[str, str] = {}
-    for name in inside:
-        leaf = name.partition(".")[2]
-        leaves.setdefault(leaf, name)
-        initials.setdefault(_initials(leaf), name)
-    close = difflib.get_close_matches(key, [*tops, *leaves], n=1)
-    found = leaves.get(key) or next((name if name in tops else leaves[name] for name in close), None)
-    found = found or initials.get(key)
-    if found:
-        return f"{key}: there is no such option, did you mean {found}?"
-    return f"{key}: there is no such option: `python -m pipeline.run --help` lists them."
+def _about_names(error: BaseException, text: str) -> str | None:
+    """About a key, a group or an option that does not exist; None if that is not what is wrong."""
+    for cause in _causes(error):
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, OmegaConfBaseException) and re.match(r"Key '.*' (?:is )?not in ", str(cause)):
+            beside = [] if parent is None or parent._is_none() else [str(key) for key in parent]
+            return unknown(str(cause.full_key or cause.key), beside)
+    if name := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text):  # of a file
+        return unknown(name[1]) if name[2] == "Config" else f"{name[1]}: {name[2]} has no such option."
+    if name := re.search(r"(?:Could not delete from config\.|config group) '([^']+)' does not exist", text):
+        return unknown(name[1])
+    if name := re.search(r"target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL):
+        key = re.search(r"full_key: (\S+)", text)
+        return f"{f'{key[1]}.' if key else ''}{name[2]}: {name[1]} takes no such option."
+    if choice := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = choice[1].rpartition("/")
+        options = option_names(group)
+        return f"{group}={option}: there is no such option{near(option, options)} Choose one of {', '.join(options)}."
+    return None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.command_line import command
 from pipeline.errors import PipelineError
 from pipeline.system import RunFolder, check_evidence, write_atomically
-from pipeline.validation import check_count, check_counts
+from pipeline.validation import check_count, check_counts, check_names
 
 MISSING: Any = "???"  # as omegaconf writes it, which those who read what a run left behind do not need
 
@@ -66,12 +65,10 @@ class Config:
 
     seed: int = 0
     dtype: Dtype = Dtype.float32
-    stages: list[Stage] = field(default_factory=lambda: list(Stage))
+    stages: Any = field(default_factory=lambda: [stage.value for stage in Stage])  # list[str], or one
     num_batches: int | None = None
-    checkpoint_steps: Any = field(
-        default_factory=list
-    )  # list[int], or "log"; check_settings is stricter than types
-    parameters: list[str] | None = None
+    checkpoint_steps: Any = field(default_factory=list)  # list[int], or "log"; check_settings is stricter
+    parameters: Any = None  # list[str], one, or None
     blocks: Blocks = Blocks.all
     keep: Keep = Keep.all
     verify: Verify = Verify.error
@@ -133,8 +130,26 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_count("num_batches", settings["num_batches"], or_null="all of them")
     checkpoint_steps(settings)
     check_count("slice_points", settings["slice_points"], minimum=3, or_null="no slices of the loss")
-    if not settings["stages"]:
-        raise PipelineError(f"stages=[]: choose any of {', '.join(stage.value for stage in Stage)}.")
+    check_names("parameters", settings["parameters"], such_as="fc1.*", or_null="all that require grad")
+    stages_of(settings["stages"])
+
+
+def as_list(value: Any) -> Any:
+    """A value that may be given alone, in a list; None and a list stay as they are."""
+    return value if value is None or (isinstance(value, Sequence) and not isinstance(value, str)) else [value]
+
+
+def stages_of(names: Any) -> frozenset[Stage]:
+    """The stages of these names.
+
+    Raises:
+        PipelineError: there is none, or one that does not exist.
+    """
+    known, names = [stage.value for stage in Stage], as_list(names)
+    if not names or not all(name in known for name in names):
+        given = names[0] if len(names) == 1 else f"[{','.join(map(str, names))}]"
+        raise PipelineError(f"stages={given}: choose one of {', '.join(known)}, or a list of them.")
+    return frozenset(map(Stage, names))
 
 
 def checkpoint_steps(settings: Mapping[str, Any]) -> list[int]:
@@ -190,7 +205,7 @@ def settle(
             "choose another with hydra.run.dir=FOLDER."
         )
     check_evidence(folder.path, saved, samples or {})
-    settings["command"] = saved.get("command") or shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]])
+    settings["command"] = saved.get("command") or command()
     return settings
 
 
@@ -203,7 +218,7 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
     if not folder.config.exists():
         return {}
     try:
-        saved = yaml.safe_load(folder.config.read_text())
+        saved = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError):
         saved = None
     if not is_config(folder.config):
@@ -221,7 +236,7 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
 def is_config(path: Path) -> bool:
     """Whether a file is the settings of a run, or may have been before it was damaged; not YAML of another program."""
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, yaml.YAMLError, ValueError):

@@ -49,7 +49,7 @@ def _rows() -> NDArray[np.float64]:
     for place in (found.submodule_search_locations or ()) if found else ():
         path = Path(place) / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
-            with gzip.open(path, "rt") as file:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
                 return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 

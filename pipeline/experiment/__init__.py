@@ -7,6 +7,7 @@ from pipeline.experiment.instantiate import (
     as_config,
     build,
     build_training,
+    check_later_stages,
     instantiate,
     plain,
     prepare,

@@ -29,12 +29,14 @@ from pipeline.config import (
     Config,
     Given,
     Stage,
+    as_list,
     check_hydra,
     check_settings,
     check_top,
     checkpoint_steps,
     last_step,
     options_beside,
+    stages_of,
     trim,
 )
 from pipeline.errors import PipelineError
@@ -58,6 +60,7 @@ GROUPS = (
     "cluster",
     "tracking",
 )
+PATHS = ("data.path", "training.path", "tracking.root")
 NEED_MODEL = {Stage.train, Stage.compute, Stage.slices}
 # PyTorch's threads wait for each other by spinning; where others keep the cores busy, that can cost a hundred times the
 # work itself. So few turns cost a tenth of small steps on idle cores (scripts/benchmark_busy.py). Read with torch.
@@ -71,12 +74,14 @@ def prepare(config: DictConfig) -> None:
         PipelineError: there is a key that nobody reads, a top-level value is wrong, or a class that is needed cannot
             be imported.
     """
-    stages = set(config.stages)
+    config.stages, config.parameters = as_list(config.stages), as_list(config.parameters)
+    stages = stages_of(config.stages)
     with open_dict(config.data):  # the data says them when it has been loaded
         for size in SIZES:
             config.data.setdefault(size, None)
     check_settings(plain(config))
     hydra_config: Any = HydraConfig.get()
+    _anchor_paths(config, Path(hydra_config.runtime.cwd))
     given = _given(hydra_config)
     added = [key for key, _ in _parsed(hydra_config.overrides.hydra)]
     check_hydra(OmegaConf.structured(HydraConf), hydra_config, added)
@@ -89,6 +94,31 @@ def prepare(config: DictConfig) -> None:
         needed = not unneeded.get(group, False)
         target = config[group].get("_target_") if isinstance(config[group], DictConfig) else None
         trim(config, group, given, partial(_locate, group, str(target)) if needed else None)
+
+
+def check_later_stages(config: DictConfig, folder: RunFolder) -> None:
+    """Refuse what stages that need no model cannot begin with.
+
+    Raises:
+        PipelineError: an option is wrong, or the folder holds no run that they could go on with.
+    """
+    for group in ("matrix", "strategy", "storage", "spectrum"):
+        build(config, group)  # a value that is wrong is refused, whatever the stages
+    if not folder.holds_results:
+        raise PipelineError(
+            f"stages={','.join(config.stages)} goes on with what a run left, and {folder.path} holds none: "
+            "name the folder of one with hydra.run.dir=FOLDER."
+        )
+
+
+def _anchor_paths(config: DictConfig, began: Path) -> None:
+    """Let relative paths be of the folder where the command was given, also where Hydra has left it for the run's."""
+    if Path.cwd() == began:
+        return
+    for key in PATHS:
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str) and "//" not in path and not path.startswith("runs:/"):
+            OmegaConf.update(config, key, str(began / path))
 
 
 def _given(hydra_config: Any) -> Given:
@@ -142,7 +172,7 @@ def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
         num_batches=config.num_batches,
         seed=config.seed,
         slice_points=config.slice_points,
-        stages=frozenset(config.stages),
+        stages=stages_of(config.stages),
         recipe={**settings, "data": handed, **problem.hashes},
     )
 

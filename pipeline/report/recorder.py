@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pipeline.config import Stage
 from pipeline.errors import PipelineError
 from pipeline.results import QUANTITIES, TABLE, open_run
-from pipeline.system import RunFolder, say, table, write_atomically
+from pipeline.system import LOG_ONLY, RunFolder, say, table, write_atomically
 from pipeline.tracking import TrackedRun
+
+log = logging.getLogger("pipeline")
 
 
 class RunRecorder:
@@ -28,7 +31,8 @@ class RunRecorder:
         """Time one stage."""
         start = time.perf_counter()
         yield
-        self._seconds[f"seconds_{stage.value}"] = time.perf_counter() - start
+        seconds = self._seconds[f"seconds_{stage.value}"] = time.perf_counter() - start
+        log.info("%s: %.1f s", stage.value, seconds, extra=LOG_ONLY)
 
     def summary(self) -> dict[str, float]:
         """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
@@ -38,7 +42,7 @@ class RunRecorder:
             numbers = {key: run.summary[key] for key in run.summary if key.startswith("seconds_")}
         numbers |= self._seconds
         if self.folder.history.exists():
-            with self.folder.history.open(newline="") as file:
+            with self.folder.history.open(newline="", encoding="utf-8") as file:
                 *_, last = csv.DictReader(file)
             numbers |= {key: float(value) for key, value in last.items() if key != "step" and value}
         if run.spectra:
@@ -61,6 +65,8 @@ class RunRecorder:
             for stage in Stage
             if f"seconds_{stage.value}" in numbers
         ]
-        table("Hessian spectrum", rows, note=", ".join(seconds))
+        table("Hessian spectrum", rows)
         report, path = self.folder.report, self.folder.path
-        say(f"report: {report}" if report.exists() else f"run folder: {path}")
+        for line in (", ".join(seconds), f"report: {report}" if report.exists() else f"run folder: {path}"):
+            say(line)
+            log.info("%s", line, extra=LOG_ONLY)

@@ -39,7 +39,7 @@ class Run:
         """The headline numbers of the last step; empty before the run has aggregated."""
         path = self.folder.summary
         try:
-            summary = json.loads(path.read_text()) if path.exists() else {}
+            summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             return dict(summary)
         except (TypeError, ValueError) as error:
             raise PipelineError(

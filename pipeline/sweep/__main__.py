@@ -1,5 +1,11 @@
-"""The command `python -m pipeline.sweep FOLDER`."""
+"""The commands `python -m pipeline.sweep FOLDER` and `python -m pipeline.sweep resume FOLDER`."""
 
-from pipeline.sweep.summary import main
+import sys
 
-raise SystemExit(main())
+from pipeline.sweep import resume, summary
+from pipeline.system import prepare_terminal
+
+prepare_terminal()
+if sys.argv[1:2] == ["resume"]:
+    resume.main(sys.argv[2:])
+raise SystemExit(summary.main())

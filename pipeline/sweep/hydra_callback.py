@@ -5,8 +5,6 @@ Hydra's `on_multirun_end` is not called when a job has failed, so the end of a s
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,16 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from pipeline.config import command_of, params, run_name
+from pipeline.config import command, command_of, params, run_name
 from pipeline.sweep.jobs import has_jobs, job_name, plan
+from pipeline.sweep.slurm.launcher import LaunchError
 from pipeline.sweep.slurm.queue import NOTES
 from pipeline.system import RunFolder
 
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
+made: dict[
+    Path, list[Path]
+] = {}  # by an empty run folder: the folders that its run will make, the deepest first
 
 
 class Multirun(Callback):
@@ -31,7 +33,10 @@ class Multirun(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Let Hydra's notes be where another run is at work in the folder: this one will be refused."""
-        if RunFolder(Path(config.hydra.run.dir)).is_held():
+        folder = RunFolder(Path(config.hydra.run.dir).absolute())
+        if not folder.path.is_dir() or not any(folder.path.iterdir()):
+            made[folder.path] = folder.missing()
+        if folder.is_held():
             with read_write(config.hydra):
                 config.hydra.output_subdir = None
 
@@ -41,18 +46,27 @@ class Multirun(Callback):
         if (
             config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
         ):  # others choose jobs as they go
-            plan(folder, shlex.join(["python", "-m", "pipeline.run", *sys.argv[1:]]), jobs_of(config))
+            plan(folder, command(), jobs_of(config))
 
 
-def started_sweeps() -> list[Path]:
-    """The folders of the sweeps of this process of which a job has begun."""
+def discard_refused(folder: RunFolder) -> None:
+    """Remove the folder of a run that ended before it began, if nothing but that run has put anything there."""
+    if folder.path in made and not folder.config.exists():
+        folder.discard(made[folder.path])
+
+
+def started_sweeps(ending: BaseException | None) -> list[Path]:
+    """The folders of the sweeps of this process of which a job has begun; ending: what ended the command."""
+    if isinstance(ending, LaunchError):
+        return []
     return [folder for folder in launched if has_jobs(folder) or (folder / NOTES).exists()]
 
 
 def sweep_folder() -> Path | None:
     """The folder of the sweep that this run is a job of; None for a single run."""
     hydra_config = HydraConfig.get()
-    return Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
+    began = Path(hydra_config.runtime.cwd)  # hydra.job.chdir=True leaves it
+    return began / hydra_config.sweep.dir if hydra_config.mode == RunMode.MULTIRUN else None
 
 
 def labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:

@@ -38,7 +38,7 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """The headline numbers; none before the job has got so far."""
         try:
-            found: dict[str, Any] = json.loads(self.folder.summary.read_text())
+            found: dict[str, Any] = json.loads(self.folder.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found
@@ -104,7 +104,7 @@ class Sweep:
     def command(self) -> str:
         """The command that began it; empty where it is not known."""
         try:
-            return str(json.loads((self.folder / PLAN).read_text())["command"])
+            return str(json.loads((self.folder / PLAN).read_text(encoding="utf-8"))["command"])
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
@@ -164,7 +164,7 @@ def plan(folder: Path, command: str, jobs: Sequence[Sequence[str]]) -> None:
 def _is_plan(path: Path) -> bool:
     """Whether it is a plan, or what a damaged one may be; not JSON of another program."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
     return isinstance(found, dict) and "jobs" in found
@@ -172,7 +172,7 @@ def _is_plan(path: Path) -> bool:
 
 def _plan(folder: Path) -> dict[int, list[str]]:
     try:
-        jobs = json.loads((folder / PLAN).read_text())["jobs"]
+        jobs = json.loads((folder / PLAN).read_text(encoding="utf-8"))["jobs"]
         return {int(number): [str(text) for text in overrides] for number, overrides in jobs.items()}
     except FileNotFoundError:
         return {}
@@ -227,6 +227,6 @@ def _typed(text: str | None) -> Any:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError):
         return None

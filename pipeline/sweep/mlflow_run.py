@@ -70,7 +70,7 @@ def _tags(sweep: Sweep) -> dict[str, str]:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / RECORD).read_text())
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return {key: str(found[key]) for key in ("run_id", "experiment", "uri")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,6 @@
 """Take a sweep up again: the same command in the same folders, where only what is missing is done.
 
-    scripts/resume_sweep outputs/multirun/2026-11-22/22-01-34 hydra.launcher.timeout_min=240
+    python -m pipeline.sweep resume outputs/multirun/2026-11-22/22-01-34 hydra.launcher.timeout_min=240
 
 Jobs that are finished are taken as they are, the others go on from what is whole in their folders, and jobs that an
 earlier launcher left in SLURM's queue are waited for.
@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
+from pipeline.config import quoted
 from pipeline.errors import PipelineError
 
+PROJECT = Path(__file__).resolve().parents[2]
 NOTED = "multirun.yaml"  # Hydra's own note of how a sweep was begun
 OVER = ("hydra.mode=", "hydra.sweep.dir=")
 
@@ -29,7 +31,7 @@ def command(sweep: Path, changes: Sequence[str]) -> tuple[Path, list[str]]:
         PipelineError: the folder holds no sweep, or where it was begun is no longer there.
     """
     try:
-        hydra: Mapping[str, Any] = yaml.safe_load((sweep / NOTED).read_text())["hydra"]
+        hydra: Mapping[str, Any] = yaml.safe_load((sweep / NOTED).read_text(encoding="utf-8"))["hydra"]
         began = Path(hydra["runtime"]["cwd"])
         given = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
         sources = hydra["runtime"]["config_sources"]
@@ -45,22 +47,30 @@ def command(sweep: Path, changes: Sequence[str]) -> tuple[Path, list[str]]:
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     kept = [override for override in given if not override.startswith(OVER)]
     configs = [argument for folder in folders for argument in ("--config-dir", folder)]
-    return began, ["-m", "pipeline.run", *configs, "-m", *kept, f"hydra.sweep.dir={sweep}", *changes]
+    return began, [
+        "-m",
+        "pipeline.run",
+        *configs,
+        "-m",
+        *kept,
+        f"hydra.sweep.dir={quoted(str(sweep))}",
+        *changes,
+    ]
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Become the command."""
     if not arguments or arguments[0].startswith("-"):
         sys.exit(
-            "usage: scripts/resume_sweep FOLDER [what is to be different, such as hydra.launcher.timeout_min=240]"
+            "usage: python -m pipeline.sweep resume FOLDER "
+            "[what is to be different, such as hydra.launcher.timeout_min=240]"
         )
     try:
         began, line = command(Path(arguments[0]).absolute(), arguments[1:])
     except PipelineError as error:
         sys.exit(str(error))
     os.chdir(began)
-    os.execv(sys.executable, [sys.executable, *line])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    path = os.pathsep.join(
+        filter(None, (os.environ.get("PYTHONPATH"), str(PROJECT)))
+    )  # where it is not installed
+    os.execve(sys.executable, [sys.executable, *line], os.environ | {"PYTHONPATH": path})

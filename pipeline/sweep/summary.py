@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def show(sweep: Sweep) -> None:
         say(f"job {job.number} ({choices}) {job.status.state}: {job.status.reason}", "bold red")
     done = len(sweep.jobs) - len(unfinished)
     say(f"{done} of {_count(len(sweep.jobs))} finished.")
+    if unfinished:
+        say(f"to run what is missing: python -m pipeline.sweep resume {shlex.quote(str(sweep.folder))}")
     say(f"table: {sweep.folder / TABLE}")
     say(f"report: {sweep.folder / REPORT}")
 
@@ -91,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Sum up the sweep in a folder; 0 if all of its jobs are finished."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.sweep",
-        description="Sum up a sweep: its table, its page and its run in MLflow. Status 1 if a job is not finished.",
+        description="Sum up a sweep: its table, its page and its run in MLflow. Status 1 if a job is not finished. "
+        "`python -m pipeline.sweep resume FOLDER` runs what is missing.",
     )
     parser.add_argument(
         "folder", type=Path, help="of the sweep, such as outputs/multirun/2026-01-31/12-00-00"

@@ -34,4 +34,4 @@ from pipeline.system.status import (
     status_of,
     write_status,
 )
-from pipeline.system.terminal import grid, progress, say, table
+from pipeline.system.terminal import LOG_ONLY, grid, prepare_terminal, progress, say, spelled, table

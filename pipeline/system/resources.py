@@ -22,7 +22,7 @@ def available_memory() -> int:
     allowed = [int(psutil.virtual_memory().available)]
     for path in map(Path, CGROUP_LIMITS):
         try:
-            limit = int(path.read_text())
+            limit = int(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # no such controller, or "max"
             continue
         allowed.append(limit - psutil.Process().memory_info().rss)

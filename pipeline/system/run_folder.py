@@ -123,6 +123,26 @@ class RunFolder:
         mean = self.mean(step)
         return sorted(mean.parent.glob("batch-*.h5")) or [path for path in (mean,) if path.exists()]
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether a run has left anything that a later stage can begin with."""
+        return self.config.exists() or bool(self.shard_steps() or self.spectrum_steps())
+
+    def missing(self) -> list[Path]:
+        """The folder, and those above it, that are not there yet: the deepest first."""
+        path = self.path.absolute()
+        return [each for each in (path, *path.parents) if not each.exists()]
+
+    def discard(self, made: Iterable[Path]) -> None:
+        """Remove what the start of a run that was refused has left: notes and its log, and the folders that it made."""
+        for path in [self.path / name for name in (".lock", "run.log", "status.json")] + [
+            self.path / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")
+        ]:
+            path.unlink(missing_ok=True)
+        for folder in (self.path / ".hydra", *made):
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one process; the kernel lets go of it when the process ends, however it ends.

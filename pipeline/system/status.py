@@ -74,7 +74,7 @@ def status_of(folder: RunFolder) -> Status:
 
 def _read(folder: RunFolder) -> Status:
     try:
-        found = json.loads(folder.status.read_text())
+        found = json.loads(folder.status.read_text(encoding="utf-8"))
         return Status(str(found["state"]), str(found.get("reason", "")))
     except FileNotFoundError:
         return Status(MISSING, "it has not begun.")
@@ -90,7 +90,7 @@ def note_finished(folder: RunFolder, overrides: Sequence[str]) -> None:
 def is_finished(folder: RunFolder, overrides: Sequence[str]) -> bool:
     """Whether the folder holds the whole run that a job with these overrides would make."""
     try:
-        done = json.loads((folder.path / FINISHED_WITH).read_text())
+        done = json.loads((folder.path / FINISHED_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(done == list(overrides)) and status_of(folder).state == FINISHED

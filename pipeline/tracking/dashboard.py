@@ -82,7 +82,8 @@ def _serve(uri: str, listener: socket.socket, experiment: str) -> None:
     import uvicorn
 
     server: Any = import_module("mlflow.server")
-    os.environ[server.BACKEND_STORE_URI_ENV_VAR] = os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = uri
+    os.environ[server.BACKEND_STORE_URI_ENV_VAR] = store.engine_uri(uri)
+    os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = store.engine_uri(uri)
     os.environ[server.ARTIFACT_ROOT_ENV_VAR] = store.artifacts(uri).as_uri()
     config = uvicorn.Config(
         APPLICATION, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, workers=1

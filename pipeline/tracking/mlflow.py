@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ ERROR = "error"
 NUM_METRICS = 1000  # what MLflow takes in one request
 NUM_PARAMS = 100
 TAG_LENGTH = 8000
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class MLflow:
     """An MLflow experiment in an embedded SQLite store, or on a server.
 
     `uri` is a server (`http://127.0.0.1:5000`) or `sqlite:////absolute/path/mlflow.db`; None stands for
-    `<root>/mlflow.db`, with artifacts in `<root>/mlflow-artifacts`. SQLite needs a local disk: its locks fail on
-    a network disk.
+    MLFLOW_TRACKING_URI of the environment, or else `<root>/mlflow.db`, with artifacts in `<root>/mlflow-artifacts`.
+    SQLite needs a local disk: its locks fail on a network disk.
 
     Starting a run takes about 2 s, nearly all of it the import of mlflow; a metric or a tag takes about 5 ms. With
     `background` all of that happens in a process beside the work (`ready`).
@@ -60,6 +63,8 @@ class MLflow:
 
     def ready(self) -> MLflow | Recorder:
         """What has `start`: this, or a process that begins to import mlflow now and takes the calls of the run."""
+        if not self.uri and os.environ.get(store.VARIABLE):
+            log.info("MLflow records at %s (%s).", store.resolve(None, self.root), store.VARIABLE)
         if not self.background:
             return self
         return recorder(asdict(self))
@@ -222,7 +227,7 @@ def _recorded(client: Any, experiment_id: str, folder: Path) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        run_id = json.loads((folder / RECORD).read_text())["run_id"]
+        run_id = json.loads((folder / RECORD).read_text(encoding="utf-8"))["run_id"]
         info = client.get_run(run_id).info
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -22,7 +22,7 @@ def network_disk(path: Path) -> str | None:
     there = path.absolute().resolve()
     kind, depth = "", -1
     try:
-        lines = MOUNTS.read_text().splitlines()
+        lines = MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:  # no Linux
         return None
     for line in lines:

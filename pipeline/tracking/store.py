@@ -14,6 +14,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from pipeline.tracking.error_messages import database, in_use, is_server, one_li
 # (mlflow's own defaults are 7 retries of 120 s).
 PATIENCE = 5.0  # seconds: a server's first answer
 LOCK_PATIENCE = 10.0  # seconds: SQLite's lock
+SPECIAL, HANDLES = frozenset("?%#"), Path("/proc/self/fd")  # see proc(5)
 START_PATIENCE = 120.0  # seconds: other processes that open the same store
+VARIABLE = "MLFLOW_TRACKING_URI"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -41,21 +44,46 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def resolve(uri: str | None, root: str) -> str:
-    """The store's address, absolute: a server's, or `sqlite:////…`; `<root>/mlflow.db` if `uri` is None.
+    """The store's address, absolute: a server's, or `sqlite:////…`.
+
+    Where `uri` is None, MLFLOW_TRACKING_URI of the environment counts, and without it `<root>/mlflow.db`.
 
     Raises:
-        PipelineError: `uri` is neither.
+        PipelineError: the address is neither.
     """
-    if uri is None:
+    name = "tracking.uri" if uri else VARIABLE
+    uri = uri or os.environ.get(VARIABLE)
+    if not uri:
         return f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
     if is_server(uri):
         return uri.rstrip("/")
     if uri.startswith("sqlite:///") and uri != "sqlite:///":
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    other = "null for <root>/mlflow.db" if name != VARIABLE else "unset it; tracking.uri counts over it"
     raise PipelineError(
-        f"tracking.uri={uri} is no store that is known: give a server (http://127.0.0.1:5000), a file "
-        "(sqlite:////absolute/path/mlflow.db), or null for <root>/mlflow.db."
+        f"{name}={uri} is no store that is known: give a server (http://127.0.0.1:5000), a file "
+        f"(sqlite:////absolute/path/mlflow.db), or {other}."
     )
+
+
+@cache
+def engine_uri(uri: str) -> str:
+    """The address of a SQLite store as SQLAlchemy and MLflow take it, in this process.
+
+    `?`, `%` and `#` of a path mean something in a URL, to each of the two something else: a folder with such a name is
+    held open, and reached by the number of its handle.
+
+    Raises:
+        PipelineError: the file itself has such a name, or the system has no such numbers.
+    """
+    path = database(uri)
+    if not SPECIAL & set(str(path)):
+        return uri
+    if SPECIAL & set(path.name) or not HANDLES.is_dir():
+        raise PipelineError(
+            f"{path}: MLflow takes none of ? % # in it: choose another with tracking.root=FOLDER."
+        )
+    return f"sqlite:///{HANDLES / str(os.open(path.parent, os.O_RDONLY))}/{path.name}"
 
 
 def artifacts(uri: str) -> Path:
@@ -144,7 +172,7 @@ def _client(uri: str, experiment: str | None) -> Any:
         if experiment is not None and (not path.exists() or path.stat().st_size == 0):
             _create(path, experiment)
         _check(path)
-        return MlflowClient(tracking_uri=uri)
+        return MlflowClient(tracking_uri=engine_uri(uri))
     except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
         if "database is locked" in str(error):
             raise PipelineError(in_use(uri)) from error
@@ -162,7 +190,7 @@ def _create(path: Path, experiment: str) -> None:
         leftover.unlink(missing_ok=True)
     where = artifacts(f"sqlite:///{path}")
     with replacing(path) as fresh, _unsynchronized():
-        store = store_class(f"sqlite:///{fresh}", where.as_uri())
+        store = store_class(engine_uri(f"sqlite:///{fresh}"), where.as_uri())
         try:
             store.create_experiment(experiment, where.as_uri(), _experiment_tags())
         finally:

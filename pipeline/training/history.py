@@ -36,7 +36,7 @@ class History:
     def restore(self, rows: list[Row]) -> None:
         """Begin with rows of an earlier process, which the file must hold as they are; later ones may follow there."""
         self.rows = rows
-        if not self._path.exists() or not self._path.read_text().startswith(self._text()):
+        if not self._path.exists() or not self._path.read_text(encoding="utf-8").startswith(self._text()):
             self.write()
 
     def write(self) -> None:
@@ -54,7 +54,7 @@ def _steps(path: Path) -> set[int]:
     if not path.is_file():
         return set()
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             return {int(row["step"]) for row in csv.DictReader(file)}
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise PipelineError(

@@ -55,7 +55,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 def _read_parts(index: Path) -> dict[str, Tensor]:
     """Of the files that an index names."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{index} is no index of parts of a model: save the model anew.") from error
     return {name: value for part in names for name, value in load_state(index.parent / part).items()}

@@ -223,7 +223,7 @@ UNREAD = {
     "near a key": (["+num_batchs=2"], "num_batchs: there is no such option, did you mean num_batches?"),
     "of a group": (["+num_steps=2"], "num_steps: there is no such option, did you mean training.num_steps?"),
     "near one of a group": (["+hiden_sizes=[2]"], "hiden_sizes: there is no such option, did you mean model.hidden"),
-    "nothing near": (["+zzz=1"], "zzz: there is no such option: `python -m pipeline.run --help` lists them."),
+    "nothing near": (["+zzz=1"], "zzz: there is no such option: --help lists them."),
     "in a group": (["+model.foo=3"], "model.foo: pipeline.model.MLP takes no such option: it takes input_shape, "),
     "near in a group": (
         ["+model.hiden_sizes=[3]"],

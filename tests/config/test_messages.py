@@ -36,7 +36,7 @@ def told(*overrides):
     [
         ("sed=1", "sed: there is no such option, did you mean seed?"),
         ("modell=mlp", "modell: there is no such option, did you mean model?"),
-        ("qqqqqq=1", "qqqqqq: there is no such option."),
+        ("qqqqqq=1", "qqqqqq: there is no such option: --help lists them."),
         ("model.hiden_sizes=[3]", "model.hiden_sizes: there is no such option, did you mean hidden_sizes?"),
         (
             "model.num_channels=[3]",
@@ -46,8 +46,19 @@ def told(*overrides):
          "mlp, resnet, timm, transformer."),
         ("seed=abc", "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
         ("dtype=float16", "dtype=float16: Invalid value 'float16', expected one of [float32, float64]."),
-        ("stages=[trian]", "stages=[trian]: Invalid value 'trian', expected one of [train, compute, aggregate, "
-         "slices, report]."),
+        ("trainng=adam", "trainng: there is no such option, did you mean training?"),
+        ("stratgy=hvp", "stratgy: there is no such option, did you mean strategy?"),
+        ("modle.hidden_sizes=[3]", "modle: there is no such option, did you mean model?"),
+        ("~modle", "modle: there is no such option, did you mean model?"),
+        ("model.hiden=[3]", "model.hiden: there is no such option, did you mean hidden_sizes?"),
+        ("output_dir=x", "output_dir: there is no such option, did you mean hydra.run.dir=FOLDER?"),
+        ("batch_size=3", "batch_size: there is no such option, did you mean data.batch_size, or training.batch_size?"),
+        ("training.epochs=3", "training.epochs: there is no such option, did you mean num_steps?"),
+        ("hydra.rn.dir=x", "hydra.rn: there is no such option, did you mean run?"),
+        ("hydra/launchr=slurm", "hydra/launchr: there is no such group, did you mean hydra/launcher?"),
+        ("seed=0,1", "seed=0,1: several values make a sweep, with the flag -m; a list is written seed=[0,1]."),
+        ("mlp", "mlp: options are given as KEY=VALUE, did you mean model=mlp?"),
+        ("model", "model: options are given as KEY=VALUE, such as model=VALUE; --help lists them."),
         ("seed=[1", "seed=[1: not an option as Hydra reads it (no viable alternative at input '[1'): quote or close "
          "what is open"),
         ("experiment=quik", "experiment=quik: there is no such option, did you mean quick? Choose one of "),

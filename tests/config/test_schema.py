@@ -81,7 +81,10 @@ def test_a_training_without_steps_has_step_zero_alone():
         ),
         ({"checkpoint_steps": [1.5]}, r"^checkpoint_steps=\[1\.5\]: give a list"),
         ({"checkpoint_steps": None}, r"^checkpoint_steps=None: give a list"),
-        ({"stages": []}, r"^stages=\[\]: choose any of train, compute, aggregate, slices, report\.$"),
+        (
+            {"stages": []},
+            r"^stages=\[\]: choose one of train, compute, aggregate, slices, report, or a list of them\.$",
+        ),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pipeline.run  # registers the schema
-from pipeline.config.messages import CONF
 from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
+from pipeline.config.suggestions import CONF
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.experiment.instantiate import as_config, instantiate
 from pipeline.layout import Layout

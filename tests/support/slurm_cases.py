@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT, environment
+from support.command import environment
 
 REASON = "SLURM_CONF names no SLURM: make test-slurm starts one"
 NEEDS_SLURM = pytest.mark.skipif("SLURM_CONF" not in os.environ, reason=REASON)
@@ -55,7 +55,7 @@ class Started:
             self.process = subprocess.Popen(
                 script or command,
                 cwd=self.folder.parent,
-                env=environment(*paths, BIN=str(Path(sys.executable).parent)),
+                env=environment(*paths),
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -107,4 +107,6 @@ class Started:
 
 
 def resumed(folder, *changes, paths=()):
-    return Started(folder, script=[PROJECT / "scripts" / "resume_sweep", folder, *changes], paths=paths)
+    return Started(
+        folder, script=[sys.executable, "-m", "pipeline.sweep", "resume", folder, *changes], paths=paths
+    )

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from support.command import PROJECT, SMALL, contents, environment, run
+from support.command import SMALL, contents, environment, run
 
 from pipeline.errors import PipelineError
 from pipeline.sweep import resume
@@ -238,9 +238,9 @@ def test_settings_become_options_of_sbatch():
 
 def take_up(folder, *changes, cwd):
     return subprocess.run(
-        [PROJECT / "scripts" / "resume_sweep", folder, *changes],
+        [sys.executable, "-m", "pipeline.sweep", "resume", folder, *changes],
         cwd=cwd,
-        env=environment(BIN=os.path.dirname(sys.executable)),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -85,8 +85,8 @@ class Slurm(SlurmLauncher or Launcher):  # type: ignore[misc]
         except KeyboardInterrupt:
             arrays = " ".join(sorted({job.slurm_id.partition("_")[0] for job in queued}))
             log.warning(
-                "the jobs go on without this command: scancel %s ends them, scripts/resume_sweep %s waits for "
-                "them and runs what is missing.", arrays, self._sweep
+                "the jobs go on without this command: scancel %s ends them, python -m pipeline.sweep resume %s "
+                "waits for them and runs what is missing.", arrays, self._sweep
             )  # fmt: skip
             raise
         return [_returned(job, lost.get(job.number)) for job in jobs]

@@ -38,7 +38,7 @@ class Job:
 def noted(sweep: Path) -> dict[int, tuple[str, list[str]]]:
     """The SLURM job of each job of the sweep, and its overrides, by number, as the last launcher noted them."""
     try:
-        found = json.loads((sweep / NOTES).read_text())
+        found = json.loads((sweep / NOTES).read_text(encoding="utf-8"))
         return {int(number): (str(name), list(overrides)) for number, (name, *overrides) in found.items()}
     except (OSError, ValueError, TypeError):
         return {}

@@ -1,0 +1,95 @@
+"""How a command ends where people use it: Ctrl-C, `| head`, terminals in ASCII, folders with odd names."""
+
+import json
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+from support.command import SMALL, command, environment, run, start
+
+TRACKED = [option for option in SMALL if not option.startswith("tracking")]
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+def runs_in(store):
+    """Status and parent of each MLflow run."""
+    tags = "(select run_uuid, value from tags where key = 'mlflow.parentRunId')"
+    query = f"select status, value from runs left join {tags} as parents on runs.run_uuid = parents.run_uuid"
+    with closing(sqlite3.connect(store)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_ctrl_c_says_the_command_that_goes_on(tmp_path):
+    folder = tmp_path / "a b"
+    with start(folder, *SMALL, "training.num_steps=1000000") as process:
+        while not process.stdout.readline().startswith("run folder: "):
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    [told] = re.findall(r"interrupted: what is whole stays; to go on: python -m pipeline\.run (.*)", rest)
+    *given, last = shlex.split(told)
+    assert given == [*SMALL, "training.num_steps=1000000"]
+    assert last == "hydra.run.dir=a b"
+    assert told in (folder / "run.log").read_text()
+    assert json.loads((folder / "status.json").read_text())["state"] == "cancelled"
+
+
+def test_a_run_whose_output_is_closed_goes_on_to_its_end(tmp_path):
+    folder = tmp_path / "folder"
+    arguments = command(folder, *TRACKED, f"tracking.root={tmp_path}")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert [status for status, _ in runs_in(tmp_path / "mlflow.db")] == ["FINISHED"]
+
+
+def test_a_sweep_in_a_folder_with_an_odd_name_in_a_terminal_without_utf_8(tmp_path):
+    """A flag at the end, jobs that work in their own folders: one store, one sweep, tables of straight lines."""
+    folder = tmp_path / "50%25 (a?b) #1"
+    folder.mkdir()
+    options = [*TRACKED, "seed=0,1", "hydra.job.chdir=True", "stages=[train,compute,aggregate]", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.run", *options],
+        cwd=folder,
+        env=environment(**C_LOCALE),
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    printed = done.stdout.decode("ascii")
+    assert "| lambda max " in printed
+    assert "2 of 2 jobs finished." in printed
+    [store] = tmp_path.rglob("*.db")
+    assert store == folder / "outputs" / "mlflow.db"
+    (first, _), *others = sorted(runs_in(store), key=lambda found: found[1] is not None)
+    assert first == "FINISHED"
+    assert [status for status, _ in others] == ["FINISHED", "FINISHED"]
+    assert len({parent for _, parent in others}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    [log, _] = sorted(folder.glob("outputs/multirun/*/*/*/run.log"))
+    text = log.read_text(encoding="utf-8")
+    for told in ("train: ", "compute: ", "aggregate: ", "Hessian spectrum:", "  λ max  ", "finished after "):
+        assert told in text
+
+
+def test_names_and_stages_take_a_plain_text_and_a_store_of_the_environment_counts(tmp_path):
+    folder, store = tmp_path / "folder", tmp_path / "elsewhere.db"
+    uri = f"sqlite:///{store}"
+    done = run(folder, *TRACKED, "parameters=fc1.*", "stages=train", MLFLOW_TRACKING_URI=uri)
+    assert done.returncode == 0, done.stdout
+    assert f"MLflow records at {uri} (MLFLOW_TRACKING_URI)." in done.stdout
+    assert [status for status, _ in runs_in(store)] == ["FINISHED"]
+    config = (folder / "config.yaml").read_text()
+    assert "parameters:\n- fc1.*\n" in config
+    assert "stages:\n- train\n" in config
