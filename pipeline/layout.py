@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """P weights in the order of `named_parameters()`, each parameter flattened row-major (C order)."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        shown = [f"{name} {shape}" for name, shape in zip(self.names, self.shapes, strict=True)]
+        if len(shown) > 4:
+            shown[2:-1] = ["…"]
+        return f"Layout({len(self.names)} parameters, P = {self.num_parameters:,}: {', '.join(shown)})"
 
     @staticmethod
     def of(params: Mapping[str, Any]) -> Layout:
@@ -34,6 +43,21 @@ class Layout:
     def num_parameters(self) -> int:
         """P, the number of weights."""
         return sum(self.sizes)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each parameter, by its name: `layer`, `shape`, `size`, and its rows, start to stop - 1."""
+        import pandas as pd  # slow to import, and few need it
+
+        layer_of = {name: layer for layer, span in self.layers().items() for name in self.names_in(span)}
+        columns = {
+            "layer": [layer_of[name] for name in self.names],
+            "shape": self.shapes,
+            "size": self.sizes,
+            "start": self.offsets[:-1],
+            "stop": self.offsets[1:],
+        }
+        return pd.DataFrame(columns, index=pd.Index(self.names, name="parameter"))
 
     def slices(self) -> dict[str, slice]:
         """The rows (and columns) of each parameter."""

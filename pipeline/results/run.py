@@ -6,20 +6,32 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import is_config
 from pipeline.errors import PipelineError
+from pipeline.results.quantities import QUANTITIES
 from pipeline.results.spectra_file import SpectraFile
 from pipeline.shards import Shard, open_shard
 from pipeline.system import RunFolder, refuse_file
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished or unfinished run folder, read as it is asked for."""
 
     folder: RunFolder
+
+    def __repr__(self) -> str:
+        steps = self.folder.shard_steps()
+        num_shards = sum(len(self.folder.shard_paths(step)) for step in steps)
+        spectra = ", ".join(map(str, self.folder.spectrum_steps())) or "none"
+        return (
+            f"Run({self.folder.path}: {num_shards} shards of {len(steps)} steps, spectra of steps {spectra})"
+        )
 
     @cached_property
     def shards(self) -> dict[int, list[Shard]]:
@@ -33,6 +45,17 @@ class Run:
     def spectra(self) -> dict[int, SpectraFile]:
         """The spectra file of each step: `.mean.eigenvalues`, `.numbers["trace"]`, and so on."""
         return {step: SpectraFile.read(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each step that has spectra: its headline numbers, those of the report first."""
+        import pandas as pd  # slow to import, and few need it
+
+        rows = {step: file.numbers for step, file in self.spectra.items()}
+        keys = dict.fromkeys([*QUANTITIES, *(key for row in rows.values() for key in row)])
+        known = [key for key in keys if any(key in row for row in rows.values())]
+        index = pd.Index(list(rows), name="step")
+        return pd.DataFrame([{key: row.get(key) for key in known} for row in rows.values()], index, known)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -6,92 +6,22 @@ whoever reads takes attributes.
 
 from __future__ import annotations
 
-import logging
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import DamagedFile
-from pipeline.results.dataset_attributes import attributes_of
-from pipeline.shards import Array, damaged, read_results, write_results
+from pipeline.results.result_file import Columns, ResultFile, shapes
+from pipeline.shards import Array
 from pipeline.spectrum import cosines
-from pipeline.system import set_aside
 
 FORMAT_VERSION = 1
-log = logging.getLogger(__name__)
 
 
-class _ResultFile(ABC):
-    """What both files have in common: attributes and arrays, written whole and read back."""
-
-    @property
-    @abstractmethod
-    def attrs(self) -> dict[str, Any]:
-        """The attributes as they lie in the file."""
-
-    @property
-    @abstractmethod
-    def arrays(self) -> dict[str, Any]:
-        """The arrays by their names in the file."""
-
-    @classmethod
-    @abstractmethod
-    def _of(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self: ...
-
-    def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        arrays = self.arrays
-        write_results(path, self.attrs, arrays, attributes_of(arrays))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
-
-        Raises:
-            DamagedFile: it is not what was written, or lacks a number or an array.
-        """
-        found = read_results(path)
-        try:
-            return cls._of(found.attrs, found.arrays)
-        except KeyError as missing:
-            raise damaged(path, f"it has no {missing.args[0]}") from missing
-
-    @classmethod
-    def read_if_sound(cls, path: Path) -> Self | None:
-        """The file; None where it is to be made: there is none, or a damaged one, which is set aside."""
-        try:
-            return cls.read(path) if path.exists() else None
-        except DamagedFile as damage:
-            log.warning("%s", set_aside(damage, "it is made again"))
-            return None
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Arrays that lie together in a file, each by the name of its field; one that is None does not."""
-
-    GROUP: ClassVar[str]
-
-    @property
-    def arrays(self) -> dict[str, Array]:
-        found = {f"{self.GROUP}/{field.name}": getattr(self, field.name) for field in fields(self)}
-        return {name: values for name, values in found.items() if values is not None}
-
-    @classmethod
-    def _of(cls, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> Self:
-        names = {field.name: f"{cls.GROUP}/{field.name}" for field in fields(cls)}
-        return cls(
-            **{key: arrays.get(name) if key in optional else arrays[name] for key, name in names.items()}
-        )
-
-
-@dataclass(frozen=True)
-class MeanSpectrum(_Columns):
+@dataclass(frozen=True, repr=False)
+class MeanSpectrum(Columns):
     """The spectrum of the mean matrix: k top eigenpairs of P weights."""
 
     GROUP = "mean"
@@ -118,8 +48,8 @@ class MeanSpectrum(_Columns):
         return spread
 
 
-@dataclass(frozen=True)
-class Density(_Columns):
+@dataclass(frozen=True, repr=False)
+class Density(Columns):
     """Densities of the spectra on one grid, per decade of |λ|; NaN where Lanczos does not resolve eigenvalues."""
 
     GROUP = "density"
@@ -130,8 +60,8 @@ class Density(_Columns):
     coordinate: Array | None = None  # (G,) t, over which `values` integrate to 1; not in files before 0.3
 
 
-@dataclass(frozen=True)
-class BatchSpectra(_Columns):
+@dataclass(frozen=True, repr=False)
+class BatchSpectra(Columns):
     """Numbers of each of B batches' own matrix."""
 
     GROUP = "batches"
@@ -155,7 +85,7 @@ class BatchSpectra(_Columns):
         return self.eigenvalues[:, ::-1][:, :num_top] if ascending else self.eigenvalues
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerBlocks:
     """The parameters of the model, m of them, and the blocks of the mean matrix that belong to them."""
 
@@ -165,6 +95,9 @@ class LayerBlocks:
     block_norms: Array  # (m, m): the Frobenius norm of each block
     trace: Array  # (m,) of the diagonal blocks
     eigenvalues: Mapping[str, Array]  # of the diagonal blocks that were decomposed, by the parameter's name
+
+    def __repr__(self) -> str:
+        return f"LayerBlocks({shapes(self)})"
 
     @property
     def sizes(self) -> Array:
@@ -196,8 +129,8 @@ class LayerBlocks:
         )
 
 
-@dataclass(frozen=True)
-class ModuleBlocks(_Columns):
+@dataclass(frozen=True, repr=False)
+class ModuleBlocks(Columns):
     """The layers of the model, M of them (what a module has of its own), and their diagonal blocks of the mean."""
 
     GROUP = "modules"
@@ -212,8 +145,8 @@ class ModuleBlocks(_Columns):
         return replace(found, names=found.names.astype(str))
 
 
-@dataclass(frozen=True)
-class SpectraFile(_ResultFile):
+@dataclass(frozen=True, repr=False)
+class SpectraFile(ResultFile):
     """What aggregation found at one step: `spectra/step-….h5`.
 
     spectrum: how the mean was decomposed. inputs_hash: of all that the file is made from. numbers: every number of the
@@ -232,6 +165,16 @@ class SpectraFile(_ResultFile):
     density: Density | None = None
     batches: BatchSpectra | None = None
     modules: ModuleBlocks | None = None
+
+    def __repr__(self) -> str:
+        parts = [
+            f"step {self.step}: {self.matrix}, spectrum={self.spectrum}, P = {self.layers.offsets[-1]:,}"
+        ]
+        if self.num_top:
+            parts.append(f"λ max {self.mean.top_eigenvalues[0]:.4g}")
+        if self.batches is not None:
+            parts.append(f"{len(self.batches)} batches")
+        return f"SpectraFile({', '.join(parts)})"
 
     @property
     def num_top(self) -> int:
@@ -285,8 +228,8 @@ class SpectraFile(_ResultFile):
         )
 
 
-@dataclass(frozen=True)
-class Lines(_Columns):
+@dataclass(frozen=True, repr=False)
+class Lines(Columns):
     """The loss on lines along k top eigenvectors, at n distances from the weights."""
 
     GROUP = "lines"
@@ -303,8 +246,8 @@ class Lines(_Columns):
         return result
 
 
-@dataclass(frozen=True)
-class Plane(_Columns):
+@dataclass(frozen=True, repr=False)
+class Plane(Columns):
     """The loss on the plane of the first two eigenvectors."""
 
     GROUP = "plane"
@@ -313,8 +256,8 @@ class Plane(_Columns):
     losses: Array  # (m, m): a row a distance along the second
 
 
-@dataclass(frozen=True)
-class LandscapeFile(_ResultFile):
+@dataclass(frozen=True, repr=False)
+class LandscapeFile(ResultFile):
     """The loss along the top eigenvectors at one step: `slices/step-….h5`.
 
     inputs_hash: that of the spectra it belongs to. num_points: on each line, as asked for.
@@ -326,6 +269,9 @@ class LandscapeFile(_ResultFile):
     num_points: int
     lines: Lines
     plane: Plane | None = None
+
+    def __repr__(self) -> str:
+        return f"LandscapeFile(step {self.step}: {len(self.lines.eigenvalues)} lines of {self.num_points} points)"
 
     @property
     def attrs(self) -> dict[str, Any]:

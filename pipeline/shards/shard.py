@@ -38,7 +38,7 @@ OTHER = "give another file, or move it away where shards are looked for"
 SHARED = ("matrix", "blocks", "strategy", "reduction", "dtype", "config_hash", "weights_hash", "step")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shard:
     """One matrix on disk. Holds no open file, so it can be handed to other processes.
 
@@ -52,6 +52,11 @@ class Shard:
     tile: int
     dtype: np.dtype[Any]
     store: TileStore = HDF5
+
+    def __repr__(self) -> str:
+        of = ", ".join(f"{key[:5]} {self.attrs[key]}" for key in ("step", "batch_index") if key in self.attrs)
+        kind = self.attrs.get("matrix", "matrix")
+        return f"Shard({self.path.name}: {kind}, P = {self.num_rows:,}, {self.dtype}, {of})"
 
     @property
     def num_rows(self) -> int:

@@ -44,12 +44,17 @@ class Job:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
     """The jobs of a sweep, in the order of their numbers, as they stood when it was opened."""
 
     folder: Path
     jobs: tuple[Job, ...]
+
+    def __repr__(self) -> str:
+        finished = len(self.jobs) - len(self.unfinished)
+        varying = " × ".join(self.varying) or "nothing"
+        return f"Sweep({self.folder}: {len(self.jobs)} jobs, {finished} finished; {varying} varies)"
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
