@@ -2,7 +2,9 @@
 
 `hessian(model, criterion, inputs, targets)` gives the matrix as a tensor, `layer_hessians` its blocks for each layer,
 `sample_hessians` one for each sample; `eigenvalues(matrix)` and `plot_spectrum(matrix)` take it from there.
-`open_shard`, `open_run` and `open_sweep` read what runs left behind. The pipeline itself is `python -m pipeline.run`.
+`curvature_operator(model, criterion, batches)` gives products with the matrix of a net of any size; `eigenpairs`,
+`density`, `trace`, `diagonal` and `solve` take it, or a stored matrix. `open_shard`, `open_run` and `open_sweep` read
+what runs left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
 from __future__ import annotations
@@ -11,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
+    from pipeline.operator import curvature_operator
     from pipeline.report.spectrum_axes import plot_spectrum
     from pipeline.results.matrix_eigenvalues import eigenvalues
     from pipeline.results.run import open_run
     from pipeline.shards.shard import open_shard
+    from pipeline.spectrum import diagonal, eigenpairs, solve, trace
+    from pipeline.spectrum.distribution import density
     from pipeline.sweep.jobs import open_sweep
 
 __all__ = [
+    "curvature_operator",
+    "density",
+    "diagonal",
+    "eigenpairs",
     "eigenvalues",
     "hessian",
     "layer_hessians",
@@ -26,10 +35,16 @@ __all__ = [
     "open_sweep",
     "plot_spectrum",
     "sample_hessians",
+    "solve",
+    "trace",
 ]
 __version__ = "0.2.0"
 
 _HOMES = {
+    "curvature_operator": "pipeline.operator",
+    "density": "pipeline.spectrum.distribution",
+    "diagonal": "pipeline.spectrum",
+    "eigenpairs": "pipeline.spectrum",
     "eigenvalues": "pipeline.results.matrix_eigenvalues",
     "hessian": "pipeline.compute.dense",
     "layer_hessians": "pipeline.compute.dense",
@@ -38,6 +53,8 @@ _HOMES = {
     "open_sweep": "pipeline.sweep.jobs",
     "plot_spectrum": "pipeline.report.spectrum_axes",
     "sample_hessians": "pipeline.compute.dense",
+    "solve": "pipeline.spectrum",
+    "trace": "pipeline.spectrum",
 }
 
 

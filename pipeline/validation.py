@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from numbers import Integral, Real
+from typing import TypeVar
 
 from pipeline.errors import PipelineError
+
+Kind = TypeVar("Kind")
 
 
 def check_count(name: str, value: object, minimum: int = 1, or_null: str | None = None) -> None:
@@ -95,3 +98,16 @@ def _is_whole(value: object) -> bool:
 def name_of(choice: object, kinds: Mapping[str, type]) -> str:
     """The name of a choice in `conf/`; that of its class, where it is the user's own."""
     return next((name for name, kind in kinds.items() if type(choice) is kind), type(choice).__name__)
+
+
+def named(choice: str | Kind, kinds: Mapping[str, type[Kind]], what: str) -> Kind:
+    """The choice with its defaults, if it is a name; else the object itself.
+
+    Raises:
+        PipelineError: no choice has that name.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice not in kinds:
+        raise PipelineError(f"{what} {choice!r} is unknown: choose one of {', '.join(kinds)}.")
+    return kinds[choice]()

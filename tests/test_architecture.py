@@ -18,7 +18,7 @@ FLOORS = [  # a room imports rooms of lower floors only
     {"system", "validation"},
     {"cluster", "config", "criterion", "device", "model", "objective", "shards", "spectrum", "storage"},
     {"data", "matrix", "results", "strategy"},
-    {"aggregate", "experiment", "tracking", "training"},
+    {"aggregate", "experiment", "operator", "tracking", "training"},
     {"compute", "report"},
     {"sweep"},
     {"run"},

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.compute.certificate import directions
 from pipeline.compute.recipe import Part, blocks_of, certified
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
 from pipeline.experiment import MatrixSpec
 from pipeline.layout import Layout
-from pipeline.objective import Batch, Objective, Params, observed
+from pipeline.objective import Batch, Objective, Params, directions, observed
 from pipeline.shards import (
     Array,
     Band,

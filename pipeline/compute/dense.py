@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.certificate import certify, directions
 from pipeline.compute.cost_estimate import check_room
-from pipeline.errors import PipelineError, StrategyError
+from pipeline.errors import StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
 from pipeline.objective import (
     Batch,
     Criterion,
     Inputs,
-    Objective,
-    Params,
     Reference,
+    certify,
+    check_loss,
     check_samples_apart,
+    device_named,
+    directions,
+    full_precision,
     layout_of,
-    leaves_of,
     objective_of,
     squares_count_samples,
 )
@@ -43,9 +42,9 @@ from pipeline.strategy import (
     tell,
     tolerance_of,
 )
+from pipeline.validation import named
 
 NestedBlocks = dict[str, dict[str, Tensor]]
-Kind = TypeVar("Kind")
 
 
 class Options(TypedDict, total=False):
@@ -139,10 +138,10 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    chosen_strategy = _named(strategy, STRATEGIES, "strategy")
-    chosen_matrix = _named(matrix, MATRICES, "matrix")
-    place = _place(device)
-    with torch.inference_mode(False), torch.enable_grad(), _full_precision():
+    chosen_strategy = named(strategy, STRATEGIES, "strategy")
+    chosen_matrix = named(matrix, MATRICES, "matrix")
+    place = device_named(device)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
         task = _Task(model, criterion, parameters, dtype, place, randomness, Batch.of(inputs, targets))
         dense, layout = task.matrix(chosen_strategy, chosen_matrix, verify)
     return _nested(dense, layout) if as_blocks else dense
@@ -199,36 +198,6 @@ class _Task:
         return self.model, self.criterion, self.parameters
 
 
-def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
-    """Refuse a loss that cannot be computed, or is not finite, before it is differentiated.
-
-    Raises:
-        PipelineError: with the line that the model or the criterion raised.
-    """
-    try:
-        loss = float(objective.loss(leaves_of(params), batch).detach())
-    except (PipelineError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # whatever the user's model and criterion raise
-        line = str(error).partition("\n")[0]
-        raise PipelineError(
-            f"the loss cannot be computed on these inputs and targets ({type(error).__name__}: {line}): call "
-            "criterion(model(inputs), targets) by itself to see where."
-        ) from error
-    if not isfinite(loss):
-        remedy = "" if next(iter(params.values())).dtype == torch.float64 else ", or use dtype=torch.float64"
-        raise PipelineError(f"the loss is {loss}: look at the weights, the inputs and the targets{remedy}.")
-
-
-def _full_precision() -> AbstractContextManager[Any]:
-    """No autocast: what it rounds to half precision has no second derivatives to speak of."""
-    stack = ExitStack()
-    for kind in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
-        if torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
-
-
 def layer_hessians(
     model: nn.Module,
     criterion: Criterion,
@@ -242,7 +211,7 @@ def layer_hessians(
     A layer is what a module has of its own, its weight and bias together; what the model itself has goes by the name of
     its first parameter. Arguments and errors are those of `hessian`.
     """
-    _place(options.get("device"))  # is told before anything of the model
+    device_named(options.get("device"))  # is told before anything of the model
     layout = layout_of(model, parameters, options.get("dtype"))
     return {
         layer: hessian(model, criterion, inputs, targets, parameters=layout.names_in(span), **options)
@@ -265,9 +234,9 @@ def sample_hessians(
     Arguments and errors are those of `hessian`; a model whose output for a sample depends on the others is refused.
     Memory: N·P² numbers.
     """
-    place = _place(options.get("device"))
+    place = device_named(options.get("device"))
     dtype, randomness = options.get("dtype"), options.get("randomness")
-    with torch.inference_mode(False), torch.enable_grad(), _full_precision():
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
         own = Batch.of(inputs, targets)
         task = _Task(model, criterion, parameters, dtype, place, randomness, own)
         objective, params = objective_of(model, criterion, parameters, dtype, place, randomness)
@@ -278,8 +247,8 @@ def sample_hessians(
         check_samples_apart(objective.predict, params, batch, "the Hessian of each sample")
         squares = squares_count_samples(objective.predict, params, batch) is not False
         samples = [own.chunk(index, index + 1, squares) for index in range(N)]
-        strategy = _named(options.get("strategy", "auto"), STRATEGIES, "strategy")
-        matrix = _named(options.get("matrix", "hessian"), MATRICES, "matrix")
+        strategy = named(options.get("strategy", "auto"), STRATEGIES, "strategy")
+        matrix = named(options.get("matrix", "hessian"), MATRICES, "matrix")
         if isinstance(strategy, Auto) and isinstance(matrix, Hessian):
             together = hessians_of_samples(objective, params, batch, squares)
             verify = options.get("verify", True)
@@ -300,23 +269,6 @@ def _all_pass(task: _Task, samples: Sequence[Batch], matrices: Tensor) -> bool:
         if not certify(reference, Hessian(), dense @ probes, dense.dtype, None).passed:
             return False
     return True
-
-
-def _place(device: torch.device | str | None) -> torch.device | None:
-    try:
-        return torch.device(device) if device is not None else None
-    except (RuntimeError, TypeError) as error:
-        raise PipelineError(
-            f"device={device!r} is unknown: choose 'cpu', 'cuda' or another that PyTorch knows."
-        ) from error
-
-
-def _named(choice: str | Kind, kinds: Mapping[str, type[Kind]], what: str) -> Kind:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in kinds:
-        raise PipelineError(f"{what} {choice!r} is unknown: choose one of {', '.join(kinds)}.")
-    return kinds[choice]()
 
 
 def _nested(dense: Tensor, layout: Layout) -> NestedBlocks:

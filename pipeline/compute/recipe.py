@@ -10,11 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.certificate import Certificate, certify, directions
 from pipeline.config import Blocks, Verify
 from pipeline.errors import StrategyError
 from pipeline.experiment import MatrixSpec
-from pipeline.objective import Batch, Criterion, Objective, Params, Reference, layout_of, objective_of
+from pipeline.objective import (
+    Batch,
+    Certificate,
+    Criterion,
+    Objective,
+    Params,
+    Reference,
+    certify,
+    directions,
+    layout_of,
+    objective_of,
+)
 from pipeline.strategy import (
     Block,
     BlockFilter,

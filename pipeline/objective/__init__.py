@@ -1,6 +1,7 @@
 """The loss as a function of the weights, differentiable twice, and the problem that it belongs to."""
 
 from pipeline.objective.batch import Batch, Inputs
+from pipeline.objective.certificate import Certificate, certify, directions
 from pipeline.objective.checkpoints import (
     FINGERPRINT,
     check_weights,
@@ -14,6 +15,7 @@ from pipeline.objective.checkpoints import (
 )
 from pipeline.objective.description import describe, is_one_hot, suspicions
 from pipeline.objective.differences import SAFETY, SHARP, Product
+from pipeline.objective.entry import check_loss, device_named, full_precision
 from pipeline.objective.evaluation import IGNORED, Criterion, accuracy, check_fit, evaluate, observe, predict
 from pipeline.objective.linearized import Difference, Linear, LinearizedModel, linearized
 from pipeline.objective.objective import Objective, Params, flatten, layout_of, leaves_of, objective_of

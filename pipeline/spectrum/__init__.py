@@ -3,8 +3,19 @@
 from pipeline.spectrum.auto import Auto
 from pipeline.spectrum.cost import SPEEDUP, Rates
 from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
+from pipeline.spectrum.distribution import SpectralDistribution
 from pipeline.spectrum.exact import Exact, eigenvalues_of, live_rows
-from pipeline.spectrum.protocol import Array, Quadrature, Spectrum, SpectrumMethod, SymmetricMatrix
+from pipeline.spectrum.extremal_pairs import Eigenpairs, eigenpairs
+from pipeline.spectrum.linear_systems import Solution, solve
+from pipeline.spectrum.protocol import (
+    Array,
+    ProductMatrix,
+    Quadrature,
+    Spectrum,
+    SpectrumMethod,
+    SymmetricMatrix,
+)
+from pipeline.spectrum.random_traces import Diagonal, Estimate, Traces, diagonal, trace
 from pipeline.spectrum.slq import SLQ
 from pipeline.spectrum.summary import (
     cosines,

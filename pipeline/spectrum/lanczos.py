@@ -49,6 +49,7 @@ class LanczosState:
     norm: float  # largest ‖H q‖ seen: a lower bound of |λ|max
     num_passes: int
     seed: int
+    noise: float = 0.0  # largest norm of basisᵀ (H − Hᵀ) q seen: how far products are from symmetric
 
     @property
     def num_columns(self) -> int:
@@ -92,6 +93,7 @@ def advance(state: LanczosState, matvec: Matvec) -> LanczosState:
     basis, images = (*state.basis, state.block), (*state.images, image)
     column = _inner(basis, image)  # (s + b, b)
     old = state.num_columns
+    noise = _asymmetry(state, column[:old])
     projected = np.zeros((len(column), len(column)))
     projected[:old, :old] = state.projected
     projected[:, old:] = column
@@ -100,7 +102,7 @@ def advance(state: LanczosState, matvec: Matvec) -> LanczosState:
     width = min(state.block.shape[1], len(image) - len(column))
     rng = np.random.default_rng([state.seed, state.num_passes + 1])
     block = _next_block(basis, image, width, norm, rng)
-    return LanczosState(basis, images, projected, block, norm, state.num_passes + 1, state.seed)
+    return LanczosState(basis, images, projected, block, norm, state.num_passes + 1, state.seed, noise)
 
 
 def restart(state: LanczosState, num_top: int, num_bottom: int) -> LanczosState:
@@ -109,8 +111,7 @@ def restart(state: LanczosState, num_top: int, num_bottom: int) -> LanczosState:
     chosen = _ends(len(values), num_top, num_bottom)
     rotation = rotation[:, chosen]
     basis, images = _combine(state.basis, rotation), _combine(state.images, rotation)
-    projected = np.diag(values[chosen])
-    return LanczosState((basis,), (images,), projected, state.block, state.norm, state.num_passes, state.seed)
+    return replace(state, basis=(basis,), images=(images,), projected=np.diag(values[chosen]))
 
 
 def ritz_pairs(state: LanczosState, num_top: int, num_bottom: int, tolerance: float) -> RitzPairs:
@@ -205,6 +206,21 @@ def _next_block(
     for _ in range(2):  # a short direction lost digits when the basis was taken out: take it out again
         block = np.linalg.qr(_project_out(basis, block))[0]
     return block
+
+
+def random_block(basis: Sequence[Array], width: int, rng: np.random.Generator) -> Array:
+    """At most `width` random orthonormal columns that are orthogonal to the basis, (P, width)."""
+    num_rows = len(basis[0])
+    width = min(width, num_rows - sum(block.shape[1] for block in basis))
+    return _next_block(basis, np.zeros((num_rows, 0)), width, 0.0, rng)
+
+
+def _asymmetry(state: LanczosState, column: Array) -> float:
+    """The largest norm of basisᵀ (H − Hᵀ) q over the columns q of the block; column: basisᵀ H q."""
+    if not len(column):
+        return state.noise
+    transposed = _inner(state.images, state.block)
+    return max(state.noise, float(np.linalg.norm(column - transposed, axis=0).max(initial=0.0)))
 
 
 def _project_out(basis: Sequence[Array], vectors: Array) -> Array:

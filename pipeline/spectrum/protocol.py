@@ -4,13 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import PipelineError
+
 Array = NDArray[np.floating]
 Matvec = Callable[[Array], Array]  # (P, m) -> (P, m): the symmetric matrix times m vectors, one pass over it
+
+
+class ProductMatrix(Protocol):
+    """A real symmetric matrix that is known by its products."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def matvec(self, vectors: Array, /) -> Array:
+        """The matrix times (P, m) vectors."""
+        ...
+
+
+def checked_matrix(matrix: Any) -> ProductMatrix:
+    """The matrix, if it has products; a plain array as one that has.
+
+    Raises:
+        PipelineError: it is neither.
+    """
+    if isinstance(matrix, np.ndarray) and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+        return DenseMatrix(matrix)
+    if not (hasattr(matrix, "num_rows") and callable(getattr(matrix, "matvec", None))):
+        raise PipelineError(
+            f"the matrix is of type {type(matrix).__name__}: give what curvature_operator or open_shard returns, a "
+            "square array, or an object with num_rows and matvec."
+        )
+    product_matrix: ProductMatrix = matrix
+    return product_matrix
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """A symmetric array (P, P)."""
+
+    values: Array
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.values)
+
+    def matvec(self, vectors: Array, /) -> Array:
+        product: Array = self.values @ vectors
+        return product
 
 
 class SymmetricMatrix(Protocol):

@@ -7,14 +7,14 @@ every case.
 
 from __future__ import annotations
 
-from pipeline.strategy.attempt import Failures, blocks_by, choices_of, refusal
+from pipeline.strategy.attempt import LOOK, Failures, blocks_by, choices_of, refusal
 from pipeline.strategy.auto import Auto, because, tell
 from pipeline.strategy.autograd import Autograd
 from pipeline.strategy.block_filter import BlockFilter, everything
 from pipeline.strategy.blocks import Block, assemble, check_finite
 from pipeline.strategy.forward_mode import push
 from pipeline.strategy.func import Func
-from pipeline.strategy.hvp import HVP
+from pipeline.strategy.hvp import HVP, count_numbers
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.per_sample import hessians_of_samples
 from pipeline.strategy.protocol import Approximate, Cost, Strategy, tolerance_of

@@ -11,10 +11,10 @@ from kinds.asked import WAYS, assert_right, data, differences, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.compute.certificate import Certificate, certify, directions
 from pipeline.compute.dense import hessian
 from pipeline.matrix import MATRICES
 from pipeline.objective.batch import Batch
+from pipeline.objective.certificate import Certificate, certify, directions
 from pipeline.objective.objective import objective_of
 from pipeline.objective.reference import Reference
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import pipeline
-from pipeline.compute.certificate import certify, directions
 from pipeline.criterion import CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix import GGN, MATRICES, EmpiricalFisher, Fisher, Residual
 from pipeline.objective.batch import Batch
+from pipeline.objective.certificate import certify, directions
 from pipeline.objective.objective import objective_of
 from pipeline.objective.reference import Reference
 

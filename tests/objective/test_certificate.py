@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.compute.certificate import certify, directions
 from pipeline.compute.dense import hessian
 from pipeline.compute.recipe import parts_of
 from pipeline.compute.stage import compute_step
@@ -12,6 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import MatrixSpec
 from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
+from pipeline.objective.certificate import certify, directions
 from pipeline.objective.objective import objective_of
 from pipeline.objective.problem import Problem
 from pipeline.objective.reference import Reference

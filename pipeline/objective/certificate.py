@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective import SAFETY, SHARP, Objective, Params, Product, Reference, leaves_of
+from pipeline.objective.differences import SAFETY, SHARP, Product
+from pipeline.objective.objective import Objective, Params, leaves_of
+from pipeline.objective.reference import Reference
 
 log = logging.getLogger(__name__)
 NUM_PROBES = 2

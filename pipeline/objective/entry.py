@@ -1,0 +1,57 @@
+"""What every entry point from Python does first: the device, full precision, a loss that can be computed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from math import isfinite
+from typing import Any
+
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.objective.batch import Batch
+from pipeline.objective.objective import Objective, Params, leaves_of
+
+
+def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
+    """Refuse a loss that cannot be computed, or is not finite, before it is differentiated.
+
+    Raises:
+        PipelineError: with the line that the model or the criterion raised.
+    """
+    try:
+        loss = float(objective.loss(leaves_of(params), batch).detach())
+    except (PipelineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever the user's model and criterion raise
+        line = str(error).partition("\n")[0]
+        raise PipelineError(
+            f"the loss cannot be computed on these inputs and targets ({type(error).__name__}: {line}): call "
+            "criterion(model(inputs), targets) by itself to see where."
+        ) from error
+    if not isfinite(loss):
+        remedy = "" if next(iter(params.values())).dtype == torch.float64 else ", or use dtype=torch.float64"
+        raise PipelineError(f"the loss is {loss}: look at the weights, the inputs and the targets{remedy}.")
+
+
+def full_precision() -> AbstractContextManager[Any]:
+    """No autocast: what it rounds to half precision has no second derivatives to speak of."""
+    stack = ExitStack()
+    for kind in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+def device_named(device: torch.device | str | None) -> torch.device | None:
+    """The device, None for the model's own.
+
+    Raises:
+        PipelineError: PyTorch does not know it.
+    """
+    try:
+        return torch.device(device) if device is not None else None
+    except (RuntimeError, TypeError) as error:
+        raise PipelineError(
+            f"device={device!r} is unknown: choose 'cpu', 'cuda' or another that PyTorch knows."
+        ) from error

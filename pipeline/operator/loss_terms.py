@@ -1,0 +1,142 @@
+"""How batches make up the loss of all samples: added, or weighted by the terms that their mean is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
+from pipeline.errors import PipelineError
+from pipeline.objective import Batch, Criterion, Objective, Params, Tree, leaves_of
+
+ENTRYWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+)
+LABELLED = (CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
+HOW = (
+    "give all samples as one batch, or the criterion an attribute reduction='sum' or 'mean', and for a mean over "
+    "something else than samples a method num_terms(targets)"
+)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """How many terms a batch adds to the loss: for a mean loss L = Σ_b (t_b / Σ t) L_b, for a summed one L = Σ_b L_b.
+
+    A term is a sample for most losses; an entry for losses that average over entries; a label that counts, times the
+    weight of its class, for cross-entropy with ignore_index and class weights. A criterion of the user's own may say
+    so by a method `num_terms(targets)`. Each batch is checked for it, unless the criterion is one of torch's own.
+    """
+
+    criterion: Criterion
+    is_sum: bool
+
+    @staticmethod
+    def of(objective: Objective, params: Params, first: Batch) -> LossTerms:
+        """The terms of a criterion, which is tried on the first batch if it does not say how it reduces.
+
+        Raises:
+            PipelineError: it is neither a sum nor a mean.
+        """
+        reduction = getattr(objective.criterion, "reduction", None)
+        if reduction not in ("mean", "sum"):
+            reduction = _tried(objective, params, first)
+        return LossTerms(objective.criterion, reduction == "sum")
+
+    def weight(self, batch: Batch) -> float:
+        """The terms of a batch; 1 for a summed loss, whose batches are added as they are."""
+        return 1.0 if self.is_sum else self._count(batch)
+
+    def check(self, objective: Objective, params: Params, batch: Batch) -> None:
+        """Refuse a batch whose loss is not made up of the losses of its parts in that way.
+
+        Raises:
+            PipelineError: it is not.
+        """
+        if type(self.criterion) in (*ENTRYWISE, *LABELLED, SquaredError, BinaryCrossEntropy):
+            return
+        if batch.num_samples > 1 and self.weight(batch) > 0:
+            self._check_split(objective, params, batch)
+
+    def _count(self, batch: Batch) -> float:
+        if (own := getattr(self.criterion, "num_terms", None)) is not None:
+            return float(own(batch.targets))
+        if isinstance(self.criterion, LABELLED):
+            return _num_labels(self.criterion, batch.targets)
+        if isinstance(self.criterion, (*ENTRYWISE, BinaryCrossEntropy)):
+            return float(batch.targets.numel())
+        return float(batch.num_samples)
+
+    def _check_split(self, objective: Objective, params: Params, batch: Batch) -> None:
+        n = batch.num_samples
+        loss, judged = _losses(objective, params, batch)
+        cut = n // 3 or 1
+        try:
+            parts = [judged.chunk(0, cut), judged.chunk(cut, n)]
+            terms = [self.weight(part) for part in parts]
+            values = [t * loss(part) if t else 0.0 for part, t in zip(parts, terms, strict=True)]
+            whole, expected = self.weight(judged) * loss(judged), sum(values)
+        except PipelineError:
+            raise
+        except Exception as error:  # a criterion may raise anything where it does not take a part
+            raise _refused(str(error).partition("\n")[0]) from error
+        if not abs(whole - expected) <= 1e-4 * sum(map(abs, values)):
+            raise _refused(f"a batch of {n} adds {whole:.6g} to it, in two parts it adds {expected:.6g}")
+
+
+def _num_labels(criterion: Any, targets: Tensor) -> float:
+    """Labels that count, each with the weight of its class; for probabilities (N, C, ...) their N·...."""
+    if targets.is_floating_point():
+        return float(targets.numel() / targets.shape[1]) if targets.ndim > 1 else 1.0
+    counted = targets[targets != getattr(criterion, "ignore_index", -100)]
+    weight = getattr(criterion, "weight", None)
+    return float(
+        counted.numel() if weight is None else weight.double().to(counted.device)[counted.long()].sum()
+    )
+
+
+def _losses(objective: Objective, params: Params, batch: Batch) -> tuple[Callable[[Batch], float], Batch]:
+    """The criterion as a function of outputs and targets, and those of a batch, the outputs moved a little.
+
+    At outputs as they are a loss of zero would tell nothing. Moved towards
+    zero, probabilities stay what a criterion takes.
+    """
+    tree = Tree.of(objective.predict(leaves_of(params), batch.inputs))
+    generator = torch.Generator().manual_seed(0)
+    moved = [f.detach() * (1 - torch.rand(f.shape, generator=generator).to(f) / 2) for f in tree.tensors]
+
+    def loss(part: Batch) -> float:
+        return float(objective.loss_of(params, part.inputs, part.targets).detach())
+
+    return loss, Batch(tree.like(moved), batch.targets)
+
+
+def _tried(objective: Objective, params: Params, batch: Batch) -> str:
+    """Whether the loss of every sample twice is the same ("mean") or twice as large ("sum")."""
+    loss, judged = _losses(objective, params, batch)
+    try:
+        once, twice = loss(judged), loss(judged.doubled())
+    except PipelineError:
+        raise
+    except Exception as error:  # a criterion may raise anything where it does not take so many outputs
+        raise _refused(str(error).partition("\n")[0]) from error
+    for reduction, ratio in (("mean", 1.0), ("sum", 2.0)):
+        if abs(twice - ratio * once) <= 1e-4 * abs(once):
+            return reduction
+    raise _refused(f"of every sample twice it is {twice / once if once else twice:.3g} times as large")
+
+
+def _refused(why: str) -> PipelineError:
+    return PipelineError(
+        f"the loss is neither the sum nor the mean over samples ({why}), so that it is not known how batches add up: "
+        f"{HOW}."
+    )

@@ -1,0 +1,82 @@
+"""The band of a distribution of eigenvalues against the distribution itself."""
+
+import numpy as np
+import pytest
+from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
+
+from pipeline.errors import PipelineError
+from pipeline.spectrum.distribution import density
+
+NAMES = ("wigner", "low_rank", "multiple", "zero", "identity", "both_signs_alike")
+CASES = {"hessian": like_a_hessian(300), **{name: SPECTRA[name] for name in NAMES}}
+
+
+def is_held(found, eigenvalues):
+    """At each eigenvalue, and just before it, where the distribution is lowest beside the band's upper edge."""
+    size = np.abs(eigenvalues).max() * 1e-12 + 1e-300
+    for x in (eigenvalues + size, eigenvalues - size, eigenvalues[:-1] / 2 + eigenvalues[1:] / 2):
+        exact = np.searchsorted(eigenvalues, x, side="right") / len(eigenvalues)
+        low, high = found.at(x)
+        if not ((low <= exact + 1e-12) & (exact <= high + 1e-12)).all():
+            return False
+    return True
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("num_steps", [5, 25])
+def test_the_band_holds_the_distribution_in_95_of_100_seeds(name, num_steps):
+    eigenvalues = CASES[name]
+    matrix = Stored(np.diag(eigenvalues))  # random vectors look alike in every basis
+    held = sum(
+        is_held(density(matrix, num_vectors=4, num_steps=num_steps, seed=seed), eigenvalues)
+        for seed in range(100)
+    )
+    assert held >= 95
+
+
+def test_without_the_spread_it_does_not_hold():
+    """So that the test above tests it."""
+    eigenvalues = CASES["wigner"]
+    found = density(Stored(np.diag(eigenvalues)), num_vectors=1, num_steps=350)
+    exact = np.searchsorted(eigenvalues, eigenvalues, side="right") / len(eigenvalues)
+    low, high = found.at(eigenvalues)
+    assert not ((low + found.spread <= exact) & (exact <= high - found.spread)).all()
+
+
+def test_more_vectors_and_steps_make_the_band_narrow():
+    matrix = Stored(with_spectrum(SPECTRA["wigner"]))
+    widths = [density(matrix, *sizes).width for sizes in ((1, 5), (8, 5), (8, 40), (64, 40))]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.15
+
+
+def test_without_a_basis_it_gives_the_same_where_no_value_has_converged(monkeypatch):
+    matrix = Stored(with_spectrum(SPECTRA["wigner"]))
+    kept = density(matrix, 2, 12)
+    monkeypatch.setattr("pipeline.spectrum.distribution.available_memory", lambda: 0)
+    bare = density(matrix, 2, 12)
+    assert kept.is_reorthogonalized
+    assert not bare.is_reorthogonalized
+    np.testing.assert_allclose(bare.quadrature.nodes, kept.quadrature.nodes, atol=1e-9)
+    np.testing.assert_allclose(bare.low, kept.low, atol=1e-9)
+
+
+def test_the_density_integrates_to_one():
+    found = density(Stored(with_spectrum(CASES["hessian"])), 4, 30)
+    assert np.trapezoid(found.density, found.grid.coordinates) == pytest.approx(1, abs=1e-3)
+    assert found.num_products == 120
+    assert found.low[0] == 0
+    assert found.high[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_vectors": 0}, "num_vectors=0: give a whole number of at least 1"),
+        ({"num_steps": 1}, "num_steps=1: give a whole number of at least 2"),
+        ({"confidence": 2}, "confidence=2: give a number above 0 and below 1"),
+    ],
+)
+def test_mistakes_in_one_line(options, message):
+    with pytest.raises(PipelineError, match=message):
+        density(np.eye(9), **options)

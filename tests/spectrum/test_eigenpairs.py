@@ -1,0 +1,155 @@
+"""Both ends of known spectra, from few products, with nothing missing."""
+
+import numpy as np
+import pytest
+import torch
+from support.matrices import SPECTRA, Laplacian, Stored, like_a_hessian, with_spectrum
+from torch import nn
+
+import pipeline
+from pipeline.errors import PipelineError
+from pipeline.spectrum import eigenpairs, extremal_pairs
+
+
+def ends(eigenvalues, top, bottom):
+    """The largest and the smallest, descending."""
+    top = min(top, len(eigenvalues))
+    bottom = min(bottom, len(eigenvalues) - top)
+    return np.concatenate([eigenvalues[::-1][:top], eigenvalues[:bottom][::-1]])
+
+
+def assert_pairs(found, matrix, expected, tolerance):
+    largest = np.abs(expected).max()
+    bound = 1.01 * tolerance * max(largest, np.abs(found.values).max()) + 1e-13 * largest
+    np.testing.assert_allclose(found.values, expected, atol=bound)
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(len(expected)), atol=1e-12)
+    residuals = np.linalg.norm(matrix.matvec(found.vectors) - found.vectors * found.values, axis=0)
+    assert (residuals <= 2 * bound).all()
+    np.testing.assert_allclose(found.residuals, residuals, atol=1e-12 * largest + 1e-300)
+    assert found.complete
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_both_ends_of_a_known_spectrum(name, block_size):
+    eigenvalues = SPECTRA[name]
+    matrix = Stored(with_spectrum(eigenvalues))
+    found = eigenpairs(matrix, top=10, bottom=3, tolerance=1e-8, block_size=block_size)
+    assert_pairs(found, matrix, ends(eigenvalues, 10, 3), 1e-8)
+
+
+HARD = {
+    "cluster": (np.concatenate([np.linspace(-0.1, 0.1, 190), 1 + 1e-9 * np.arange(10)]), 5, 1e-12, 1e-10),
+    "multiplicity-12": (np.concatenate([np.linspace(-0.1, 0.1, 188), [1.0] * 12]), 15, 1e-8, 1e-8),
+    "rank-8": (np.concatenate([[-2, -1], np.zeros(192), np.arange(1, 7)]), 20, 1e-8, 1e-7),
+}
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", HARD)
+def test_no_set_is_wrong_whatever_the_first_block(name, seed, block_size):
+    eigenvalues, top, tolerance, allowed = HARD[name]
+    matrix = with_spectrum(np.sort(eigenvalues), seed)
+    found = eigenpairs(matrix, top, 1, tolerance, block_size=block_size, seed=seed)
+    np.testing.assert_allclose(found.values, ends(np.sort(eigenvalues), top, 1), atol=allowed)
+
+
+def test_without_the_search_beyond_sets_are_wrong(monkeypatch):
+    """So that the tests above test it."""
+    monkeypatch.setattr(extremal_pairs._Search, "_look_beyond", lambda self, pairs, state: (state, True))
+    eigenvalues, top, tolerance, allowed = HARD["multiplicity-12"]
+    found = eigenpairs(with_spectrum(np.sort(eigenvalues)), top, 1, tolerance, block_size=1)
+    assert np.abs(found.values - ends(np.sort(eigenvalues), top, 1)).max() > allowed
+
+
+def test_restarts_give_the_same():
+    matrix = Laplacian(300)
+    found = eigenpairs(matrix, 5, 5, tolerance=1e-9, block_size=3, max_columns=40)
+    assert_pairs(found, matrix, ends(matrix.eigenvalues, 5, 5), 1e-9)
+
+
+def test_fewer_products_than_rows_by_far():
+    eigenvalues = like_a_hessian(800)
+    found = eigenpairs(Stored(with_spectrum(eigenvalues)), top=10, bottom=0, block_size=2)
+    assert found.num_products <= 80
+
+
+def test_an_operator_and_an_array_give_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+    pair = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
+    dense = pipeline.hessian(model, nn.CrossEntropyLoss(), *pair).numpy()
+    operator = pipeline.curvature_operator(
+        model,
+        nn.CrossEntropyLoss(),
+        [(x, y) for x, y in zip(pair[0].split(6), pair[1].split(6), strict=True)],
+    )
+    expected = ends(np.linalg.eigvalsh(dense), 8, 2)
+    for matrix in (operator, dense):
+        found = pipeline.eigenpairs(matrix, 8, 2, tolerance=1e-10)
+        np.testing.assert_allclose(found.values, expected, atol=1e-9 * expected[0])
+
+
+def test_products_in_single_precision_to_what_they_allow():
+    eigenvalues = like_a_hessian(400)
+    single = with_spectrum(eigenvalues).astype(np.float32)
+
+    class Single(Stored):
+        def matvec(self, vectors):
+            return single @ vectors.astype(np.float32)
+
+    found = eigenpairs(Single(single), top=10, tolerance=1e-5)
+    np.testing.assert_allclose(found.values[:10], eigenvalues[::-1][:10], atol=1e-5 * 10)
+    message = r"symmetric to \d\.\de-0\d of its largest eigenvalue only, and tolerance=1e-10 asks for more: raise it to"
+    with pytest.raises(PipelineError, match=message):
+        eigenpairs(Single(single), top=10, tolerance=1e-10)
+
+
+def test_one_seed_one_result():
+    matrix = with_spectrum(SPECTRA["wigner"])
+    first, second = (eigenpairs(matrix, 6, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first.vectors, second.vectors)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top": -1}, "top=-1: give a whole number of at least 0"),
+        ({"top": 0, "bottom": 0}, "top=0 and bottom=0: ask for one pair at least"),
+        ({"tolerance": 0}, "tolerance=0: give a number above 0 and below 1"),
+        ({"max_columns": 20}, "max_columns=20: give a whole number of at least 33, or null"),
+        ({"block_size": 0}, "block_size=0"),
+        (
+            {"max_products": 12, "tolerance": 1e-12},
+            r"\d+ of 21 eigenpairs have not converged in \d+ products",
+        ),
+    ],
+)
+def test_mistakes_in_one_line(options, message):
+    with pytest.raises(PipelineError, match=message):
+        eigenpairs(Laplacian(500), **{"block_size": 4, **options})
+
+
+def test_what_is_no_matrix_and_what_is_not_finite_is_refused():
+    with pytest.raises(
+        PipelineError, match="the matrix is of type str: give what curvature_operator or open_shard"
+    ):
+        eigenpairs("matrix")
+    poisoned = with_spectrum(SPECTRA["hessian"])
+    poisoned[3, 5] = np.nan
+    with pytest.raises(PipelineError, match="holds NaN or infinity"):
+        eigenpairs(poisoned)
+
+
+def test_a_matrix_that_is_not_symmetric_is_refused():
+    matrix = np.random.default_rng(0).standard_normal((100, 100))
+    with pytest.raises(PipelineError, match="products with the matrix are symmetric to"):
+        eigenpairs(matrix, 5, 0, block_size=4)
+
+
+def test_memory_that_holds_no_basis_is_told_before_anything_is_done(monkeypatch):
+    monkeypatch.setattr(extremal_pairs, "available_memory", lambda: 10**5)
+    message = r"21 eigenpairs of P = 10,000 weights need .* MB of memory for a basis, .* may be taken: ask for fewer"
+    with pytest.raises(PipelineError, match=message):
+        eigenpairs(Laplacian(10_000), block_size=4)

@@ -1,0 +1,102 @@
+"""Traces, norms and diagonals against those of dense matrices, and how often their intervals hold them."""
+
+import numpy as np
+import pytest
+import torch
+from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
+from torch import nn
+
+import pipeline
+from pipeline.errors import PipelineError
+from pipeline.spectrum import diagonal, eigenpairs, trace
+
+MATRICES = {
+    "hessian": with_spectrum(like_a_hessian(300)),
+    "wigner": with_spectrum(SPECTRA["wigner"]),
+    "low_rank": with_spectrum(np.concatenate([np.zeros(250), np.arange(-20.0, 30)])),
+    "two-layers": np.diag(np.concatenate([np.linspace(0, 1, 150), -(np.linspace(0, 30, 150) ** 2)])),
+}
+
+
+class Layered(Stored):
+    """The first half of the rows are one layer, the others two."""
+
+    @property
+    def layout(self):
+        class Layout:
+            @staticmethod
+            def layers():
+                n = self.num_rows
+                return {"one": slice(0, n // 2), "two": slice(n // 2, n - 3), "three": slice(n - 3, n)}
+
+        return Layout()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_intervals_of_95_percent_hold_in_93_of_100_seeds(name):
+    dense = MATRICES[name]
+    matrix = Layered(dense)
+    exact = {layer: float(np.diag(dense)[span].sum()) for layer, span in matrix.layout.layers().items()}
+    exact |= {"trace": float(np.trace(dense)), "norm": float(np.linalg.norm(dense))}
+    held = dict.fromkeys(exact, 0)
+    for seed in range(100):
+        found = trace(matrix, num_products=60, seed=seed)
+        estimates = {**found.layers, "trace": found.trace, "norm": found.frobenius_norm}
+        for key, estimate in estimates.items():
+            assert estimate.low <= estimate.value <= estimate.high
+            held[key] += estimate.low <= exact[key] <= estimate.high
+    assert min(held.values()) >= 93, held
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_diagonal_within_its_standard_errors(name):
+    dense = MATRICES[name]
+    found = diagonal(dense, num_products=90)
+    gaps = np.abs(found.values - np.diag(dense))
+    assert (gaps <= 2.05 * found.errors + 1e-12 * np.abs(dense).max()).mean() >= 0.9
+    assert np.linalg.norm(gaps) <= 0.5 * np.linalg.norm(np.diag(dense)) + 1e-9
+
+
+def test_known_pairs_make_the_interval_narrow():
+    matrix = with_spectrum(like_a_hessian(300))
+    pairs = eigenpairs(matrix, 10, 0, tolerance=1e-10)
+    found = trace(matrix, 30, pairs=pairs)
+    assert found.trace.low <= np.trace(matrix) <= found.trace.high
+    assert found.num_products == 30
+    without = np.random.default_rng(0).integers(0, 2, (300, 30)) * 2.0 - 1
+    spread = np.einsum("pm,pq,qm->m", without, matrix, without).std(ddof=1) / np.sqrt(30)
+    assert found.trace.high - found.trace.low < 0.05 * spread
+
+
+def test_as_many_products_as_rows_are_exact():
+    matrix = with_spectrum(np.arange(20.0))
+    found, entries = trace(matrix, 20), diagonal(matrix, 50)
+    assert found.trace.value == pytest.approx(190, abs=1e-11)
+    assert found.frobenius_norm.value == pytest.approx(np.sqrt(np.sum(np.arange(20.0) ** 2)), abs=1e-11)
+    assert found.trace.high - found.trace.low < 1e-9
+    np.testing.assert_allclose(entries.values, np.diag(matrix), atol=1e-12)
+    assert not entries.errors.any()
+
+
+def test_layers_of_an_operator():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    pair = torch.randn(30, 4, dtype=torch.float64), torch.randint(3, (30,))
+    dense = pipeline.hessian(model, nn.CrossEntropyLoss(), *pair).numpy()
+    found = pipeline.trace(pipeline.curvature_operator(model, nn.CrossEntropyLoss(), pair), 60)
+    assert list(found.layers) == ["0", "2"]
+    assert found.layers["0"].low <= np.trace(dense[:60, :60]) <= found.layers["0"].high
+    assert found.layers["2"].low <= np.trace(dense[60:, 60:]) <= found.layers["2"].high
+
+
+def test_mistakes_in_one_line():
+    matrix = with_spectrum(np.arange(40.0))
+    with pytest.raises(PipelineError, match="num_products=3: give a whole number of at least 12"):
+        trace(matrix, 3)
+    with pytest.raises(PipelineError, match="confidence=1: give a number above 0 and below 1"):
+        trace(matrix, confidence=1)
+    with pytest.raises(PipelineError, match="pairs are of P = 40 weights, the matrix is of 60"):
+        trace(np.eye(60), 12, pairs=eigenpairs(matrix, 2))
+    matrix[3, 4] = np.inf
+    with pytest.raises(PipelineError, match="holds NaN or infinity"):
+        diagonal(matrix, 12)
