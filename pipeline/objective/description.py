@@ -54,7 +54,17 @@ def suspicions(train: Batch) -> list[str]:
         and is_one_hot(targets)
     ):
         found.append("targets look one-hot: data.map_labels=true makes one label of each row.")
+    elif _are_whole_floats(targets):
+        found.append("targets are floats, though all whole: data.map_labels=true makes labels of classes.")
     return found
+
+
+def _are_whole_floats(targets: Any) -> bool:
+    """Whether values (N, 1) are few whole numbers, as of classes."""
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.numel() != len(targets):
+        return False
+    kinds = targets.unique()
+    return bool((kinds == kinds.round()).all()) and 1 < len(kinds) <= min(NUM_LISTED, len(targets) // 2)
 
 
 def is_one_hot(values: Tensor) -> bool:
@@ -77,12 +87,13 @@ def _are_labels(targets: Any) -> bool:
 
 def _classes(labels: Tensor) -> str:
     counts = torch.bincount(labels.long())
-    number = f"{int((counts > 0).sum()):,} classes"
+    number = int((counts > 0).sum())
+    kinds = f"{number:,} class{'es' if number != 1 else ''}"
     if len(counts) <= NUM_LISTED:
-        return f"{number}, samples of each: {', '.join(f'{int(count):,}' for count in counts)}"
+        return f"{kinds}, samples of each: {', '.join(f'{int(count):,}' for count in counts)}"
     there = counts[counts > 0]
     samples = f"{int(there.min()):,} to {int(there.max()):,} samples each"
-    return f"{number} among labels 0 to {len(counts) - 1:,}, of {samples}"
+    return f"{kinds} among labels 0 to {len(counts) - 1:,}, of {samples}"
 
 
 def _parts(tree: Any) -> str:

@@ -1,8 +1,7 @@
-"""Loss and accuracy of a model on many samples, and the trial that tells whether it fits the data at all."""
+"""Loss and accuracy of a model on many samples."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.observation import observed_first
-from pipeline.objective.trees import Tree
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
@@ -71,50 +68,6 @@ def observe(model: nn.Module, criterion: Criterion, train: Batch) -> dict[str, A
         return observed_first(model, predict, criterion, train)
 
 
-def check_fit(model: nn.Module, criterion: Criterion, batch: Batch) -> None:
-    """Try two samples.
-
-    Raises:
-        PipelineError: the model cannot read them, or the criterion cannot judge what comes out.
-    """
-    few = batch.chunk(0, 2)
-    name = type(model).__name__
-    with evaluating(model), torch.no_grad():
-        try:
-            outputs = predict(model, few.inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise PipelineError(
-                f"{name} does not fit the data: on {_shape(few.inputs)} it says {_line(error)!r}: "
-                f"{_remedy(batch.inputs, error)}."
-            ) from error
-        try:
-            loss = criterion(outputs, few.targets)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise PipelineError(
-                f"the criterion does not fit {name} and the data: on outputs {_shape(outputs)} and targets "
-                f"{_shape(few.targets)} it says {_line(error)!r}: choose another criterion."
-            ) from error
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        raise PipelineError(
-            f"the criterion gives {_shape(loss)}: one number is needed, reduce by mean or sum."
-        )
-
-
-def _remedy(inputs: Inputs, error: Exception) -> str:
-    """What to do about a model that cannot read its inputs."""
-    whole = [leaf for leaf in Tree.of(inputs, every=True).tensors if not leaf.is_floating_point()]
-    if whole and "out of range" in str(error):
-        highest = max(int(leaf.max()) for leaf in whole)
-        return (
-            f"the inputs hold whole numbers up to {highest}, give the model a table of at least {highest + 1}"
-        )
-    if whole and re.search("dtype|type|Long|Byte", str(error)):
-        return "inputs are whole numbers: for values give data.as_float=true, for pixels data.scale=true"
-    if isinstance(inputs, dict) and "keyword argument" in str(error):
-        return f"inputs are called {', '.join(inputs)}, as the parameters of its forward must be"
-    return "check model.input_shape"
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and afterwards for each module the mode that it was in."""
@@ -125,11 +78,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _shape(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

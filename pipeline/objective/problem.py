@@ -16,7 +16,8 @@ from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
 from pipeline.objective.checkpoints import evidence_in, load_weights
-from pipeline.objective.evaluation import check_fit, observe
+from pipeline.objective.evaluation import observe
+from pipeline.objective.fit import check_fit
 from pipeline.objective.objective import Criterion, layout_of
 from pipeline.objective.observation import hashes_of
 from pipeline.system import check_evidence

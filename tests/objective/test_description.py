@@ -48,6 +48,10 @@ def test_samples_in_a_line(train, test, line):
         ),
         (Batch(torch.tensor([[[0.0, 255.0]]]), torch.tensor([0])), "from 0 to 255: data.scale=true"),
         (Batch(X, torch.tensor([1, 2, 1])), "no sample has label 0, the lowest is 1: data.map_labels=true"),
+        (
+            Batch(X.repeat(2, 1), torch.tensor([[0.0], [1.0], [1.0], [2.0], [0.0], [0.0]])),
+            "floats, though all whole: ",
+        ),
         (Batch(X, torch.eye(3).long()), "look one-hot: data.map_labels=true"),
     ],
 )
@@ -63,6 +67,7 @@ def test_what_looks_like_a_mistake_is_said(train, said):
         Batch(X, torch.tensor([0, 0, 1])),
         Batch(X, X),
         Batch(X, {"a": X}),
+        Batch(X, X[:, :1]),
     ],
 )
 def test_usual_samples_raise_no_suspicion(train):
