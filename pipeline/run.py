@@ -17,28 +17,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from pipeline.config import (
-    CONF,
-    Config,
-    Stage,
-    answer,
-    arranged,
-    explain,
-    keep,
-    settings_of,
-    settle,
-    stages_of,
-)
+from pipeline.config import CONF, Config, Stage, explain, keep, read_arguments, settings_of, settle, stages_of
 from pipeline.errors import DamagedFile
-from pipeline.experiment import (
-    NEED_MODEL,
-    build,
-    build_training,
-    check_later_stages,
-    instantiate,
-    plain,
-    prepare,
-)
+from pipeline.experiment import NEED_MODEL, build, build_training, check_results, instantiate, plain, prepare
 from pipeline.sweep import NAME, Slurm, carry_out, conclude, labels, sweep_folder
 from pipeline.system import RunFolder, prepare_terminal, recorded_status, say, set_aside
 
@@ -73,7 +54,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             keep(folder, settings)
             log.info("run folder: %s (%s)", folder.path, AGAIN)
         else:
-            check_later_stages(config, folder)
+            check_results(config, folder)
         from pipeline.report import RunRecorder, make_report
 
         with tracker.start(folder, *labels(settings), sweep_folder()) as tracked:
@@ -150,8 +131,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print in a form of its own
     ending: BaseException | None = None
     try:
-        sys.argv[1:] = arranged(sys.argv[1:])
-        if page := answer(sys.argv[1:]):
+        if page := read_arguments():
             say(page)
         else:
             job()

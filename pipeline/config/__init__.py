@@ -1,6 +1,6 @@
 """The schema of the config, its checks and its hash, and mistakes in one line."""
 
-from pipeline.config.command_line import answer, arranged, command, interruption, quoted
+from pipeline.config.command_line import command, interruption, quoted, read_arguments
 from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
 from pipeline.config.messages import SHOW_TRACEBACKS, explain, log_error, print_error
 from pipeline.config.schema import (

@@ -65,6 +65,16 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"
 
 
+def read_arguments() -> str | None:
+    """Bring the arguments of this process into the order that Hydra takes; the page that they ask for, if they do.
+
+    Raises:
+        PipelineError: as `arranged` and `answer`.
+    """
+    sys.argv[1:] = arranged(sys.argv[1:])
+    return answer(sys.argv[1:])
+
+
 def arranged(arguments: Sequence[str]) -> list[str]:
     """Flags first, then what is overridden: Hydra takes no flag in between.
 

@@ -7,7 +7,7 @@ from pipeline.experiment.instantiate import (
     as_config,
     build,
     build_training,
-    check_later_stages,
+    check_results,
     instantiate,
     plain,
     prepare,

@@ -96,7 +96,7 @@ def prepare(config: DictConfig) -> None:
         trim(config, group, given, partial(_locate, group, str(target)) if needed else None)
 
 
-def check_later_stages(config: DictConfig, folder: RunFolder) -> None:
+def check_results(config: DictConfig, folder: RunFolder) -> None:
     """Refuse what stages that need no model cannot begin with.
 
     Raises:
