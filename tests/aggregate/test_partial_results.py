@@ -1,11 +1,8 @@
 """An aggregation that is cut short, anywhere, is taken up again and ends in the same bits."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from support.command import environment
+from support.command import python
 from support.shard_cases import ATTRS, known, write
 
 import pipeline.aggregate.partial_results
@@ -153,10 +150,7 @@ def test_a_process_that_is_killed_leaves_its_passes(tmp_path, monkeypatch):
         "spectrum = SLQ(num_top=3, num_vectors=4, num_steps=6)\n"
         "list(pipeline.aggregate.stage.aggregate(RunFolder(Path(sys.argv[1])), spectrum, Threads(1)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, folder.path], env=environment(), timeout=120, check=False
-    )
-    assert done.returncode == -9
+    assert python("-c", code, folder.path).returncode == -9
     assert not folder.spectrum(STEP).exists()
     again = fuse(monkeypatch, "matvec")
     assert_same(run(folder, SPECTRA["slq"]), expected)

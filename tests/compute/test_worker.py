@@ -43,6 +43,7 @@ def expected(tmp_path_factory):
     return path
 
 
+@pytest.mark.integration
 def test_workers_compute_the_same_shards(tmp_path, expected):
     path = tmp_path / "run"
     succeed(path, *SMALL, *STAGES, "cluster=local", "cluster.num_workers=2")
@@ -50,6 +51,7 @@ def test_workers_compute_the_same_shards(tmp_path, expected):
     assert not (path / ".dask").exists()
 
 
+@pytest.mark.integration
 def test_workers_share_one_matrix(tmp_path):
     """Fewer matrices than workers: each writes a band of its rows, and the run joins them."""
     one = (*SMALL, "stages=[train,compute]", "data.batch_size=null", "storage.tile=3")
@@ -64,6 +66,7 @@ def test_workers_share_one_matrix(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in found.path.parent.rglob("*.h5")}
     done = succeed(tmp_path / "together", *one, "cluster=local", "stages=[train,compute,aggregate,report]")
     assert "Hessian spectrum" in "\n".join(done)
+    assert not (tmp_path / "together" / ".dask").exists()
     after = {path: path.stat().st_mtime_ns for path in found.path.parent.rglob("*.h5")}
     assert before == after
 

@@ -1,30 +1,23 @@
-"""The benchmark: peers and strategies compute the same matrix, and the script ends with a table and a figure."""
+"""The benchmarks: peers and strategies compute the same matrix, and the scripts end with tables and a figure."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
-from support.command import PROJECT, environment
+from support.command import PROJECT, python
 
 from pipeline.compute.dense import hessian
 
 sys.path.insert(0, str(PROJECT / "scripts"))
+import benchmark_figure
 import benchmark_nets
 import benchmark_peers
+import benchmark_storage
 
 
 def script(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=PROJECT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,25 +57,59 @@ def test_a_net_by_its_width():
         benchmark_nets.problem_of("64-12")
 
 
-def test_the_script_ends_with_a_table_and_a_figure(tmp_path):
+def test_the_script_ends_with_a_table_and_a_figure(tmp_path, monkeypatch):
     figures, picture = tmp_path / "cost.json", tmp_path / "cost.png"
+    earlier = {"P": 160, "N": 5, "gemm": 1e9, "write": 1e9, "methods": {"hvp": {"times": [0.1]}}}
+    figures.write_text(json.dumps({"64-2-10@5": earlier}))
     methods = "khatri_rao,khatri_rao (blocks),chunked jvp(grad)"
-    options = ("--nets", "64-2-10@5,64-4-10@5", "--methods", methods, "--rounds", "1", "--json", figures)
+    options = ("--nets", "64-4-10@5", "--methods", methods, "--rounds", "1", "--json", figures)
     told = script("scripts/benchmark.py", *options)
     assert "64-4-10 tanh, cross-entropy: P = 310, N = 5" in told
-    measured = json.loads(figures.read_text())
-    assert [net["P"] for net in measured.values()] == [160, 310]
-    for net in measured.values():
-        assert all(len(row["times"]) == 1 and row["times"][0] > 0 for row in net["methods"].values())
-        assert net["methods"]["khatri_rao"]["error"] < 1e-5
-    script("scripts/benchmark_figure.py", figures, picture)
+    before, net = json.loads(figures.read_text()).values()
+    assert before == earlier
+    assert net["P"] == 310
+    assert all(len(row["times"]) == 1 and row["times"][0] > 0 for row in net["methods"].values())
+    assert net["methods"]["khatri_rao"]["error"] < 1e-5
+    monkeypatch.setattr(sys, "argv", ["benchmark_figure.py", str(figures), str(picture)])
+    benchmark_figure.main()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_check_on_a_gpu_runs_without_one():
-    options = ("--device", "cpu", "--cases", "thread", "--sizes", "64-4-10@5", "--rows", "300")
-    told = script("scripts/gpu_check.py", *options)
-    assert "0 wrong" in told
+    options = (
+        "--device",
+        "cpu",
+        "--cases",
+        "thread",
+        "--real-nets",
+        "forward-of-dict",
+        "--sizes",
+        "64-4-10@5",
+    )
+    told = script("scripts/gpu_check.py", *options, "--rows", "300")
+    assert told.count(" 0 wrong") == 2
     assert " 0 right" not in told
+    assert "1 nets: 2 right" in told
     assert "64-4-10@5: P = 310, N = 5: limits: products" in told
     assert "eigenvalues, P = 300: cpu" in told
+
+
+def test_a_real_net_has_its_row(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ("--nets", "forward-of-dict", "--samples", "4", "--rounds", "1", "--json", file)
+    row = script("scripts/benchmark_zoo.py", *options).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["forward-of-dict", "1,505", "4"]
+    assert 0 <= float(cells[3]) < 1e-4
+    assert all(float(cells[i]) > 0 for i in (4, 5, 7, 8))
+    methods = json.loads(file.read_text())["forward-of-dict"]["methods"]
+    assert set(methods) >= {"verified", "unverified", "torch.func.hessian", "chunked jvp(grad)"}
+
+
+def test_every_figure_of_storage_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_storage, "PROBE", 8 * 2**20)
+    monkeypatch.chdir(PROJECT)
+    measured = benchmark_storage.measure(tmp_path, hidden=2)
+    assert "the Hessian of P = 1,600, end to end" in measured
+    assert len(measured) == 9
+    assert not list(tmp_path.glob("probe*"))

@@ -94,7 +94,7 @@ def kill_within(folder, stage, delay):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill") / "undisturbed"
-    succeed(folder, *OPTIONS)
+    succeed(folder, *OPTIONS, fresh=True)  # as those that are killed: their seconds are to be alike
     return folder
 
 

@@ -93,6 +93,6 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
 @pytest.mark.parametrize("overrides", [["sed=1"], ["stages=[aggregate]"]])
 def test_tracebacks_are_shown_to_those_who_ask(overrides, tmp_path):
     """One mistake that Hydra finds, one that a stage finds."""
-    done = run(tmp_path / "folder", *overrides, "tracking=none", HYDRA_FULL_ERROR="1")
+    done = run(tmp_path / "folder", *overrides, "tracking=none", HYDRA_FULL_ERROR="1", fresh=True)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stdout

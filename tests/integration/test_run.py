@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from support.command import SMALL, command, contents, environment, fail, run, succeed
+from support.command import SMALL, contents, fail, python, run, succeed
 
 import pipeline
 
@@ -59,7 +59,7 @@ class HisLoss:
 def finished(tmp_path_factory):
     """A whole run, and the lines it printed."""
     folder = tmp_path_factory.mktemp("run") / "finished"
-    return folder, succeed(folder, *SMALL, "checkpoint_steps=[0]")
+    return folder, succeed(folder, *SMALL, "checkpoint_steps=[0]", fresh=True)
 
 
 @pytest.fixture
@@ -76,9 +76,8 @@ def his(tmp_path_factory):
     names = [f"{group}._target_=his_package.His{name}" for group, name in
              (("model", "Net"), ("data", "Data"), ("criterion", "Loss"))]  # fmt: skip
     options = ["+data.num_rows=25", "+model.width=4", "strategy=func", "training.num_steps=30"]
-    lines = succeed(
-        root / "folder", *names, *options, "dtype=float64", f"tracking.root={root}", "model=mlp", paths=[root]
-    )
+    options += ["dtype=float64", f"tracking.root={root}", "model=mlp"]
+    lines = succeed(root / "folder", *names, *options, paths=[root], fresh=True)
     return root, lines
 
 
@@ -341,14 +340,7 @@ def test_help_answers_with_groups_and_options(tmp_path):
 def test_help_waits_for_no_heavy_library():
     heavy = ["torch", "mlflow", "matplotlib", "scipy", "sklearn", "dask", "distributed", "h5py"]
     code = f"import sys, pipeline.run; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python("-W", "error", "-c", code)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -361,17 +353,8 @@ atexit.register(lambda: print([name for name in {heavy} if name in sys.modules],
 from pipeline import run
 run.main()
 """
-    overrides = command(tmp_path / "folder", *SMALL, "model.hidden_sizes=[80]")[
-        3:
-    ]  # too large for a dense solver
-    done = subprocess.run(
-        [sys.executable, "-c", code, *overrides],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    overrides = (*SMALL, "model.hidden_sizes=[80]")  # too large for a dense solver
+    done = python("-c", code, *overrides, f"hydra.run.dir={tmp_path / 'folder'}")
     assert done.stdout.splitlines()[-1] == "[] True", done.stderr
 
 

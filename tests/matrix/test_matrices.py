@@ -137,7 +137,7 @@ def test_the_expected_fisher_is_the_ggn_and_draws_tend_to_it(id: str) -> None:
     def error(num_draws: int) -> float:
         errors = [
             float((found(problem, Fisher(num_draws, seed), "khatri_rao") - exact).norm() / exact.norm())
-            for seed in range(24)
+            for seed in range(12)
         ]
         return sum(errors) / len(errors)
 

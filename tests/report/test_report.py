@@ -2,8 +2,6 @@ import base64
 import json
 import math
 import re
-import subprocess
-import sys
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,6 +9,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from support.command import python
 from support.report_cases import CASES, bowl, put, spectra
 
 from pipeline.errors import PipelineError
@@ -331,8 +330,7 @@ early = {"matplotlib", "jinja2", "h5py", "omegaconf"} & set(sys.modules)
 make_report(RunFolder(Path(sys.argv[1])))
 print(early, {"torch", "hydra", "mlflow", "dask", "matplotlib.pyplot"} & set(sys.modules))
 """
-    command = [sys.executable, "-W", "error", "-c", program, str(folder.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-W", "error", "-c", program, folder.path)
     assert done.stdout.split("\n")[-2] == "set() set()", done.stderr
 
 

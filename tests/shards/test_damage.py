@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from support.shard_files import ROOT, alter, run_without_room, symmetric, tile_bytes, write, writing
+from support.command import python
+from support.shard_files import alter, run_without_room, symmetric, tile_bytes, write, writing
 
 from pipeline.errors import PipelineError
 from pipeline.shards import open_shard
@@ -203,8 +202,7 @@ def test_a_killed_write_leaves_no_file_of_that_name(path: Path) -> None:
             writer.add(slice(0, 16), slice(0, 16), np.ones((16, 16)))
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert python("-c", textwrap.dedent(program)).returncode == -signal.SIGKILL
     assert not path.exists()
     matrix = symmetric(19)
     assert np.array_equal(open_shard(write(path, matrix)).dense(), matrix)

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from support.command import python
 from support.report_cases import spectra
 from support.shard_cases import known, write
 from support.shard_files import symmetric
@@ -28,8 +28,6 @@ from pipeline.run import aggregate
 from pipeline.spectrum import Exact
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking
-
-ROOT = Path(__file__).parents[2]
 
 
 def png() -> bytes:
@@ -113,9 +111,7 @@ KINDS = (
 EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
-def verify(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.shards", "verify", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+verify = partial(python, "-m", "pipeline.shards", "verify")
 
 
 def check_line(line: str, path: Path) -> None:

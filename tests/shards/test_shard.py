@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +11,9 @@ import dask
 import h5py
 import numpy as np
 import pytest
+from support.command import python
 from support.shard_files import (
     ATTRS,
-    ROOT,
     alter,
     gradient_of,
     layout_of,
@@ -246,4 +244,4 @@ def test_an_open_shard_can_be_handed_to_another_process(path: Path) -> None:
 
 def test_reading_shards_needs_no_torch() -> None:
     program = "import sys, pipeline.shards.shard; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert python("-c", program).returncode == 0

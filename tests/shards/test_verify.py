@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from support.command import python
 from support.shard_cases import known, write
 from torch import nn
 
@@ -28,8 +28,6 @@ from pipeline.spectrum import Exact
 from pipeline.strategy import HVP
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -51,9 +49,7 @@ def damage(path: Path) -> bytes:
     return content
 
 
-def verify(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.shards", "verify", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+verify = partial(python, "-m", "pipeline.shards", "verify")
 
 
 def test_whole_shards_are_said_to_be(folder: RunFolder) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 from pathlib import Path
@@ -16,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.command import PROJECT, python
 from support.outcome import content
 
 from pipeline.errors import PipelineError
@@ -28,7 +27,6 @@ from pipeline.shards.writer import ShardWriter, write_shard
 from pipeline.system.run_folder import partial_of
 
 Array = NDArray[Any]
-ROOT = Path(__file__).parents[2]
 NUM_ROWS, TILE = 45, 8  # 6 rows of tiles, 21 tiles
 IDENTITY = {"config_hash": "abc", "step": 120, "batch_index": 0}
 
@@ -217,7 +215,7 @@ def test_a_kill_at_any_moment_loses_no_recorded_tile(
     """SIGKILL from within, in the middle of what the threads do."""
     program = f"""
         import os, signal, sys, threading, time
-        sys.path.insert(0, {str(ROOT / "tests")!r})
+        sys.path.insert(0, {str(PROJECT / "tests")!r})
         from pathlib import Path
         from pipeline.shards import tile_writer
         from shards.test_writer import fill, writing
@@ -229,9 +227,8 @@ def test_a_kill_at_any_moment_loses_no_recorded_tile(
             time.sleep(10)
     """
     chance = random.Random(seed)
-    command = [sys.executable, "-c", textwrap.dedent(program)]
     for _ in range(2):
-        killed = subprocess.run([*command, str(chance.random() * 0.05)], cwd=ROOT, check=False)
+        killed = python("-c", textwrap.dedent(program), chance.random() * 0.05)
         assert killed.returncode == -signal.SIGKILL
         assert not path.exists()
     journals = list(path.parent.glob("*.journal"))

@@ -1,11 +1,18 @@
 """The command as a person gives it: `python -m pipeline.run ...` in a process of its own, far from the repository."""
 
+import atexit
+import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
+SERVER = Path(__file__).with_name("command_server.py")
+PATIENCE = 300.0  # seconds: a run that takes longer hangs
 SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
     "data=blobs",
     "data.num_samples=40",
@@ -41,6 +48,19 @@ def environment(*extra_paths, **variables):
     return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
 
 
+def python(*arguments, cwd=PROJECT, text=True):
+    """An interpreter with these arguments, run to its end."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=text,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
 def command(folder, *overrides):
     return [sys.executable, "-m", "pipeline.run", *overrides, f"hydra.run.dir={folder}"]
 
@@ -57,18 +77,53 @@ def start(folder, *overrides):
     )
 
 
-def run(folder, *overrides, cwd=None, paths=(), **variables):
-    """Run it to the end; standard error is put into standard output, as a terminal does."""
+def run(folder, *overrides, cwd=None, paths=(), fresh=False, **variables):
+    """Run it to the end; standard error is put into standard output, as a terminal does.
+
+    fresh: in an interpreter of its own, which imports all itself; else in a child of `command_server`.
+    """
+    work = _run_fresh if fresh else _run_forked
+    return work(command(folder, *overrides), str(cwd or folder.parent), environment(*paths, **variables))
+
+
+def _run_fresh(arguments, cwd, variables):
     return subprocess.run(
-        command(folder, *overrides),
-        cwd=cwd or folder.parent,
-        env=environment(*paths, **variables),
+        arguments,
+        cwd=cwd,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
+
+
+def _run_forked(arguments, cwd, variables):
+    server = _server()
+    with tempfile.NamedTemporaryFile("r") as output:
+        request = {"overrides": arguments[3:], "cwd": cwd, "environment": variables, "output": output.name}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], PATIENCE)[0]:
+            server.kill()
+            _server.cache_clear()
+            raise subprocess.TimeoutExpired(arguments, PATIENCE, output.read())
+        return subprocess.CompletedProcess(arguments, int(server.stdout.readline()), output.read())
+
+
+@cache
+def _server():
+    """One for each process of tests, until that ends."""
+    server = subprocess.Popen(
+        [sys.executable, SERVER],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)  # closes its input, and waits
+    return server
 
 
 def succeed(folder, *overrides, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from support.command import python
 
 from pipeline.layout import Layout
 from pipeline.shards import write_shard
 
 Array = NDArray[Any]
-ROOT = Path(__file__).parents[2]
 ATTRS = {"matrix": "hessian", "strategy": "hvp", "num_samples": 7, "loss": 0.25, "reduction": "mean"}
 
 
@@ -77,5 +76,4 @@ def run_without_room(room: int, body: str) -> subprocess.CompletedProcess[str]:
         except PipelineError as error:
             print(error)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return python("-c", textwrap.dedent(program))

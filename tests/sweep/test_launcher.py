@@ -113,7 +113,7 @@ def test_a_sqlite_store_on_a_network_disk_is_refused(tmp_path, commands):
         "from pathlib import Path\nfrom pipeline.tracking import network_disk\n"
         f"network_disk.MOUNTS = Path({str(tmp_path / 'mounts')!r})\n"
     )
-    told = last_line(tmp_path, *SLURM, *tracked(tmp_path), paths=[tmp_path])
+    told = last_line(tmp_path, *SLURM, *tracked(tmp_path), paths=[tmp_path], fresh=True)
     assert told.startswith(
         f"{tmp_path / 'store' / 'mlflow.db'} is on a network disk (nfs4), where SQLite's locks fail: start "
     )

@@ -3,13 +3,12 @@
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from support.command import python
 
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
@@ -148,9 +147,7 @@ def is_gone(pid, patience):
     ("how", "code", "patience"), [("well", 0, 0.5), ("refused", 1, 0.5), ("killed", -signal.SIGKILL, 60)]
 )
 def test_nothing_is_lost_and_no_process_left_however_the_run_ends(root, how, code, patience):
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", PARENT, str(root), how]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = python("-c", PARENT, root, how)
     assert done.returncode == code, done.stderr
     assert is_gone(int(done.stdout), patience)
     if how != "refused":

@@ -3,20 +3,18 @@
 import json
 import logging
 import math
-import os
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.command import python
 
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import MLflow
 from pipeline.tracking.mlflow import RECORD
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +41,7 @@ def stored(run):
     return run.client.get_run(run.run_id)
 
 
-def run_python(code, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+run_python = partial(python, "-W", "error", "-c")
 
 
 def test_a_run_holds_what_was_logged(tracking, folder):
