@@ -58,6 +58,7 @@ def worker(address, scratch):
     return started("worker", address, *options)
 
 
+@pytest.mark.slow
 def test_workers_of_a_running_scheduler_find_the_same_and_stay(tmp_path):
     expected = write(RunFolder(tmp_path / "threads"), known(), tile=8)
     list(aggregate(expected, Exact(num_top=4), Threads(1)))

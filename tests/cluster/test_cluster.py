@@ -24,6 +24,7 @@ def workers():
     return {child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline())}
 
 
+@pytest.mark.slow
 def test_threads_and_processes_find_the_same(tmp_path):
     found = []
     for number, cluster in enumerate((Threads(1), Threads(3), Local(2))):

@@ -203,6 +203,7 @@ def test_shards_that_another_run_kept_are_taken_and_stay(tmp_path, about):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_the_whole_run(tmp_path):
     """By threads and by workers, which share batches and, in the last wave, rows of one."""
     options = (*SMALL, "storage.tile=3", "data.num_samples=50", "stages=[train,compute,aggregate]")

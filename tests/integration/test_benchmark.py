@@ -57,6 +57,7 @@ def test_a_net_by_its_width():
         benchmark_nets.problem_of("64-12")
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_a_table_and_a_figure(tmp_path, monkeypatch):
     figures, picture = tmp_path / "cost.json", tmp_path / "cost.png"
     earlier = {"P": 160, "N": 5, "gemm": 1e9, "write": 1e9, "methods": {"hvp": {"times": [0.1]}}}
@@ -75,6 +76,7 @@ def test_the_script_ends_with_a_table_and_a_figure(tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_check_on_a_gpu_runs_without_one():
     options = (
         "--device",
@@ -94,6 +96,7 @@ def test_the_check_on_a_gpu_runs_without_one():
     assert "eigenvalues, P = 300: cpu" in told
 
 
+@pytest.mark.slow
 def test_a_real_net_has_its_row(tmp_path):
     file = tmp_path / "figures.json"
     options = ("--nets", "forward-of-dict", "--samples", "4", "--rounds", "1", "--json", file)
@@ -106,6 +109,7 @@ def test_a_real_net_has_its_row(tmp_path):
     assert set(methods) >= {"verified", "unverified", "torch.func.hessian", "chunked jvp(grad)"}
 
 
+@pytest.mark.slow
 def test_every_figure_of_storage_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_storage, "PROBE", 8 * 2**20)
     monkeypatch.chdir(PROJECT)

@@ -19,6 +19,7 @@ def run(tmp_path_factory):
     return open_run(folder)
 
 
+@pytest.mark.slow
 def test_the_largest_eigenvalue_comes_to_rest_at_two_over_the_learning_rate(run):
     ratios = {step: each.attrs["lambda_max"] * 0.4 / 2 for step, each in run.spectra.items()}
     assert list(ratios) == STEPS
@@ -29,6 +30,7 @@ def test_the_largest_eigenvalue_comes_to_rest_at_two_over_the_learning_rate(run)
     assert losses[-1] < 0.75 * losses[1] < 0.2 * losses[0]  # and the loss goes on falling
 
 
+@pytest.mark.slow
 def test_the_tracker_has_each_number_at_its_training_step(run):
     query = "select step, value from metrics where key = 'lambda_max' order by step"
     with sqlite3.connect(run.folder.path.parent / "mlflow.db") as store:

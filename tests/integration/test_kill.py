@@ -98,6 +98,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_started_again_ends_as_if_undisturbed(undisturbed, tmp_path):
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"repeat these moments with KILL_SEED={seed}")

@@ -74,6 +74,7 @@ def rows_by_two_backward_passes(
     return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in found])
 
 
+@pytest.mark.slow
 def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """By `auto` and in parts of two samples by `khatri_rao`, certified; against some rows of double backward."""
     model, x, y = resnet()
