@@ -48,7 +48,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             # not before the config is known to be right
             from pipeline.compute import check_resources
 
-            settings = settle(folder, plain(config), experiment.problem.hashes)
+            settings = settle(folder, plain(config), experiment.problem.hashes, experiment.environment())
             training = build(config, "training") if config.training.get("num_steps") else None
             check_resources(folder, experiment, training, sweep_folder())
             keep(folder, settings)
@@ -69,7 +69,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 slices(recorder, experiment, experiment.slice_points)
             if Stage.report in stages:
                 with recorder.stage(Stage.report):
-                    make_report(folder)
+                    make_report(folder, config.figure_formats)
             recorder.close()
 
 
@@ -81,7 +81,7 @@ def train(recorder: RunRecorder, experiment: Experiment, config: DictConfig, tra
             *(problem.model, problem.criterion, problem.train, problem.test, recorder.folder),
             checkpoint_steps=experiment.checkpoint_steps,
             seed=experiment.seed,
-            log=lambda step, metrics: recorder.tracked.log_metrics(metrics, step),
+            log=lambda step, metrics: recorder.log(metrics, step),
         )
 
 
@@ -105,7 +105,7 @@ def aggregate(
     with recorder.stage(Stage.aggregate):
         try:
             for file in aggregate_folder(recorder.folder, spectrum, cluster, num_batches):
-                recorder.tracked.log_metrics(file.metrics, file.step)
+                recorder.log(file.metrics, file.step)
         except DamagedFile as damage:
             raise set_aside(damage) from damage
 

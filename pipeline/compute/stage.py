@@ -35,7 +35,7 @@ def compute(
 ) -> None:
     """Shards: one for each batch at each checkpoint, or their mean alone.
 
-    log_metrics: takes the numbers of a batch, and which one it is.
+    log_metrics: takes the numbers of a batch, and which one it is; those of later checkpoints are counted on.
     processes: compute shards elsewhere; they are checked here.
 
     Raises:
@@ -63,9 +63,8 @@ def compute(
         else:
             made = compute_step(*about)
         for attrs in made:
-            prefix = "batch/" if step == steps[-1] else f"batch/step-{step:06d}/"
-            numbers = {prefix + key: attrs[key] for key in MEASURED if key in attrs}
-            log_metrics(numbers, attrs["batch_index"])
+            numbers = {f"per_batch/{key}": attrs[key] for key in MEASURED if key in attrs}
+            log_metrics(numbers, steps.index(step) * len(batches) + attrs["batch_index"])
 
 
 def compute_step(

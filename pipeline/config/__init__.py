@@ -3,11 +3,12 @@
 from pipeline.config.command_line import command, interruption, quoted, read_arguments
 from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
 from pipeline.config.messages import SHOW_TRACEBACKS, explain, log_error, print_error
+from pipeline.config.saved_config import SavedConfig
 from pipeline.config.schema import (
+    FIGURE_FORMATS,
     Blocks,
     Config,
     Keep,
-    SavedConfig,
     Stage,
     Verify,
     as_list,
@@ -15,6 +16,7 @@ from pipeline.config.schema import (
     checkpoint_steps,
     command_of,
     config_hash,
+    figure_formats,
     is_config,
     keep,
     last_step,

@@ -73,6 +73,7 @@ class Config:
     keep: Keep = Keep.all
     verify: Verify = Verify.error
     slice_points: int | None = 27
+    figure_formats: Any = field(default_factory=lambda: ["png"])  # list[str], or one of them
     model: Any = MISSING
     data: Any = MISSING
     device: Any = MISSING
@@ -117,6 +118,8 @@ NOT_HASHED = (  # how fast, how often looked at, how often saved
 )
 
 
+ABOUT = ("command", "environments")  # in config.yaml beside the settings
+FIGURE_FORMATS = ("png", "pdf", "svg")
 LOG = "log"
 
 
@@ -131,6 +134,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     checkpoint_steps(settings)
     check_count("slice_points", settings["slice_points"], minimum=3, or_null="no slices of the loss")
     check_names("parameters", settings["parameters"], such_as="fc1.*", or_null="all that require grad")
+    figure_formats(settings["figure_formats"])
     stages_of(settings["stages"])
 
 
@@ -150,6 +154,23 @@ def stages_of(names: Any) -> frozenset[Stage]:
         given = names[0] if len(names) == 1 else f"[{','.join(map(str, names))}]"
         raise PipelineError(f"stages={given}: choose one of {', '.join(known)}, or a list of them.")
     return frozenset(map(Stage, names))
+
+
+def figure_formats(value: Any) -> tuple[str, ...]:
+    """The formats of the files in figures/, from a list or one word.
+
+    >>> figure_formats("pdf")
+    ('pdf',)
+
+    Raises:
+        PipelineError: one of them is none of png, pdf, svg, or there is none.
+    """
+    formats = [value] if isinstance(value, str) else list(value or ())
+    if not formats or not set(formats) <= set(FIGURE_FORMATS):
+        raise PipelineError(
+            f"figure_formats={value!r}: give any of {', '.join(FIGURE_FORMATS)}, such as [png,pdf]."
+        )
+    return tuple(dict.fromkeys(formats))
 
 
 def checkpoint_steps(settings: Mapping[str, Any]) -> list[int]:
@@ -182,11 +203,15 @@ def config_hash(settings: Mapping[str, Any]) -> str:
 
 
 def settle(
-    folder: RunFolder, settings: dict[str, Any], samples: Mapping[str, str] | None = None
+    folder: RunFolder,
+    settings: dict[str, Any],
+    samples: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The settings with which shards are computed in this folder, with their hash and the command that began it.
 
-    samples: their checksums, which become settings too.
+    samples: their checksums, which become settings too. environment: commit, machine and threads of this process; each
+    that differs from the earlier ones of the folder is kept beside them.
 
     Raises:
         PipelineError: the folder holds what was computed with other settings or of other samples.
@@ -206,7 +231,9 @@ def settle(
         )
     check_evidence(folder.path, saved, samples or {})
     settings["command"] = saved.get("command") or command()
-    return settings
+    known = list(saved.get("environments", []))
+    new = [dict(environment)] if environment and dict(environment) not in known else []
+    return settings | ({"environments": [*known, *new]} if known or new else {})
 
 
 def settings_of(folder: RunFolder) -> dict[str, Any]:
@@ -262,60 +289,20 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
         f"{key.rpartition('.')[2]}={value}"
         for key, value in pairs
         if key not in choices
-        and key.partition(".")[0] not in ("seed", "stages", "hydra", "tracking", "cluster", "device")
+        and key.partition(".")[0]
+        not in ("seed", "stages", "hydra", "tracking", "cluster", "device", "figure_formats")
     ]
     return " ".join([*told, f"seed={settings.get('seed', 0)}", *extra])
 
 
 def params(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with dotted keys, and without the command."""
-    return flat({key: value for key, value in settings.items() if key != "command"})
+    """The settings with dotted keys, and without the command and the environments."""
+    return flat({key: value for key, value in settings.items() if key not in ABOUT})
 
 
 def command_of(settings: Mapping[str, Any]) -> str:
     """The command that began the run; empty if it is not known."""
     return str(settings.get("command", ""))
-
-
-@dataclass(frozen=True)
-class SavedConfig:
-    """The settings that a run has left in its folder, as a report tells them; none, if no run did."""
-
-    settings: Mapping[str, Any]
-
-    @staticmethod
-    def of(folder: RunFolder) -> SavedConfig:
-        """Raises: as `settings_of`."""
-        return SavedConfig(settings_of(folder))
-
-    @property
-    def command(self) -> str:
-        """What began the run; empty if it is not known."""
-        return str(self.settings.get("command", ""))
-
-    @property
-    def yaml(self) -> str:
-        """All but the command."""
-        rest = {key: value for key, value in self.settings.items() if key != "command"}
-        return yaml.safe_dump(rest, sort_keys=False) if rest else ""
-
-    @property
-    def seed(self) -> int | None:
-        return self.settings.get("seed")
-
-    @property
-    def choices(self) -> dict[str, str]:
-        """The class that was chosen in each group, without its package: {"model": "MLP", ...}."""
-        return {
-            group: str(options["_target_"]).rpartition(".")[2]
-            for group, options in self.settings.items()
-            if isinstance(options, Mapping) and "_target_" in options
-        }
-
-    @property
-    def training(self) -> tuple[str, Mapping[str, Any]]:
-        """The class of the training, and its options; empty if they are not known."""
-        return self.choices.get("training", ""), self.settings.get("training") or {}
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pipeline.config import Blocks, Keep, Stage, Verify, config_hash
 from pipeline.layout import Layout
 from pipeline.matrix import Matrix
@@ -13,6 +15,7 @@ from pipeline.objective import Batch, Problem
 from pipeline.spectrum import SpectrumMethod
 from pipeline.storage import AS_COMPUTED, Storage
 from pipeline.strategy import Strategy
+from pipeline.system import git_commit, machine
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class Experiment:
     def layout(self) -> Layout:
         """The rows and columns of the matrix."""
         return self.problem.layout(self.matrix.parameters)
+
+    def environment(self) -> dict[str, str]:
+        """Commit, machine, device and threads with which this process computes."""
+        weight = next(self.problem.model.parameters(), None)
+        on_gpu = weight is not None and weight.is_cuda
+        commit = git_commit()
+        return {
+            **({"commit": commit} if commit else {}),
+            **machine(),
+            "device": torch.cuda.get_device_name(weight.device) if weight is not None and on_gpu else "cpu",
+            "threads": str(torch.get_num_threads()),
+        }
 
     def batches(self) -> list[Batch]:
         """The batches whose matrices are taken.

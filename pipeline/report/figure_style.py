@@ -1,4 +1,4 @@
-"""What all figures share: colors, sizes, axes with a sign and a logarithm, and the way to a PNG.
+"""What all figures share: colors, sizes, axes with a sign and a logarithm, and the way to a file.
 
 Nothing here touches pyplot, and the settings of the user's own matplotlibrc play no part.
 """
@@ -54,6 +54,8 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "text.color": INK,
     "savefig.facecolor": "white",
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
+    "svg.hashsalt": "figures",
 }
 
 
@@ -87,6 +89,16 @@ def save_png(figure: Figure, path: Path) -> tuple[int, int]:
     with replacing(path) as partial:
         image.save(partial, format="png", compress_level=4, dpi=(DPI, DPI))
     return image.size
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as its name ends: .png, or as vectors .pdf or .svg, the same to the byte at any time."""
+    if path.suffix == ".png":
+        save_png(figure, path)
+        return
+    undated = {".pdf": "CreationDate", ".svg": "Date"}[path.suffix]
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=DPI, metadata={undated: None})
 
 
 def say(axes: Any, text: str) -> None:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.report.figure_style import Array, log_labels, new_figure, save_png, say, signed_log, style
+from pipeline.config import FIGURE_FORMATS
+from pipeline.report.figure_style import Array, log_labels, new_figure, save, say, signed_log, style
 from pipeline.report.page.page import THEMES, Arrays, Chart
 from pipeline.results import number
 
@@ -53,22 +54,29 @@ MOST_LABELS = 48
 
 
 def draw_pictures(
-    charts: Sequence[Chart], arrays: Arrays, choice: Mapping[str, str], context: str, folder: Path
+    charts: Sequence[Chart],
+    arrays: Arrays,
+    choice: Mapping[str, str],
+    context: str,
+    folder: Path,
+    formats: Sequence[str] = ("png",),
 ) -> Iterator[Path]:
-    """Draw the charts into the files of `folder`, yielding each; a file whose charts are not there is removed.
+    """Draw the charts into the files of `folder`, yielding each.
 
-    choice: of the whole page, such as {"step": "1000"}. context: a line on what is shown.
+    A file whose charts are not there, or of another format, is removed: one of an earlier report would be taken for
+    one of this.
+    choice: of the whole page, such as {"step": "1000"}. context: a line on what is shown. formats: png, pdf, svg.
     """
     named = {chart.name: chart for chart in charts}
     for name, parts in PICTURES.items():
-        path = folder / f"{name}.png"
         shown = [named[part] for part in parts if part in named and named[part].visible(choice)]
-        if shown:
-            with style():
-                save_png(picture(shown, arrays, choice, context), path)
-        else:
-            path.unlink(missing_ok=True)  # one of an earlier report would be taken for one of this
-        yield path
+        for other in FIGURE_FORMATS if not shown else set(FIGURE_FORMATS) - set(formats):
+            (folder / f"{name}.{other}").unlink(missing_ok=True)
+        for path in [folder / f"{name}.{each}" for each in formats]:
+            if shown:
+                with style():
+                    save(picture(shown, arrays, choice, context), path)
+            yield path
 
 
 def picture(charts: Sequence[Chart], arrays: Arrays, choice: Mapping[str, str], context: str = "") -> Figure:
@@ -172,7 +180,7 @@ class _Panel:
             x = self._values(trace, "x")
             edges = np.append(x, x[-1] + (x[-1] - x[-2]))
             rows = np.arange(len(values) + 1) - 0.5
-            image = self.axes.pcolormesh(edges, rows, shown, cmap="viridis", **limits)
+            image = self.axes.pcolormesh(edges, rows, shown, cmap="viridis", rasterized=True, **limits)
         if "texttemplate" in trace:
             self._write(image, shown, "%{z" in trace["texttemplate"])
         self._bar_of_colors(image, trace, norm)

@@ -6,12 +6,12 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from pipeline.config import Stage
+from pipeline.config import FIGURE_FORMATS, Stage
 from pipeline.errors import PipelineError
-from pipeline.results import QUANTITIES, TABLE, open_run
+from pipeline.results import FIRST_CHARTS, QUANTITIES, TABLE, open_run
 from pipeline.system import LOG_ONLY, RunFolder, say, table, write_atomically
 from pipeline.tracking import TrackedRun
 
@@ -33,6 +33,14 @@ class RunRecorder:
         yield
         seconds = self._seconds[f"seconds_{stage.value}"] = time.perf_counter() - start
         log.info("%s: %.1f s", stage.value, seconds, extra=LOG_ONLY)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers of a step of training; those that a person looks for also under `headline/`.
+
+        MLflow draws a section for each prefix, in the order of their names, and numbers without a prefix after them.
+        """
+        first = {f"headline/{key}": metrics[key] for key in FIRST_CHARTS if key in metrics}
+        self.tracked.log_metrics({**metrics, **first}, step)
 
     def summary(self) -> dict[str, float]:
         """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
@@ -57,8 +65,9 @@ class RunRecorder:
         for path in (self.folder.config, self.folder.summary, self.folder.report):
             if path.exists():
                 self.tracked.log_artifact(path)
-        for path in sorted(self.folder.figures.glob("*.png")):
-            self.tracked.log_artifact(path, under="figures")
+        for path in sorted(self.folder.figures.iterdir() if self.folder.figures.exists() else ()):
+            if path.suffix[1:] in FIGURE_FORMATS:
+                self.tracked.log_artifact(path, under="figures")
         rows = {QUANTITIES[key].label: QUANTITIES[key].plain(numbers[key]) for key in TABLE if key in numbers}
         seconds = [
             f"{stage.value} {numbers[f'seconds_{stage.value}']:.1f} s"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import SavedConfig
+from pipeline.config import SavedConfig, figure_formats
 from pipeline.errors import PipelineError
 from pipeline.report import tables
 from pipeline.report.data import ReportData
@@ -25,8 +26,10 @@ EXTENT = {
 }
 
 
-def make_report(folder: RunFolder) -> Path:
+def make_report(folder: RunFolder, formats: str | Sequence[str] = ("png",)) -> Path:
     """Draw the figures of a run folder and write its report.html; needs no model, no data and no GPU.
+
+    formats: of the figures: png, pdf, svg. Those in other formats, which an earlier report drew, are removed.
 
     The page opens from disk with no network: plotly, numbers and style are inside. Each file is written whole or not
     at all.
@@ -38,7 +41,7 @@ def make_report(folder: RunFolder) -> Path:
     from pipeline.report.page.page import Arrays
     from pipeline.system import progress
 
-    config = SavedConfig.of(folder)
+    config, formats = SavedConfig.of(folder), figure_formats(formats)
     found, arrays = _data(folder, config), Arrays()
     sections = charts_of(found, arrays)
     folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
@@ -46,8 +49,8 @@ def make_report(folder: RunFolder) -> Path:
     from pipeline.report.figures import PICTURES, draw_pictures  # matplotlib: not before it is needed
 
     charts = [chart for charts in sections.values() for chart in charts]
-    drawn = draw_pictures(charts, arrays, _choice(found), _context(found), folder.figures)
-    for _ in progress(drawn, "report", total=len(PICTURES)):
+    drawn = draw_pictures(charts, arrays, _choice(found), _context(found), folder.figures, formats)
+    for _ in progress(drawn, "report", total=len(PICTURES) * len(formats)):
         pass
     write_atomically(folder.report, page)
     return folder.report
@@ -121,6 +124,7 @@ def _page(
         seed=config.seed,
         config=config.yaml,
         command=config.command,
+        environments=config.environments,
         headline=headline,
         tiles=tables.tiles(headline),
         batches=tables.batches(file),

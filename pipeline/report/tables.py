@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.results import BATCH_TABLE, QUANTITIES, STEP_TABLE, TILES, UNKNOWN, Quantity, number
+from pipeline.system import machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +125,7 @@ def versions(file: SpectraFile) -> Rows:
     recorded = [
         [key.replace("_", " "), str(file.origin[key])] for key in ("torch_version",) if key in file.origin
     ]
-    return [*rows, *recorded, ["platform", f"{platform.system()} {platform.machine()}"]]
+    return [*rows, *recorded, *([key, value] for key, value in machine().items())]
 
 
 def files(folder: RunFolder) -> Rows:
@@ -134,7 +135,7 @@ def files(folder: RunFolder) -> Rows:
         "spectra": "all arrays behind these figures: one HDF5 file a step",
         "slices": "the loss along the top eigenvectors: one HDF5 file a step",
         "checkpoints": "weights as safetensors at each step, and the training history",
-        "figures": "figures for papers and slides as PNG",
+        "figures": "figures for papers and slides, in the formats of figure_formats: png, pdf, svg",
         "config.yaml": "the config with every choice resolved, its hash, and the command",
         "summary.json": "the headline numbers, by the names they have in the tracker",
         "run.log": "what the run logged",

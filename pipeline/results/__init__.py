@@ -15,6 +15,7 @@ from pipeline.results.number_format import UNKNOWN, matrix_name, number, short
 from pipeline.results.quantities import (
     BATCH_TABLE,
     COLUMNS,
+    FIRST_CHARTS,
     QUANTITIES,
     STEP_CHARTS,
     STEP_TABLE,

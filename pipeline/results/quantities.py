@@ -7,6 +7,7 @@ which order, is a tuple of keys below.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 from pipeline.results.number_format import number, percent
@@ -46,6 +47,10 @@ class Quantity:
         if self.unit == "%":
             return percent(value)
         return number(value, 2 if self.format.endswith("e}") else 4)
+
+    def text_with_deviation(self, mean: float, deviation: float) -> str:
+        """A mean and the standard deviation beside it on a page; the mean alone where there is none."""
+        return self.text(mean) if isnan(deviation) else f"{self.text(mean)} ± {self.text(deviation)}"
 
 
 _REGISTERED = (
@@ -180,6 +185,7 @@ STEP_CHARTS = (  # drawn against the training step
     "participation_ratio",
     "gradient_share_in_top_eigenspace",
 )
+FIRST_CHARTS = (*STEP_CHARTS, "lambda_min", "train_loss", "test_accuracy")  # of the tracker
 SWEEP_CHARTS = (  # drawn against the choices of a sweep
     "lambda_max",
     "trace",

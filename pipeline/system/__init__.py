@@ -2,6 +2,7 @@
 
 from pipeline.system import slurm
 from pipeline.system.evidence import CHECKSUMS, Evidence, OtherExperiment, check_evidence, difference, shared
+from pipeline.system.provenance import git_commit, machine, versions
 from pipeline.system.resources import (
     available_memory,
     check_disk,

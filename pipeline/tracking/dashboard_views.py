@@ -16,14 +16,27 @@ from pipeline.results import COLUMNS
 VIEW_TAG = "mlflow.sharedViewState."
 CHOICES = ("model", "data", "training", "matrix", "strategy", "spectrum", "criterion", "dtype", "seed")
 # They change no number, or say what other columns say.
-SILENT = ("stages", "tracking", "cluster", "device", "config_hash", "train_hash", "test_hash")
+SILENT = (
+    "stages",
+    "tracking",
+    "cluster",
+    "device",
+    "figure_formats",
+    "config_hash",
+    "train_hash",
+    "test_hash",
+)
 NUM_RUNS = 500  # the latest, of which the columns are chosen
 NUM_PARAMS, LONGEST = 8, 60  # columns, and characters of a name: a tag holds 5,000
+NUM_FIRST = (
+    2,
+    4,
+)  # params that differ, then metrics: what a window of 1440 pixels shows beside MLflow's own panes
 VIEWS = {  # id: name, what it is sorted by, and whether upwards
     "newest": ("newest first", "attributes.start_time", False),  # jobs are folded away under their sweep
     "compare": ("side by side", "tags.`mlflow.runName`", True),  # every job has a row
 }
-FIXED_WIDTHS = {"attributes.`Run Name`": 330, "runDateAndNestInfo": 150}  # pixels
+FIXED_WIDTHS = {"attributes.`Run Name`": 230, "runDateAndNestInfo": 130}  # pixels
 
 
 def save(client: Any, experiment_id: str) -> None:
@@ -48,7 +61,10 @@ def views(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> dict
 
 
 def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> list[str]:
-    """The params that differ (if none does, the choices of groups), then the headline metrics."""
+    """Some params that differ, the first headline metrics, then the rest of both.
+
+    If no param differs, the choices of groups stand at the end.
+    """
     described = [params for params, _ in runs if params]  # the parent of a sweep has none
     names = dict.fromkeys([*CHOICES, *sorted({name for params in described for name in params})])
     differing = [
@@ -62,6 +78,9 @@ def columns(runs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> li
     differing = [name for name in differing if name.removesuffix("._target_") not in {*differing} - {name}]
     known = [name for name in CHOICES if any(name in params for params in described)]
     measured = [name for name in COLUMNS if any(name in metrics for _, metrics in runs)]
-    return [f"params.`{name}`" for name in (differing or known)[:NUM_PARAMS]] + [
-        f"metrics.`{name}`" for name in measured
-    ]
+    num_params, num_metrics = NUM_FIRST
+    params = [f"params.`{name}`" for name in (differing or known)[:NUM_PARAMS]]
+    metrics = [f"metrics.`{name}`" for name in measured]
+    if not differing:
+        return metrics + params
+    return params[:num_params] + metrics[:num_metrics] + params[num_params:] + metrics[num_metrics:]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.system import RunFolder, write_atomically
-from pipeline.tracking import error_messages, provenance, store
+from pipeline.system import RunFolder, git_commit, versions, write_atomically
+from pipeline.tracking import error_messages, store
 from pipeline.tracking.background import Recorder, recorder
 from pipeline.tracking.key_format import flat_texts, key_text, value_text
 from pipeline.validation import check_bool
@@ -216,8 +216,8 @@ def _tags(tags: Mapping[str, str]) -> list[Any]:
 
 def _origin_tags() -> dict[str, str]:
     """Versions and commit; under MLflow's own names too where its table has a column for them."""
-    commit = provenance.git_commit()
-    tags = {f"version.{name}": version for name, version in provenance.versions().items()}
+    commit = git_commit()
+    tags = {f"version.{name}": version for name, version in versions().items()}
     tags |= {"mlflow.source.name": "pipeline.run", "mlflow.source.type": "LOCAL"}
     return tags | ({"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {})
 

@@ -3,12 +3,14 @@ import sys
 import pytest
 import yaml
 
+from pipeline.config.saved_config import SavedConfig
 from pipeline.config.schema import (
     HASHED,
     check_settings,
     checkpoint_steps,
     config_hash,
     differences,
+    figure_formats,
     flat,
     keep,
     run_name,
@@ -25,6 +27,7 @@ SETTINGS = {
     "num_batches": None,
     "checkpoint_steps": [],
     "slice_points": 27,
+    "figure_formats": ["png"],
     "parameters": None,
     "model": {"_target_": "pipeline.model.MLP", "hidden_sizes": [32]},
     "data": {"_target_": "pipeline.data.Blobs", "batch_size": 256},
@@ -172,3 +175,31 @@ def test_a_run_is_named_by_its_choices_and_what_was_asked_for():
 def test_nested_settings_become_dotted_ones():
     nested = {"model": {"bias": True, "inner": {"sizes": [1, 2]}}, "seed": 0, "empty": {}}
     assert flat(nested) == {"model.bias": True, "model.inner.sizes": [1, 2], "seed": 0, "empty": {}}
+
+
+def test_each_environment_that_differs_is_kept_once_and_is_no_setting(folder):
+    one, other = {"commit": "a", "threads": "1"}, {"commit": "b", "threads": "1"}
+    for environment in (one, one, other, one):
+        settled = settle(folder, dict(SETTINGS), environment=environment)
+        keep(folder, settled)
+    saved = SavedConfig.of(folder)
+    assert saved.environments == [one, other]
+    assert "commit" not in saved.yaml
+    assert settled["config_hash"] == config_hash(SETTINGS)
+    keep(folder, settle(folder, dict(SETTINGS)))  # by an earlier version of the caller
+    assert SavedConfig.of(folder).environments == [one, other]
+
+
+@pytest.mark.parametrize(
+    ("value", "formats"), [("pdf", ("pdf",)), (["png", "svg", "png"], ("png", "svg")), (["png"], ("png",))]
+)
+def test_formats_of_figures_are_a_word_or_a_list(value, formats):
+    assert figure_formats(value) == formats
+
+
+@pytest.mark.parametrize("value", ["jpg", [], None, ["png", "eps"], [3]])
+def test_other_formats_of_figures_are_refused(value):
+    with pytest.raises(
+        PipelineError, match=r"figure_formats=.*: give any of png, pdf, svg, such as \[png,pdf\]"
+    ):
+        check_settings({**SETTINGS, "figure_formats": value})

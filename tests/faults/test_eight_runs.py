@@ -54,7 +54,7 @@ def test_eight_runs_at_once_on_a_fresh_store(tmp_path):
                         assert metrics[key, int(row["step"])] == float(value)
             summary = json.loads((folder / "summary.json").read_text())
             assert metrics["lambda_max", 20] == summary["lambda_max"]
-            assert {step for key, step in metrics if key == "batch/probe_error"} == {0, 1, 2}
+            assert {step for key, step in metrics if key == "per_batch/probe_error"} == {0, 1, 2}
             assert metrics["seconds_report", 0] == summary["seconds_report"]
             run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
             artifacts = tmp_path / "store" / "mlflow-artifacts" / run_id / "artifacts"

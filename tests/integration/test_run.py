@@ -263,7 +263,7 @@ def test_mlflow_holds_the_run_with_the_numbers_of_the_summary(his):
         [(status, name)] = store.execute("select status, name from runs").fetchall()
         metrics = dict(store.execute("select key, value from latest_metrics where step = 30"))
         [(num_batches,)] = store.execute(
-            "select count(*) from metrics where key = 'batch/gradient_norm'"
+            "select count(*) from metrics where key = 'per_batch/gradient_norm'"
         ).fetchall()
     store.close()
     assert status == "FINISHED"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -349,6 +350,39 @@ def test_pngs_are_whole_have_their_names_and_a_resolution(several, tmp_path, mon
             image.load()
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.1)
             assert image.convert("L").getextrema()[0] < 100  # something dark is drawn
+
+
+def test_pdfs_and_svgs_are_whole_undated_and_the_same_whenever_they_are_drawn(several, tmp_path):
+    charts, arrays = described(*several)
+    shown = [
+        each for each in charts.values() if each.name in {*PICTURES["steps"], *PICTURES["density_steps"]}
+    ]
+    for attempt in ("one", "two"):
+        list(draw_pictures(shown, arrays, STEP, CONTEXT, tmp_path / attempt, ["pdf", "svg"]))
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["density_steps.pdf", "density_steps.svg", "steps.pdf", "steps.svg"]
+    for name in files:
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "two" / name).read_bytes()
+        assert b"Date" not in content
+    pdf = (tmp_path / "one" / "steps.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf  # TrueType
+    assert b"/Type3" not in pdf
+    svg = ElementTree.parse(tmp_path / "one" / "steps.svg").getroot()
+    width, height = picture(
+        [charts[name] for name in PICTURES["steps"] if name in charts], arrays, STEP
+    ).get_size_inches()
+    assert float(svg.get("width").removesuffix("pt")) == pytest.approx(72 * width)
+    assert float(svg.get("height").removesuffix("pt")) == pytest.approx(72 * height)
+
+
+def test_figures_in_formats_that_are_not_asked_for_are_removed(several, tmp_path):
+    for name in ("density.pdf", "density.svg", "landscape.svg", "of_mine.pdf"):
+        (tmp_path / name).write_bytes(b"of an earlier report")
+    charts, arrays = described(*several, slices={})
+    list(draw_pictures([charts["density"]], arrays, STEP, CONTEXT, tmp_path, ["png"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"density.png", "of_mine.pdf"}
 
 
 def test_the_users_settings_come_back_and_play_no_part():

@@ -285,6 +285,33 @@ def test_a_config_that_cannot_be_resolved_stays_as_written(folder):
     assert "${nowhere.to.be.found}" in folder.report.read_text(encoding="utf-8")
 
 
+ENVIRONMENT = {
+    "commit": "0123abcd (changed)",
+    "machine": "node<7>",
+    "processor": "8 × Fast CPU",
+    "system": "Linux x86_64",
+    "device": "cpu",
+    "threads": "1",
+}
+
+
+def test_names_the_commit_the_machine_and_the_threads_of_each_start(folder):
+    starts = [ENVIRONMENT, {**{k: v for k, v in ENVIRONMENT.items() if k != "commit"}, "threads": "4"}]
+    report(folder, spectra(), config={**CONFIG, "environments": starts})
+    text = re.sub(r"\s+", " ", folder.report.read_text(encoding="utf-8"))
+    place = "on the machine <b>node&lt;7&gt;</b> (8 × Fast CPU, Linux x86_64), device cpu, with"
+    assert f"<p>Computed at commit <code>0123abcd (changed)</code> {place} 1 thread of PyTorch.</p>" in text
+    assert f"<p>Computed {place} 4 threads of PyTorch.</p>" in text
+    assert "environments" not in text
+
+
+def test_figures_are_drawn_in_the_formats_that_are_asked_for(folder):
+    make_report(put(folder, spectra(num_batches=1), config=CONFIG), ["pdf", "png"])
+    names = {path.name for path in folder.figures.iterdir()}
+    assert {"density.pdf", "density.png"} <= names
+    assert {name.rpartition(".")[2] for name in names} == {"pdf", "png"}
+
+
 def test_no_spectra_is_an_error_and_writes_nothing(folder):
     with pytest.raises(PipelineError, match="has no spectra to report on: run the stage aggregate"):
         make_report(folder)

@@ -1,4 +1,4 @@
-"""What produced a run: versions of the packages that decide its numbers, and the commit of the project."""
+"""What produced a run: versions of the packages that decide its numbers, the commit of the project, the machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
+CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = {"torch": "torch", "mlflow": "mlflow", "pipeline": "curvature-pipeline"}
 
 
@@ -21,6 +22,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> dict[str, str]:
+    """This machine: its name, its system, and the model of its processor where Linux tells it."""
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = f"{os.cpu_count()} × " if os.cpu_count() else ""
+    return {
+        "machine": platform.node() or "unknown",
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": cores + next(iter(models), platform.processor() or platform.machine()),
+    }
 
 
 def git_commit(project: Path = PROJECT) -> str | None:
