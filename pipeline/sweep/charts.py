@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ class Line:
     """What is drawn of one job: its choices, its headline numbers and, where it was aggregated, its spectrum.
 
     The density is that of the mean matrix at the last step, on a grid of its own; `eigenvalues` are all that are known.
+    steps: the numbers of each step that has a spectrum.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Line:
     eigenvalues: Array | None = None
     grid: Array | None = None
     density: Array | None = None
+    steps: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         told = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.choices.items())

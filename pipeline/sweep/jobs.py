@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.results import TABLE
+from pipeline.sweep.seeds import SEED, Statistics, groups_of
 from pipeline.system import FINISHED, RunFolder, Status, refuse_file, status_of, write_atomically
 
 if TYPE_CHECKING:
@@ -85,6 +86,27 @@ class Sweep:
         ]
         index = pd.Index([job.number for job in self.jobs], name="job")
         return pd.DataFrame(rows, index=index)
+
+    @cached_property
+    def over_seeds(self) -> pd.DataFrame | None:
+        """A row for each group of finished jobs that differ in their seed alone: choices, `num_seeds`, and of each
+        headline number `KEY_mean` and `KEY_std`, the standard deviation with n − 1; None where the seed does not vary.
+        """
+        import pandas as pd
+
+        finished = [job for job in self.jobs if job.status.state == FINISHED]
+        if SEED not in self.varying or not finished:
+            return None
+        choices = [{key: job.overrides.get(key, "") for key in self.varying} for job in finished]
+        rows = []
+        for group, members in groups_of(choices).items():
+            row: dict[str, Any] = {**{key: _typed(value) for key, value in group}, "num_seeds": len(members)}
+            for key in TABLE:
+                found = Statistics.of(finished[k].summary.get(key, float("nan")) for k in members)
+                if found.count:
+                    row |= {f"{key}_mean": found.mean, f"{key}_std": found.deviation}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     @cached_property
     def runs(self) -> dict[int, Run]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.report import Arrays, labels, render
-from pipeline.results import COLUMNS, QUANTITIES, UNKNOWN, matrix_name
+from pipeline.results import COLUMNS, QUANTITIES, UNKNOWN, matrix_name, number
 from pipeline.sweep.charts import Line, charts_of
+from pipeline.sweep.evolution_charts import along_training
+from pipeline.sweep.seeds import SEED
 from pipeline.system import FINISHED
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def page_of(sweep: Sweep) -> str:
     arrays = Arrays()
     matrices: set[str] = set()
     lines = list(_lines(sweep, matrices))
-    sections = charts_of(lines, arrays)
+    sections = charts_of(lines, arrays) | {"along": list(along_training(lines, arrays))}
     return render(
         TEMPLATE,
         [chart for charts in sections.values() for chart in charts],
@@ -44,9 +46,24 @@ def page_of(sweep: Sweep) -> str:
             *labels(_columns(sweep)),
         ],
         rows=[_row(sweep, job) for job in sweep.jobs],
+        seeds=_seeds(sweep),
         unfinished=[[str(job.number), job.status.state, job.status.reason] for job in sweep.unfinished],
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def _seeds(sweep: Sweep) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows: mean ± standard deviation over the seeds, a row a group of jobs; None where seeds do not vary."""
+    table = sweep.over_seeds
+    if table is None:
+        return None
+    choices = [key for key in sweep.varying if key != SEED]
+    keys = [key for key in _columns(sweep) if f"{key}_mean" in table]
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [QUANTITIES[key].text_with_deviation(row[f"{key}_mean"], row[f"{key}_std"]) for key in keys]
+        rows.append([*(str(row[key]) for key in choices), number(int(row["num_seeds"])), *cells])
+    return [*(key.rpartition(".")[2] for key in choices), "seeds", *labels(keys)], rows
 
 
 def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:
@@ -54,11 +71,13 @@ def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:
     from pipeline.results import SpectraFile
 
     for job in sweep.jobs:
-        steps = job.folder.spectrum_steps()
-        if not steps or job.status.state != FINISHED:
+        steps: dict[int, Mapping[str, float]] = {}
+        if not job.folder.spectrum_steps() or job.status.state != FINISHED:
             continue
         try:
-            file = SpectraFile.read(job.folder.spectrum(steps[-1]))
+            for step in job.folder.spectrum_steps():
+                file = SpectraFile.read(job.folder.spectrum(step))
+                steps[step] = file.numbers
         except PipelineError:  # the table has what its summary says
             continue
         matrices.add(file.matrix)
@@ -69,6 +88,7 @@ def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:
             np.asarray(file.mean.eigenvalues, float),
             file.density.grid if file.density is not None else None,
             file.density.values if file.density is not None else None,
+            steps,
         )
 
 

@@ -3,6 +3,7 @@
     sweep.json      what was to be run: the command, and the overrides of each job by its number
     0/ 1/ 2/ …      the run folders of the jobs
     summary.csv     a row a job: its state, the choices that vary, the headline numbers, why it is not finished
+    seeds.csv       mean and standard deviation over the seeds, a row for the jobs that share all other choices
     report.html     the spectra of all jobs over each other, headline numbers against the choices, the table
     mlflow.json     the MLflow run under which those of the jobs hang; it carries the table and the page
 
@@ -26,7 +27,7 @@ from pipeline.sweep.jobs import Job, Sweep, open_sweep
 from pipeline.sweep.mlflow_run import record
 from pipeline.system import grid, say, write_atomically
 
-TABLE, REPORT = "summary.csv", "report.html"
+TABLE, SEEDS, REPORT = "summary.csv", "seeds.csv", "report.html"
 log = logging.getLogger("pipeline")
 
 
@@ -40,6 +41,8 @@ def conclude(folder: Path) -> Sweep:
 
     sweep = open_sweep(folder)
     files = {sweep.folder / TABLE: sweep.table.to_csv(), sweep.folder / REPORT: page_of(sweep)}
+    if sweep.over_seeds is not None:
+        files[sweep.folder / SEEDS] = sweep.over_seeds.to_csv(index=False)
     for path, content in files.items():
         try:
             write_atomically(path, content)

@@ -4,12 +4,14 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 from support.report_cases import spectra
 
+from pipeline.results import number_format
 from pipeline.sweep.jobs import open_sweep, plan
 from pipeline.sweep.page import page_of
 from pipeline.system.run_folder import RunFolder
@@ -24,7 +26,7 @@ DRAWN = "document.documentElement.classList.contains('drawn')"
 
 def add(folder, number, found, state="finished", **numbers):
     job = RunFolder(folder / str(number))
-    (job.path / ".hydra").mkdir(parents=True)
+    (job.path / ".hydra").mkdir(parents=True, exist_ok=True)
     (job.path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(JOBS[number]))
     found.write(job.spectrum(120))
     job.report.write_text("<html></html>")
@@ -114,6 +116,73 @@ def test_a_job_without_spectra_or_with_a_damaged_file_costs_no_page(tmp_path):
     for path in tmp_path.rglob("*.h5"):
         path.unlink()
     assert described(page_of(open_sweep(tmp_path)))[0] == {}
+
+
+def rows_of(page):
+    """The table over the seeds, as texts."""
+    section = page.partition('<section id="seeds">')[2].partition("</section>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+
+
+def test_the_mean_and_the_standard_deviation_over_the_seeds_have_a_table(swept):
+    folder, found = swept
+    sweep = open_sweep(folder)
+    values = [each.numbers["lambda_max"] for each in found]
+    table = sweep.over_seeds
+    assert table["strategy"].tolist() == ["func", "hvp"]
+    assert table["num_seeds"].tolist() == [2, 2]
+    np.testing.assert_allclose(table["lambda_max_mean"], np.mean(values))
+    np.testing.assert_allclose(table["lambda_max_std"], abs(values[0] - values[1]) / np.sqrt(2))  # n − 1
+    np.testing.assert_allclose(table["test_accuracy_mean"], [0.55, 0.75])
+    head, *rows = rows_of(page_of(sweep))
+    assert head[:3] == ["strategy", "seeds", "λ max"]
+    told = " ± ".join(number_format.number(float(each)) for each in (np.mean(values), np.std(values, ddof=1)))
+    assert [row[:3] for row in rows] == [["func", "2", told], ["hvp", "2", told]]
+    assert [row[head.index("test accuracy")] for row in rows] == ["55.0 % ± 7.1 %", "75.0 % ± 7.1 %"]
+
+
+def test_without_seeds_there_is_no_such_table(tmp_path):
+    plan(tmp_path, "python -m pipeline.run -m …", [["strategy=func"], ["strategy=hvp"]])
+    sweep = open_sweep(tmp_path)
+    assert sweep.over_seeds is None
+    assert '<section id="seeds">' not in page_of(sweep)
+
+
+def test_jobs_with_several_steps_have_curves_along_training_with_the_deviation_over_the_seeds(tmp_path):
+    plan(tmp_path, "python -m pipeline.run -m …", JOBS)
+    files = {(k, step): spectra(num_batches=1, step=step + k) for k in range(4) for step in (60, 120)}
+    for (k, step), file in files.items():
+        if step == 120:
+            add(tmp_path, k, replace(file, step=120))
+        else:
+            replace(file, step=step).write(RunFolder(tmp_path / str(k)).spectrum(step))
+    charts, arrays = described(page_of(open_sweep(tmp_path)))
+    func, hvp = charts["along-lambda_max"]["traces"]
+    assert (func["name"], hvp["name"]) == ("strategy=func", "strategy=hvp")
+    for trace, pair in ((func, (0, 1)), (hvp, (2, 3))):
+        assert arrays[trace["x"]["$"]].tolist() == [60, 120]
+        for place, step in enumerate((60, 120)):
+            values = [files[k, step].numbers["lambda_max"] for k in pair]
+            assert arrays[trace["y"]["$"]][place] == pytest.approx(np.mean(values), rel=1e-4)
+            deviation = arrays[trace["error_y"]["array"]["$"]][place]
+            assert deviation == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+
+
+def test_matrices_of_a_sweep_stand_side_by_side_along_training(tmp_path):
+    jobs = [[f"matrix={name}"] for name in ("hessian", "ggn", "residual")]
+    plan(tmp_path, "python -m pipeline.run -m …", jobs)
+    for k, job in enumerate(jobs):
+        for step in (60, 120):
+            spectra(num_batches=1, step=step).write(RunFolder(tmp_path / str(k)).spectrum(step))
+        (tmp_path / str(k) / ".hydra").mkdir()
+        (tmp_path / str(k) / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(job))
+        RunFolder(tmp_path / str(k)).summary.write_text("{}")
+        write_status(RunFolder(tmp_path / str(k)), "finished")
+    charts, _ = described(page_of(open_sweep(tmp_path)))
+    traces = charts["along-trace"]["traces"]
+    assert [trace["name"] for trace in traces] == ["matrix=hessian", "matrix=ggn", "matrix=residual"]
+    assert not any("error_y" in trace for trace in traces)
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium here")
