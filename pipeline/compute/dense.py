@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pipeline.compute.cost_estimate import check_room
-from pipeline.errors import StrategyError
+from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Hessian, Matrix
 from pipeline.objective import (
     Batch,
     Criterion,
     Inputs,
+    Objective,
+    Params,
     Reference,
     certify,
     check_loss,
@@ -28,6 +31,7 @@ from pipeline.objective import (
     objective_of,
     squares_count_samples,
 )
+from pipeline.operator import Batches, LossTerms
 from pipeline.strategy import (
     STRATEGIES,
     Auto,
@@ -62,8 +66,8 @@ class Options(TypedDict, total=False):
 def hessian(
     model: nn.Module,
     criterion: Criterion,
-    inputs: Inputs,
-    targets: object,
+    inputs: Inputs | DataLoader[Any],
+    targets: object = ...,
     strategy: str | Strategy = ...,
     matrix: str | Matrix = ...,
     parameters: Sequence[str] | str | None = ...,
@@ -77,8 +81,8 @@ def hessian(
 def hessian(
     model: nn.Module,
     criterion: Criterion,
-    inputs: Inputs,
-    targets: object,
+    inputs: Inputs | DataLoader[Any],
+    targets: object = ...,
     strategy: str | Strategy = ...,
     matrix: str | Matrix = ...,
     parameters: Sequence[str] | str | None = ...,
@@ -92,8 +96,8 @@ def hessian(
 def hessian(
     model: nn.Module,
     criterion: Criterion,
-    inputs: Inputs,
-    targets: object,
+    inputs: Inputs | DataLoader[Any],
+    targets: object = None,
     strategy: str | Strategy = "auto",
     matrix: str | Matrix = "hessian",
     parameters: Sequence[str] | str | None = None,
@@ -114,7 +118,9 @@ def hessian(
     criterion: maps (outputs, targets) to a 0-d tensor.
     inputs: a tensor, a tuple or list (positional arguments) or a mapping (keyword arguments), samples first. What does
         not count samples (a mask, the edges of a graph, None, a flag) stays whole. Where `model.forward` does not take
-        them so, tuple, list or mapping are its one argument.
+        them so, tuple, list or mapping are its one argument. NumPy arrays become tensors, floating-point ones in the
+        dtype of the computation. A DataLoader of pairs (inputs, targets), without targets here, gives the matrix of the
+        loss over all of its samples: the sum over batches, for a mean loss weighted by the terms of each.
     strategy, matrix: a name from `conf/strategy/`, `conf/matrix/`, or an object of that kind.
     parameters: None for all that require grad, or names and glob patterns such as "fc1.*".
     dtype, device: where to compute; those of the model by default.
@@ -142,8 +148,12 @@ def hessian(
     chosen_matrix = named(matrix, MATRICES, "matrix")
     place = device_named(device)
     with torch.inference_mode(False), torch.enable_grad(), full_precision():
-        task = _Task(model, criterion, parameters, dtype, place, randomness, Batch.of(inputs, targets))
-        dense, layout = task.matrix(chosen_strategy, chosen_matrix, verify)
+        batches = _batches_of(model, inputs, targets, dtype)
+        tasks = (_Task(model, criterion, parameters, dtype, place, randomness, batch) for batch in batches)
+        if isinstance(inputs, DataLoader):
+            dense, layout = _sum_over_batches(tasks, chosen_strategy, chosen_matrix, verify)
+        else:
+            dense, layout = next(tasks).matrix(chosen_strategy, chosen_matrix, verify)
     return _nested(dense, layout) if as_blocks else dense
 
 
@@ -159,10 +169,14 @@ class _Task:
     randomness: int | None
     batch: Batch
 
+    def problem(self) -> tuple[Objective, Params, Batch]:
+        """The loss as a function of the weights, the weights, and the samples, where they are computed."""
+        objective, params = objective_of(*self._about, self.dtype, self.device, self.randomness)
+        return objective, params, self.batch.to(self.device, self.dtype)
+
     def matrix(self, strategy: Strategy, matrix: Matrix, verify: bool) -> tuple[Tensor, Layout]:
         """The matrix by the strategy, or by the first of its ways that gives the right one."""
-        objective, params = objective_of(*self._about, self.dtype, self.device, self.randomness)
-        batch = self.batch.to(self.device, self.dtype)
+        objective, params, batch = self.problem()
         layout, example = Layout.of(params), next(iter(params.values()))
         num_parameters, itemsize = layout.num_parameters, example.element_size()
         held = num_parameters**2 * itemsize + strategy.memory(num_parameters, itemsize)
@@ -198,11 +212,41 @@ class _Task:
         return self.model, self.criterion, self.parameters
 
 
+def _batches_of(model: nn.Module, inputs: Any, targets: object, dtype: torch.dtype | None) -> Iterator[Batch]:
+    """The batches of a DataLoader, or the one batch of inputs and targets."""
+    if isinstance(inputs, DataLoader):
+        if targets is not None:
+            raise PipelineError("a DataLoader gives its targets itself: leave targets out.")
+        return iter(Batches.of(inputs, None, None))
+    own = (value.dtype for value in model.parameters() if value.is_floating_point())
+    return iter([Batch.of(inputs, targets, dtype or next(own, None))])
+
+
+def _sum_over_batches(
+    tasks: Iterable[_Task], strategy: Strategy, matrix: Matrix, verify: bool
+) -> tuple[Tensor, Layout]:
+    """The matrix of the loss over all batches, summed in float64, in the dtype of the computation."""
+    total, weights, terms = None, 0.0, None
+    for task in tasks:
+        objective, params, batch = task.problem()
+        terms = terms or LossTerms.of(objective, params, batch)
+        if (weight := terms.weight(batch)) == 0:  # no label of it counts
+            continue
+        check_loss(objective, params, batch)
+        terms.check(objective, params, batch)
+        dense, layout = task.matrix(strategy, matrix, verify)
+        weights += weight
+        total = dense.double() * weight if total is None else total.add_(dense, alpha=weight)
+    if total is None or terms is None:
+        raise PipelineError("no sample of the DataLoader counts in the loss: look at its targets.")
+    return (total if terms.is_sum else total / weights).to(dense.dtype), layout
+
+
 def layer_hessians(
     model: nn.Module,
     criterion: Criterion,
-    inputs: Inputs,
-    targets: object,
+    inputs: Inputs | DataLoader[Any],
+    targets: object = None,
     parameters: Sequence[str] | str | None = None,
     **options: Unpack[Options],
 ) -> dict[str, Tensor]:
@@ -222,8 +266,8 @@ def layer_hessians(
 def sample_hessians(
     model: nn.Module,
     criterion: Criterion,
-    inputs: Inputs,
-    targets: object,
+    inputs: Inputs | DataLoader[Any],
+    targets: object = None,
     parameters: Sequence[str] | str | None = None,
     **options: Unpack[Options],
 ) -> Tensor:
@@ -232,12 +276,18 @@ def sample_hessians(
     For a mean loss that treats samples alike their mean is `hessian`, for a sum their sum. All samples are taken at
     once with strategy="auto" and matrix="hessian"; else, or if one fails its certificate, they are taken one by one.
     Arguments and errors are those of `hessian`; a model whose output for a sample depends on the others is refused.
-    Memory: N·P² numbers.
+    Samples of a DataLoader come in the order in which it gives them. Memory: N·P² numbers.
     """
+    if isinstance(inputs, DataLoader):
+        batches = _batches_of(model, inputs, targets, None)
+        each = [
+            sample_hessians(model, criterion, *batch, parameters=parameters, **options) for batch in batches
+        ]
+        return torch.cat(each)
     place = device_named(options.get("device"))
     dtype, randomness = options.get("dtype"), options.get("randomness")
     with torch.inference_mode(False), torch.enable_grad(), full_precision():
-        own = Batch.of(inputs, targets)
+        [own] = _batches_of(model, inputs, targets, dtype)
         task = _Task(model, criterion, parameters, dtype, place, randomness, own)
         objective, params = objective_of(model, criterion, parameters, dtype, place, randomness)
         batch = own.to(place, dtype)

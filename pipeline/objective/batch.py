@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import PipelineError
 from pipeline.objective.trees import Tree
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -51,9 +53,15 @@ class Batch(NamedTuple):
         return inputs + [entries(value, True) for value in _tensors(self.targets)]
 
     @staticmethod
-    def of(inputs: Any, targets: Any) -> Batch:
-        """Inputs and targets as a user has them: any mapping becomes a dictionary."""
-        return Batch(_plain_mappings(inputs), _plain_mappings(targets))
+    def of(inputs: Any, targets: Any, dtype: torch.dtype | None = None) -> Batch:
+        """Inputs and targets as a user has them: mappings become dictionaries, and NumPy arrays tensors.
+
+        dtype: of the floating-point arrays; None leaves them theirs. Arrays of whole numbers become int64.
+
+        Raises:
+            PipelineError: an array holds no numbers.
+        """
+        return Batch(_plain_values(inputs, dtype), _plain_values(targets, dtype))
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The same samples elsewhere; only floating-point tensors take the dtype."""
@@ -77,12 +85,21 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
     return Tree.of(value, every=True).tensors
 
 
-def _plain_mappings(value: Any) -> Any:
+def _plain_values(value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain_mappings(part) for key, part in value.items()}
+        return {key: _plain_values(part, dtype) for key, part in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_plain_mappings(part) for part in value)
-    return value
+        return type(value)(_plain_values(part, dtype) for part in value)
+    return _tensor_of(value, dtype) if isinstance(value, np.ndarray) else value
+
+
+def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> Tensor:
+    if array.dtype.kind not in "fiubc":
+        raise PipelineError(f"an array of inputs or targets has dtype {array.dtype}: give numbers.")
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    tensor = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))  # a copy of its own
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def cast(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:

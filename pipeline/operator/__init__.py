@@ -1,5 +1,7 @@
 """Products with a curvature matrix that is never formed."""
 
+from pipeline.operator.batches import Batches
 from pipeline.operator.curvature_operator import CurvatureOperator, curvature_operator
+from pipeline.operator.loss_terms import LossTerms
 
-__all__ = ["CurvatureOperator", "curvature_operator"]
+__all__ = ["Batches", "CurvatureOperator", "LossTerms", "curvature_operator"]
