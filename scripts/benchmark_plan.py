@@ -61,14 +61,14 @@ class Meter:
 
 def child(out: Path) -> None:
     """A run whose stages are measured; arguments of the command follow."""
+    import pipeline.compute as room
     from pipeline import run
     from pipeline.aggregate import stage as aggregation
-    from pipeline.compute import preflight
     from pipeline.report.recorder import RunRecorder
 
     meter, planned = Meter(), []
     names = {"compute": "matrices", "slices": "landscape", "aggregate": "spectrum"}
-    check, write_mean, stage = preflight.check_resources, aggregation.write_mean, RunRecorder.stage
+    check, write_mean, stage = room.check_resources, aggregation.write_mean, RunRecorder.stage
 
     def checked(*args: Any) -> Any:
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def child(out: Path) -> None:
         with meter.of(names.get(which.value, which.value)), stage(recorder, which):
             yield
 
-    preflight.check_resources, aggregation.write_mean = checked, mean
+    room.check_resources, aggregation.write_mean = checked, mean
     RunRecorder.stage = measured  # type: ignore[method-assign]
     try:
         run.main()

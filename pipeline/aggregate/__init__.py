@@ -1,5 +1,6 @@
 """From shards to a spectra file, by Dask."""
 
+from pipeline.aggregate.decomposition import LARGEST
 from pipeline.aggregate.moments import AT_ONCE, Weighting
 from pipeline.aggregate.spectrum_choice import SpectrumChoice, choose, sizes_of
 from pipeline.aggregate.stage import TILES_PER_TASK, aggregate

@@ -19,9 +19,11 @@ from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.results import ModuleBlocks
 from pipeline.shards import Array, Part, Scaled, Shard
-from pipeline.spectrum import Spectrum, SpectrumMethod, TopK
-from pipeline.system import format_bytes
+from pipeline.spectrum import SPEEDUP, Rates, Spectrum, SpectrumMethod, TopK
+from pipeline.system import format_bytes, format_seconds
 
+MANY_ROWS = 10_000  # from which on a person is told how long passes over a file take
+USUAL_PASSES = 10  # until the ends of a spectrum have converged
 LARGE_BLOCK = 4 * 2**30  # bytes on disk from which a block is not read as often as the whole
 # Of the matrices of which λmax alone is taken. The tolerance is within reach of products in float32.
 LARGEST = TopK(num_top=1, num_bottom=0, tolerance=1e-5, block_size=8, max_passes=300)
@@ -73,12 +75,31 @@ def spectra_of_step(
         of_batches, of_blocks, of_layers = (
             [*islice(made, len(tasks))] for tasks in (batches, blocks, largest)
         )
+    _announce(mean, method)
     whole = decompose(Part(mean.path, None, method.single), method, *kept, "mean", num_threads=None)
     eigenvalues = {name: block.eigenvalues for name, block in zip(spans, of_blocks, strict=True)}
     modules = module_blocks(
         mean.parameters, moments.layer_traces, eigenvalues, dict(zip(layers, of_layers, strict=True))
     )
     return StepSpectra(whole, of_batches or [whole], eigenvalues, modules)
+
+
+def _announce(mean: Shard, method: SpectrumMethod) -> None:
+    """Say how long the passes over the mean's file will take, which say nothing themselves."""
+    if method.in_memory or mean.num_rows < MANY_ROWS:
+        return
+    num_passes = getattr(method, "num_steps", USUAL_PASSES)
+    width = getattr(method, "num_columns_per_pass", 2 * method.num_top)
+    rates = Rates.of(mean.dtype)
+    seconds = rates.passes(mean.num_rows, width, num_passes, mean.dtype.itemsize) / rates.num_threads**SPEEDUP
+    name, rows = type(method).__name__.lower(), f"{mean.num_rows:,}"
+    log.info(
+        "%s of the mean, %s rows: %d passes or more, about %s.",
+        name,
+        rows,
+        num_passes,
+        format_seconds(seconds),
+    )
 
 
 def decompose(

@@ -30,7 +30,7 @@ from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
 from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile
 from pipeline.shards import SHARED, Array, Shard, Tile, open_shard, write_shard
-from pipeline.spectrum import SpectrumMethod, sign_threshold
+from pipeline.spectrum import Auto, SpectrumMethod, sign_threshold
 from pipeline.system import RunFolder, check_memory, difference, shared
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ SAVE_EVERY = 10.0  # seconds of sums over tiles that a kill may lose
 
 
 def aggregate(
-    folder: RunFolder, spectrum: SpectrumMethod, cluster: Cluster, num_batches: int | None = None
+    folder: RunFolder, spectrum: SpectrumMethod | Auto, cluster: Cluster, num_batches: int | None = None
 ) -> Iterator[SpectraFile]:
     """Write the spectra file of each step that has shards, and give it.
 

@@ -70,9 +70,9 @@ def check_resources(
         format_bytes(available_memory()),
     )
     num_steps = sum(not folder.spectrum(step).exists() for step in steps)
-    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, num_cores())
+    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, num_cores(), training)
     with same_random_numbers():
-        costs = _costs(work, training, is_trained=folder.checkpoint(experiment.last_step).exists())
+        costs = _costs(work, is_trained=folder.checkpoint(experiment.last_step).exists())
     _tell(costs, num_files * bytes_each)
     if choice is not None:
         log.info("%s", choice)
@@ -97,12 +97,12 @@ def _with_spectrum(
     return replace(experiment, spectrum=choice.method(auto)), choice
 
 
-def _costs(work: Work, training: object, is_trained: bool) -> list[StageCost]:
+def _costs(work: Work, is_trained: bool) -> list[StageCost]:
     """Of the stages that have something to do."""
     experiment = work.experiment
     stages, costs = experiment.stages, []
     if Stage.train in stages and not is_trained:
-        costs.append(work.train(training))
+        costs.append(work.train())
     if work.num_matrices:
         costs.append(work.matrices())
     if work.num_steps and Stage.aggregate in stages:

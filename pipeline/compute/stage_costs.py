@@ -15,7 +15,7 @@ from functools import cache, cached_property
 
 import torch
 
-from pipeline.aggregate import AT_ONCE, TILES_PER_TASK, sizes_of
+from pipeline.aggregate import AT_ONCE, LARGEST, TILES_PER_TASK, sizes_of
 from pipeline.compute.cost_estimate import Plan, expected_seconds, fastest
 from pipeline.compute.loss_landscape import NUM_LINES
 from pipeline.compute.recipe import parts_of
@@ -23,7 +23,7 @@ from pipeline.config import Verify
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Objective, Params, objective_of
 from pipeline.spectrum import SPEEDUP, Exact, Rates, SpectrumMethod, TopK
-from pipeline.training import GradientTraining, trial_of
+from pipeline.training import Adam, GradientTraining, trial_of
 
 LOOP = 3.4e-3  # seconds of the processor for `_loop`, with which the following constants go
 A_MATRIX = 0.08  # seconds, beside derivatives and bytes: guards, evidence, a file that is forced to the disk
@@ -58,7 +58,7 @@ class Work:
 
     experiment: its spectrum is no longer `auto`. num_steps: checkpoints that are aggregated. num_matrices: that are to
     be computed. bytes_each: of a matrix on disk, where a number takes `itemsize`. num_workers: processes or threads
-    that share a stage.
+    that share a stage. training: that of the run.
     """
 
     experiment: Experiment
@@ -68,6 +68,7 @@ class Work:
     bytes_each: int
     itemsize: int
     num_workers: int
+    training: object = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -89,17 +90,17 @@ class Work:
         keeps_mean = self.experiment.matrix.keeps_mean(len(self.batches))
         return 1 if keeps_mean else len(self.batches)
 
-    def train(self, training: object) -> StageCost:
+    def train(self) -> StageCost:
         """Weights, gradients, two means of Adam, and a copy of each while they are saved."""
         problem, num_steps = self.experiment.problem, self.experiment.last_step
         work = f"{num_steps:,} steps" if num_steps else "the weights as they are"
         seconds = A_STAGE * slowness()
         weights = sum(value.numel() * value.element_size() for value in problem.model.parameters())
-        if isinstance(training, GradientTraining):
-            trial = trial_of(training, problem.model, problem.criterion, problem.train, problem.test)
+        if isinstance(self.training, GradientTraining):
+            trial = trial_of(self.training, problem.model, problem.criterion, problem.train, problem.test)
             if trial is None:
                 return StageCost("train", work, None, 8 * weights)
-            seconds += trial.total(training)
+            seconds += trial.total(self.training)
         elif num_steps:  # a class of the user's own
             return StageCost("train", work, None, 8 * weights)
         return StageCost("train", work, seconds, 8 * weights)
@@ -128,16 +129,20 @@ class Work:
     def spectrum(self) -> StageCost:
         """Blocks of parameters and batches, a worker each; then the mean, with all threads."""
         method, num_rows = self.experiment.spectrum, self.num_rows
+        layout = self.experiment.layout()
         share = (
             self._gradient[1] / num_rows if self.num_matrices else 1.0
-        )  # the other rows are zeros, and left out
-        *blocks, whole = [
-            max(1, round(size * share)) for size in sizes_of(self.experiment.layout(), num_batches=0)
-        ]
+        )  # other rows are zeros, and left out
+        *blocks, whole = [max(1, round(size * share)) for size in sizes_of(layout, num_batches=0)]
         num_batches = self.num_shards if self.num_shards > 1 else 0
         together = sum(self._decomposition(method, size, 1) for size in blocks)
         together += num_batches * self._decomposition(method.of_batch(), whole, 1, method.in_memory)
+        layers = [span for span in layout.layers().values() if len(layout.names_in(span)) > 1]
+        sizes = [span.stop - span.start for span in layers]
+        together += sum(self._decomposition(LARGEST, size, 1, method.in_memory) for size in sizes)
         seconds = together / self.num_workers + self._decomposition(method, whole, None)
+        if isinstance(self.training, Adam):  # and of the matrix preconditioned as it does
+            seconds += self._decomposition(LARGEST, num_rows, None, method.in_memory)
         held = num_rows**2 * self.itemsize if method.in_memory else 0
         of_batch = held + method.of_batch().memory(num_rows, self.itemsize)
         memory = max(method.memory(num_rows, self.itemsize), min(self.num_workers, num_batches) * of_batch)

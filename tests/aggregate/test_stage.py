@@ -1,6 +1,7 @@
 """Oracle: the spectra of whole matrices by numpy.linalg.eigh, in one piece from the shards."""
 
 import itertools
+import re
 import shutil
 import time
 
@@ -13,12 +14,13 @@ from support.shard_cases import ATTRS, LAYOUT, NUM_ROWS, NUM_SAMPLES, known, wri
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import pipeline
+from pipeline.aggregate import decomposition
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
 from pipeline.errors import PipelineError
 from pipeline.results.spectra_file import SpectraFile
 from pipeline.shards.shard import open_shard
-from pipeline.spectrum import SLQ, Exact, TopK
+from pipeline.spectrum import SLQ, Auto, Exact, Rates, TopK
 from pipeline.system.run_folder import RunFolder
 
 STEP = ATTRS["step"]
@@ -180,6 +182,29 @@ def test_what_topk_does_not_know_is_left_out(folder):
     assert attrs["lambda_max"] == pytest.approx(eigh(problem.mean)[0][-1], rel=1e-6)
     assert attrs["trace"] == pytest.approx(np.trace(problem.mean))
     assert not {"lambda_min", "effective_rank", "num_negative_eigenvalues"} & attrs.keys()
+
+
+@pytest.mark.parametrize("name", ["topk", "slq"])
+def test_passes_over_a_large_file_are_told_with_their_seconds(folder, name, monkeypatch, caplog):
+    monkeypatch.setattr(Rates, "of", lambda dtype: Rates(eigenvalues=1.0, products=1e3))
+    write(folder, known())
+    with caplog.at_level("INFO"):
+        of_folder(folder, SPECTRA[name])
+        assert not [message for message in caplog.messages if "passes" in message]
+        monkeypatch.setattr(decomposition, "MANY_ROWS", NUM_ROWS)
+        folder.spectrum(STEP).unlink()
+        of_folder(folder, SPECTRA[name])
+    [line] = [message for message in caplog.messages if "passes" in message]
+    assert re.fullmatch(rf"{name} of the mean, {NUM_ROWS} rows: \d+ passes or more, about [\d.]+ \w+\.", line)
+
+
+def test_auto_is_settled_and_told(folder, caplog):
+    write(folder, known())
+    with caplog.at_level("INFO"):
+        found = of_folder(folder, Auto(num_top=4))
+    assert found.spectrum == "exact"
+    assert [message for message in caplog.messages if message.startswith("spectrum=auto takes exact: all ")]
+    assert of_folder(folder, Exact(num_top=4)).inputs_hash == found.inputs_hash  # up to date: taken as it is
 
 
 def test_all_eigenvalues_of_every_batch_on_request(folder):

@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 import pipeline.spectrum.exact as module
 from pipeline.errors import PipelineError
-from pipeline.spectrum import Exact, eigenvalues
+from pipeline.spectrum import Exact, Rates, eigenvalues
 
 
 def assert_whole(found, matrix, num_top, rounding=1e-13, eigenvalues=None):
@@ -240,3 +241,19 @@ def test_a_real_gpu_finds_the_same():
 
 def test_where_they_are_computed_does_not_make_spectra_stale():
     assert repr(Exact(device="cpu")) == repr(Exact(device="cuda"))
+
+
+def test_a_long_call_says_first_how_long_it_will_take(monkeypatch, caplog):
+    matrix, told = with_spectrum(SPECTRA["wigner"]), []
+    monkeypatch.setattr(Rates, "of", lambda dtype: Rates(eigenvalues=1e6, products=1.0))
+    monkeypatch.setattr(
+        module, "eigenvalues_of", lambda m, _: told.append(caplog.messages[:]) or np.linalg.eigvalsh(m)
+    )
+    with caplog.at_level("INFO"):
+        Exact().decompose(Stored(matrix))
+        assert caplog.messages == []
+        monkeypatch.setattr(module, "MANY_ROWS", len(matrix))
+        Exact().decompose(Stored(matrix))
+    [line] = caplog.messages
+    assert re.fullmatch(rf"all eigenvalues of {len(matrix)} rows: about 18\.1 h\.", line)
+    assert told == [[], [line]]
