@@ -17,7 +17,6 @@ from pipeline.config import SHOW_TRACEBACKS, explain, interruption, log_error, p
 from pipeline.errors import PipelineError
 from pipeline.sweep.hydra_callback import discard_refused, started_sweeps
 from pipeline.sweep.slurm.launcher import NAME
-from pipeline.sweep.summary import exit_status
 from pipeline.system import LOG_ONLY, RunFolder, is_finished, note_finished
 
 log = logging.getLogger("pipeline")
@@ -62,7 +61,11 @@ def conclude(ending: BaseException | None) -> int:
     """Tell what ended the command, sum up its sweeps, and give its exit status: 0, 1, or 130 after Ctrl-C."""
     sweeps = started_sweeps(ending)
     print_error(ending, in_sweep=bool(sweeps))
-    status = max(map(exit_status, sweeps), default=0)
+    status = 0
+    if sweeps:
+        from pipeline.sweep.summary import exit_status  # HDF5, Jinja: not before they are needed
+
+        status = max(map(exit_status, sweeps))
     if ending is not None:
         status = 130 if isinstance(ending, KeyboardInterrupt) else 1
     gc.freeze()  # else Python looks for cycles among all that torch has imported, half a second at the very end

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.results import TABLE
 from pipeline.sweep.seeds import SEED, Statistics, groups_of
 from pipeline.system import FINISHED, RunFolder, Status, refuse_file, status_of, write_atomically
 
@@ -71,6 +70,8 @@ class Sweep:
         """
         import pandas as pd
 
+        from pipeline.results import TABLE  # HDF5: not before it is needed
+
         known = {key for job in self.jobs for key in job.summary}
         numbers = [key for key in TABLE if key in known]
         numbers += sorted(key for key in known if key.startswith("seconds_"))
@@ -93,6 +94,8 @@ class Sweep:
         headline number `KEY_mean` and `KEY_std`, the standard deviation with n − 1; None where the seed does not vary.
         """
         import pandas as pd
+
+        from pipeline.results import TABLE
 
         finished = [job for job in self.jobs if job.status.state == FINISHED]
         if SEED not in self.varying or not finished:
