@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.report.figure_style import signed_log
 from pipeline.results import Run, SpectraFile, eigenvalues, last_spectra, linear_width
-from pipeline.spectrum import Array, density_of, fit_grid
+from pipeline.spectrum import Array, SpectralDistribution, density_of, distribution_of, fit_grid
 
 OURS = "spectrum"  # the gid of the curves that are drawn here
 NUM_MARKED = 10
@@ -32,7 +32,8 @@ def plot_spectrum(matrix: Any, ax: Any = None, **line: Any) -> Any:
     (over t = asinh(λ / threshold) / ln 10, in which it integrates to 1), on a logarithmic axis, smoothed by a Gaussian
     of 0.1 decades. An estimated density has a band of two standard errors.
 
-    matrix: what `eigenvalues` takes, eigenvalues themselves, (P,), or a run or spectra file of any choice of spectrum.
+    matrix: what `eigenvalues` takes, eigenvalues themselves, (P,), a run or spectra file of any choice of spectrum,
+        what `density` gives, or an operator, whose density is estimated.
     ax: axes to draw on; several matrices may share them. None makes a figure by pyplot.
     line: for `ax.plot`, such as label="step 100" or color="black".
 
@@ -73,6 +74,11 @@ def _curve_of(matrix: Any) -> Curve:
             num_rows = int(file.layers.offsets[-1])
             top = file.mean.top_eigenvalues
             return Curve(density.grid, density.values, density.standard_error, top, num_rows)
+    if hasattr(matrix, "matvec") and not hasattr(matrix, "dense"):
+        matrix = distribution_of(matrix)
+    if isinstance(matrix, SpectralDistribution):
+        top, num_rows = matrix.quadrature.nodes[-1:], matrix.quadrature.num_rows
+        return Curve(matrix.grid.eigenvalues, matrix.density, matrix.error, top, num_rows)
     values = _given(matrix)
     if values is None:
         values = eigenvalues(matrix)

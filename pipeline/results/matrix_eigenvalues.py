@@ -79,6 +79,11 @@ def dense_of(matrix: Any) -> Array:
     elif hasattr(matrix, "dense"):
         _check_room(matrix.num_rows, np.dtype(getattr(matrix, "dtype", np.float64)).itemsize)
         dense = np.asarray(matrix.dense())
+    elif hasattr(matrix, "matvec"):
+        raise PipelineError(
+            f"{type(matrix).__name__} gives products alone: pipeline.eigenpairs gives both ends of its spectrum, "
+            "pipeline.density the distribution of all eigenvalues."
+        )
     else:
         dense = np.asarray(matrix)
     if dense.dtype.kind in "iub":

@@ -103,3 +103,17 @@ def test_example_in_the_docstring():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+def test_a_distribution_and_what_gives_products_alone(ax):
+    class Products:
+        num_rows, dtype = 4, np.float64
+
+        def matvec(self, vectors):
+            return EIGENVALUES[:, None] * vectors.reshape(4, -1)
+
+    pipeline.plot_spectrum(Products(), ax)
+    pipeline.plot_spectrum(pipeline.density(np.diag(EIGENVALUES)), ax)
+    drawn = [line for line in ax.lines if line.get_gid() == spectrum_axes.OURS]
+    assert [share(line, -10, 10) for line in drawn] == pytest.approx([1, 1], abs=0.02)
+    assert len(ax.collections) == 2

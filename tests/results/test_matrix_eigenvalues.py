@@ -106,3 +106,16 @@ def test_a_shard_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkey
 def test_example_in_the_docstring():
     outcome = doctest.testmod(matrix_eigenvalues, raise_on_error=True)
     assert outcome.attempted > 0
+
+
+def test_what_gives_products_alone_is_told_what_takes_it():
+    class Products:
+        num_rows = 3
+
+        def matvec(self, vectors):
+            return vectors
+
+    with pytest.raises(
+        PipelineError, match=r"Products gives products alone: pipeline\.eigenpairs gives both ends"
+    ):
+        pipeline.eigenvalues(Products())
