@@ -82,9 +82,7 @@ class Own(ConvertedDataset):
         name = type(given).__name__
         if isinstance(given, DataLoader):
             return self._of_loader(given)
-        if isinstance(given, IterableDataset) or (
-            isinstance(given, Dataset) and not hasattr(given, "__len__")
-        ):
+        if isinstance(given, IterableDataset) or (_is_dataset(given) and not hasattr(given, "__len__")):
             return self._of_stream(given)
         if _is_dataset(given):
             return Source.of_dataset(given, self.columns)
@@ -153,8 +151,9 @@ def _is_dataset(given: Any) -> bool:
     if isinstance(given, Dataset | DataLoader):
         return True
     rows = hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    stream = hasattr(given, "__iter__") and not hasattr(given, "__len__")
     plain = isinstance(given, tuple | list | str | bytes | Mapping) or hasattr(given, "__array__")
-    return rows and not plain
+    return (rows or stream) and not plain
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pipeline.system import progress
 
 Pair = tuple[Any, Any]
 AT_ONCE = 256  # samples that a dataset is asked for
+FEW = 8  # of these: no progress is shown
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class Source:
     def of_dataset(dataset: Any, columns: Columns) -> Source:
         """Of what has a length and gives samples by number: a torch Dataset, or one of Hugging Face's library."""
         name = type(dataset).__name__
-        if hasattr(dataset, "with_format"):  # Hugging Face's: rows as arrays, not as lists
-            dataset = dataset.with_format("numpy")
+        if hasattr(dataset, "with_format") and getattr(dataset, "format", {"type": None})["type"] is None:
+            dataset = dataset.with_format(
+                "numpy"
+            )  # Hugging Face's, without a transform: arrays in place of lists
 
         def read(numbers: Sequence[int]) -> Pair:
             items = []
-            for start in progress(range(0, len(numbers), AT_ONCE), "reading samples"):
+            starts = range(0, len(numbers), AT_ONCE)
+            for start in progress(starts, "reading samples") if len(starts) > FEW else starts:
                 part = [int(number) for number in numbers[start : start + AT_ONCE]]
                 items += [columns.pair(item, name) for item in _items(dataset, part, name)]
             return stacked(items, name, numbers)

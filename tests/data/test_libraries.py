@@ -35,6 +35,12 @@ def test_a_table_of_hugging_face(table):
     assert torch.equal(
         own.of(table.with_format("torch")).train.inputs["input_ids"], samples.train.inputs["input_ids"]
     )
+    doubled = table.with_transform(
+        lambda rows: {"x": [2.0 * each[0] for each in rows["input_ids"]], "y": rows["label"]}
+    )
+    np.testing.assert_array_equal(Own(test_fraction=0).of(doubled).train.inputs[:, 0], 2.0 * IDS[ORDER, 0])
+    streamed = Own(inputs="input_ids", num_samples=6, test_fraction=0).of(table.to_iterable_dataset())
+    assert {tuple(row) for row in streamed.train.inputs.tolist()} == {tuple(row) for row in IDS[:6].tolist()}
     with pytest.raises(PipelineError, match=r"inputs 'text' hold texts|inputs hold texts"):
         Own().of(table)
     with pytest.raises(

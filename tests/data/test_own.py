@@ -122,6 +122,7 @@ def test_a_stream_gives_its_first_samples():
     first = {tuple(x.flatten().tolist()) for x in X[:11]}
     assert {tuple(x.flatten().tolist()) for x in samples.train.inputs} <= first
     assert Own(num_samples=8, test_fraction=0).of(DataLoader(Stream(), 4)).train.num_samples == 8
+    assert Own(num_samples=8, test_fraction=0).of(pair for pair in Stream()).train.num_samples == 8
 
 
 def test_a_sampler_chooses():
