@@ -12,6 +12,7 @@ from pipeline.shards import file_size
 from pipeline.spectrum import SLQ, Exact, SpectrumMethod, TopK
 from pipeline.strategy import HVP
 
+PRODUCTS = "products in place of the matrix (pipeline.curvature_operator, docs/matrix_free.md)"
 OTHER_DISK = "another disk with hydra.run.dir=FOLDER"
 
 
@@ -43,7 +44,7 @@ def ways_on_disk(experiment: Experiment, num_files: Callable[[Experiment], int],
         both = replace(changed["blocks=layer"], matrix=replace(spec, keep=Keep.mean, blocks=Blocks.layer))
         ways += ["blocks=layer with keep=mean"] if needed(both, itemsize) <= there else []
     fits = isqrt(2 * there // max(1, num_files(experiment) * itemsize))
-    return [*ways, *_fewer_weights(experiment, fits), OTHER_DISK]
+    return [*ways, *_fewer_weights(experiment, fits), PRODUCTS, OTHER_DISK]
 
 
 def ways_in_memory(experiment: Experiment, option: str, needed: int, there: int) -> list[str]:
@@ -59,7 +60,8 @@ def ways_in_memory(experiment: Experiment, option: str, needed: int, there: int)
         ways.append("dtype=float32")
     quadratic = isinstance(experiment.spectrum, Exact) or option.startswith("strategy=")
     share = there / needed
-    return [*ways, *_fewer_weights(experiment, int(num_rows * (share**0.5 if quadratic else share)))]
+    fewer = _fewer_weights(experiment, int(num_rows * (share**0.5 if quadratic else share)))
+    return [*ways, *fewer, PRODUCTS] if quadratic else [*ways, *fewer]
 
 
 def bytes_on_disk(experiment: Experiment, itemsize: int | None = None) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.compute import preflight, ways_out
-from pipeline.compute.ways_out import OTHER_DISK, bytes_on_disk, ways_in_memory, ways_on_disk
+from pipeline.compute.ways_out import OTHER_DISK, PRODUCTS, bytes_on_disk, ways_in_memory, ways_on_disk
 from pipeline.config.schema import Blocks, Keep, Stage
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
@@ -53,8 +53,8 @@ def test_ways_that_fit_are_named_in_order(tmp_path):
     one = bytes_on_disk(whole)
     assert ways(whole, 3 * one, tmp_path)[:2] == ["keep=mean", "num_batches=1"]
     assert ways(whole, 2 * one, tmp_path)[0] == "num_batches=1"  # keep=mean needs three files at a time
-    *_, weights, last = ways(whole, one // 2, tmp_path)
-    assert last == OTHER_DISK
+    *_, weights, products, last = ways(whole, one // 2, tmp_path)
+    assert (products, last) == (PRODUCTS, OTHER_DISK)
     assert weights.startswith("fewer weights (parameters=[...], about ")
     assert weights.endswith(', such as parameters=["2.*"] with 404)')
 
@@ -92,7 +92,7 @@ def test_what_was_chosen_already_is_not_named(tmp_path):
 def test_the_number_of_weights_that_is_named_fits(tmp_path):
     whole = experiment(batch_size=None)
     there = 200 * 2**20 // 100
-    [text, _] = ways(whole, there, tmp_path)
+    [text, *_] = ways(whole, there, tmp_path)
     fits = int(text.split("about ")[1].split(" at most")[0].replace(",", ""))
     assert fits**2 * 4 / 2 <= there < (fits + 1) ** 2 * 4 / 2 + 1
 
@@ -105,11 +105,14 @@ def test_ways_in_memory():
     assert ways_in_memory(whole, "spectrum=exact", needed, there)[0] == "spectrum=slq"
     assert not [way for way in ways_in_memory(whole, "spectrum=exact", needed, 1000) if "spectrum" in way]
     rows = replace(whole, spectrum=TopK())
-    assert ways_in_memory(rows, "spectrum=topk", 10**9, 10**8)[0].startswith("fewer weights (")
+    [weights] = ways_in_memory(rows, "spectrum=topk", 10**9, 10**8)  # its vectors, which products need too
+    assert weights.startswith("fewer weights (")
     there = HVP().memory(num_rows, 4)
     assert ways_in_memory(whole, "strategy=func", 2 * there, there)[0] == "strategy=hvp"
     rows = with_matrix(whole, strategy=HVP())
-    assert ways_in_memory(rows, "strategy=hvp", 2 * there, there)[0].startswith("fewer weights (")
+    weights, products = ways_in_memory(rows, "strategy=hvp", 2 * there, there)
+    assert weights.startswith("fewer weights (")
+    assert products == PRODUCTS
     double = experiment(torch.float64)
     assert "dtype=float32" in ways_in_memory(double, "spectrum=exact", 100, 50)
     assert "dtype=float32" not in ways_in_memory(double, "spectrum=exact", 100, 49)
