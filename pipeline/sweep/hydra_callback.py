@@ -17,15 +17,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from pipeline.config import command, command_of, params, run_name
-from pipeline.sweep.jobs import has_jobs, job_name, plan
+from pipeline.sweep.jobs import PLAN, has_jobs, job_name, plan
 from pipeline.sweep.slurm.launcher import LaunchError
 from pipeline.sweep.slurm.queue import NOTES
-from pipeline.system import RunFolder
+from pipeline.system import RunFolder, discard
 
+RUN_NOTES = (
+    ".lock",
+    "run.log",
+    "status.json",
+    *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
+)
+SWEEP_NOTES = (PLAN, "multirun.yaml")
 launched: list[Path] = []  # folders of the sweeps that this process has set out to launch
-made: dict[
-    Path, list[Path]
-] = {}  # by an empty run folder: the folders that its run will make, the deepest first
+# By an empty folder of a run or a sweep: it and those above it that are still to be made, the deepest first.
+new_folders: dict[Path, list[Path]] = {}
 
 
 class Multirun(Callback):
@@ -34,8 +40,7 @@ class Multirun(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Let Hydra's notes be where another run is at work in the folder: this one will be refused."""
         folder = RunFolder(Path(config.hydra.run.dir).absolute())
-        if not folder.path.is_dir() or not any(folder.path.iterdir()):
-            made[folder.path] = folder.missing()
+        _note_missing(folder)
         if folder.is_held():
             with read_write(config.hydra):
                 config.hydra.output_subdir = None
@@ -43,16 +48,30 @@ class Multirun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         launched.append(folder)
+        _note_missing(RunFolder(folder))
         if (
             config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
         ):  # others choose jobs as they go
             plan(folder, command(), jobs_of(config))
 
 
+def _note_missing(folder: RunFolder) -> None:
+    """Note which folders there will be, unless the folder holds something."""
+    if not folder.path.is_dir() or not any(folder.path.iterdir()):
+        new_folders[folder.path] = folder.missing()
+
+
 def discard_refused(folder: RunFolder) -> None:
     """Remove the folder of a run that ended before it began, if nothing but that run has put anything there."""
-    if folder.path in made and not folder.config.exists():
-        folder.discard(made[folder.path])
+    if folder.path in new_folders and not folder.config.exists():
+        discard(folder.path, RUN_NOTES, [folder.path / ".hydra", *new_folders[folder.path]])
+
+
+def discard_refused_sweeps() -> None:
+    """The same for sweeps of which no job has begun."""
+    for folder in launched:
+        if folder in new_folders and not has_jobs(folder) and not (folder / NOTES).exists():
+            discard(folder, SWEEP_NOTES, new_folders[folder])
 
 
 def started_sweeps(ending: BaseException | None) -> list[Path]:

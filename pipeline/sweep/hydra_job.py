@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from pipeline.config import SHOW_TRACEBACKS, explain, interruption, log_error, print_error
 from pipeline.errors import PipelineError
-from pipeline.sweep.hydra_callback import discard_refused, started_sweeps
+from pipeline.sweep.hydra_callback import discard_refused, discard_refused_sweeps, started_sweeps
 from pipeline.sweep.slurm.launcher import NAME
 from pipeline.system import LOG_ONLY, RunFolder, is_finished, note_finished
 
@@ -61,6 +61,7 @@ def conclude(ending: BaseException | None) -> int:
     """Tell what ended the command, sum up its sweeps, and give its exit status: 0, 1, or 130 after Ctrl-C."""
     sweeps = started_sweeps(ending)
     print_error(ending, in_sweep=bool(sweeps))
+    discard_refused_sweeps()
     status = 0
     if sweeps:
         from pipeline.sweep.summary import exit_status  # HDF5, Jinja: not before they are needed

@@ -13,6 +13,7 @@ from pipeline.system.resources import (
 )
 from pipeline.system.run_folder import (
     RunFolder,
+    discard,
     flush,
     is_of_shards,
     partial_of,

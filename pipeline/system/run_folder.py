@@ -133,16 +133,6 @@ class RunFolder:
         path = self.path.absolute()
         return [each for each in (path, *path.parents) if not each.exists()]
 
-    def discard(self, made: Iterable[Path]) -> None:
-        """Remove what the start of a run that was refused has left: notes and its log, and the folders that it made."""
-        for path in [self.path / name for name in (".lock", "run.log", "status.json")] + [
-            self.path / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")
-        ]:
-            path.unlink(missing_ok=True)
-        for folder in (self.path / ".hydra", *made):
-            with suppress(OSError):  # it holds something else
-                folder.rmdir()
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one process; the kernel lets go of it when the process ends, however it ends.
@@ -200,6 +190,15 @@ def _take(handle: int) -> None:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(0.01)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def discard(folder: Path, names: Iterable[str], made: Iterable[Path]) -> None:
+    """Remove files of a folder that are there, and of the folders `made`, the deepest first, those that are empty."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for each in made:
+        with suppress(OSError):  # it holds something else
+            each.rmdir()
 
 
 def is_of_shards(path: Path) -> bool:

@@ -68,6 +68,12 @@ def test_a_mistake_is_told_in_one_line(mistake, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no run folder of a run that never began
 
 
+def test_a_sweep_that_never_began_leaves_no_folder(tmp_path):
+    line = fail(tmp_path / "folder", "-m", "model=mlp,foo", "tracking=none", "hydra.sweep.dir=sweeps/one")
+    assert line.startswith("model=foo: there is no such option.")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_explodes_is_told_in_one_line_and_checkpoints_are_kept(tmp_path):
     folder = tmp_path / "folder"
     steep = ["model.activation=relu", "training.learning_rate=1e200", "checkpoint_steps=[0]"]
