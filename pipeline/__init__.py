@@ -3,8 +3,8 @@
 `hessian(model, criterion, inputs, targets)` gives the matrix as a tensor, `layer_hessians` its blocks for each layer,
 `sample_hessians` one for each sample; `eigenvalues(matrix)` and `plot_spectrum(matrix)` take it from there.
 `curvature_operator(model, criterion, batches)` gives products with the matrix of a net of any size; `eigenpairs`,
-`density`, `trace`, `diagonal` and `solve` take it, or a stored matrix. `open_shard`, `open_run` and `open_sweep` read
-what runs left behind. The pipeline itself is `python -m pipeline.run`.
+`density`, `trace`, `diagonal` and `solve` take it, or a stored matrix; `gram_spectrum` gives all eigenvalues of a GGN.
+`open_shard`, `open_run` and `open_sweep` read what runs left behind. The pipeline itself is `python -m pipeline.run`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
-    from pipeline.operator import curvature_operator
+    from pipeline.operator import curvature_operator, gram_spectrum
     from pipeline.report.spectrum_axes import plot_spectrum
     from pipeline.results.matrix_eigenvalues import eigenvalues
     from pipeline.results.run import open_run
@@ -28,6 +28,7 @@ __all__ = [
     "diagonal",
     "eigenpairs",
     "eigenvalues",
+    "gram_spectrum",
     "hessian",
     "layer_hessians",
     "open_run",
@@ -46,6 +47,7 @@ _HOMES = {
     "diagonal": "pipeline.spectrum",
     "eigenpairs": "pipeline.spectrum",
     "eigenvalues": "pipeline.results.matrix_eigenvalues",
+    "gram_spectrum": "pipeline.operator",
     "hessian": "pipeline.compute.dense",
     "layer_hessians": "pipeline.compute.dense",
     "open_run": "pipeline.results.run",

@@ -16,6 +16,7 @@ from pipeline.strategy.forward_mode import push
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP, count_numbers
 from pipeline.strategy.khatri_rao import KhatriRao
+from pipeline.strategy.khatri_rao.gram import gram_matrix
 from pipeline.strategy.per_sample import hessians_of_samples
 from pipeline.strategy.protocol import Approximate, Cost, Strategy, tolerance_of
 from pipeline.strategy.triangular import Triangular

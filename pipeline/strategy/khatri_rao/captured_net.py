@@ -219,7 +219,7 @@ class _BackwardTrace:
         witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
     ) -> _BackwardTrace:
         leaves = leaves_of(params)
-        with Capture(leaves, [name for use in uses for name in use.names], _branch) as capture:
+        with Capture(leaves, [name for use in uses for name in use.names], branch) as capture:
             loss = witness.loss(leaves, batch)
         wanted = [*(call.z for call in capture.calls), *leaves.values()]
         parts: Any = torch.zeros(len(wanted))
@@ -228,7 +228,7 @@ class _BackwardTrace:
         else:
             parts = [torch.zeros_like(value) for value in wanted]
         gradient = dict(zip(leaves, parts[len(capture.calls) :], strict=True))
-        inputs, deltas = _arranged(uses, capture.calls, parts)
+        inputs, deltas = arranged(uses, capture.calls, parts)
         return _BackwardTrace(witness, params, batch, names, uses, inputs, deltas, gradient)
 
     def sound_names(self) -> set[str]:
@@ -260,13 +260,15 @@ def gradient_of(use: Use, delta: Tensor, a: Tensor) -> Tensor:
     return part if use.order is None else torch.zeros_like(part).index_copy_(0, use.order, part)
 
 
-def _branch(index: int, z: Tensor) -> Tensor:
+def branch(index: int, z: Tensor) -> Tensor:
+    """The output of a call, with a gradient of its own."""
     return z.requires_grad_().clone()  # the model may write into what it gets
 
 
-def _arranged(
+def arranged(
     uses: tuple[Use, ...], calls: list[Call], parts: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """ã of each use, (N, T, G·p), and values shaped as its z, as (N, T, G·d)."""
     calls = calls[: len(uses)]  # what comes later is the criterion's own: the model called again, say
     inputs = tuple(use.inputs(call.inputs.detach()[None])[0] for use, call in zip(uses, calls, strict=True))
     deltas = tuple(use.units(part[None])[0] for use, part in zip(uses, parts, strict=False))
