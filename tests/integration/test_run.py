@@ -103,7 +103,7 @@ def test_a_run_folder_has_what_was_promised_and_nothing_else(finished):
     steps = ("step-000000", "step-000020")
     assert found == {
         *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
-        *(".lock", "config.yaml", "run.log", "report.html", "status.json", "summary.json"),
+        *(".lock", "config.yaml", "run.log", "report.html", "status.json", "summary.json", "spectra/choice.json"),
         *("checkpoints/history.csv", "checkpoints/state.pt", "checkpoints/step-000020.adam.h5"),
         *(f"checkpoints/{step}.safetensors" for step in steps),
         *(f"shards/{step}/{name}.h5" for step in steps for name in ("batch-00000", "batch-00001", "batch-00002")),
@@ -145,7 +145,7 @@ def test_the_same_command_again_does_nothing_twice(finished):
     after = contents(folder)
     assert after.keys() == before.keys()
     rewritten = {name for name in after if after[name] != before[name]}
-    drawn_again = {"config.yaml", "summary.json", "report.html"}
+    drawn_again = {"config.yaml", "summary.json", "report.html", "spectra/choice.json"}
     assert {name for name in rewritten if not name.startswith("figures/")} <= drawn_again
     assert after["config.yaml"][0] == before["config.yaml"][0]
     assert [line for line in lines if "shards are there" in line] == [
