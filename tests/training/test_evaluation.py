@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.criterion import CrossEntropy
+from pipeline.criterion import CrossEntropy, NextToken
 from pipeline.objective.batch import Batch
 from pipeline.training import accuracy, evaluate
 from pipeline.training.minibatches import minibatches
@@ -84,3 +84,17 @@ def test_minibatches_can_begin_anywhere_and_each_epoch_is_a_permutation():
         == take(minibatches(train, 10, 1, 0), 2)
         == [[*range(10)]] * 2
     )
+
+
+def test_the_accuracy_is_of_the_scores_and_labels_of_the_criterion():
+    scores = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0, 3], [0, 0, 2, 1]]), 4).double()  # (N, T, V)
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return {"logits": scores + 0 * x[..., None], "hidden": x}
+
+    inputs = torch.zeros(2, 4, dtype=torch.float64)
+    tokens = torch.tensor([[3, 1, 2, 1], [0, 0, 3, -100]])  # after a shift: right, right, wrong; right, wrong
+    assert evaluate(Net(), NextToken(), Batch(inputs, tokens))[1] == pytest.approx(3 / 5)
+    labels = torch.tensor([[1, 2, 0, 0], [0, 1, 2, 1]])
+    assert evaluate(Net(), CrossEntropy(classes_last=True), Batch(inputs, labels))[1] == pytest.approx(6 / 8)
