@@ -117,7 +117,13 @@ NOT_HASHED = (  # how fast, how often looked at, how often saved
     "training.save_every",
 )
 
-
+ADDED: dict[
+    str, dict[str, Any]
+] = {  # options of later versions, by their class, and the values at which a config has the hash that it had before
+    "pipeline.criterion.CrossEntropy": {"classes_last": False},
+    "pipeline.data.Arrays": {"channels_last": False, "scale": False, "as_float": False, "map_labels": False},
+    "pipeline.training.Pretrained": {"prefix": None},
+}
 ABOUT = ("command", "environments")  # in config.yaml beside the settings
 FIGURE_FORMATS = ("png", "pdf", "svg")
 LOG = "log"
@@ -318,7 +324,17 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 def _hashed(settings: Mapping[str, Any]) -> dict[str, Any]:
     relevant = flat({key: settings.get(key) for key in HASHED})
-    return {key: value for key, value in relevant.items() if key not in NOT_HASHED}
+    return {
+        key: value
+        for key, value in relevant.items()
+        if key not in NOT_HASHED and not _is_added(key, relevant)
+    }
+
+
+def _is_added(key: str, settings: Mapping[str, Any]) -> bool:
+    group, _, option = key.partition(".")
+    added = ADDED.get(settings.get(f"{group}._target_", ""), {})
+    return option in added and settings[key] == added[option]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

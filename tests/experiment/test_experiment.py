@@ -24,6 +24,7 @@ from pipeline.strategy import HVP, Func
 PACKAGE = Path(pipeline.run.__file__).parent
 READERS = (
     "config/schema.py",
+    "config/saved_config.py",
     "config/given.py",
     "experiment/instantiate.py",
 )  # of a config's keys and classes
@@ -73,6 +74,25 @@ def built(*overrides):
 @pytest.mark.parametrize(("expected", "overrides"), HASHES.items())
 def test_a_config_has_the_hash_that_it_had(expected, overrides):
     assert built(*overrides).matrix.hash() == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("pipeline.criterion.CrossEntropy", {"classes_last": (False, True)}),
+        ("pipeline.data.Arrays", {"channels_last": (False, True), "map_labels": (False, True)}),
+        ("pipeline.training.Pretrained", {"prefix": (None, "net")}),
+        ("his.Class", {"scale": (None, False), "classes_last": (None, False)}),
+    ],
+)
+def test_options_of_later_versions_change_the_hash_only_where_they_are_used(target, options):
+    group = "criterion" if "Entropy" in target else "training" if "training" in target else "data"
+    before = config_hash({group: {"_target_": target}})
+    for key, (unused, used) in options.items():
+        hashes = [config_hash({group: {"_target_": target, key: value}}) for value in (unused, used)]
+        assert hashes[1] != hashes[0]
+        assert (hashes[0] == before) == target.startswith("pipeline.")
+        assert hashes[1] != before
 
 
 def test_settings_have_the_hash_that_they_had():
