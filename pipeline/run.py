@@ -50,7 +50,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
 
             settings = settle(folder, plain(config), experiment.problem.hashes, experiment.environment())
             training = build(config, "training") if config.training.get("num_steps") else None
-            check_resources(folder, experiment, training, sweep_folder())
+            check_resources(folder, experiment, training, sweep_folder(), config.cluster.get("num_workers"))
             keep(folder, settings)
             log.info("run folder: %s (%s)", folder.path, AGAIN)
         else:

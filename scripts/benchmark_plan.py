@@ -26,9 +26,14 @@ from typing import Any
 RUNS = {
     "main job": ["strategy=func"],
     "22,510 weights": ["model.hidden_sizes=[300]"],
-    "cnn, float64, 2 batches": ["model=cnn", "dtype=float64", "num_batches=2"],
-    "transformer, GGN, layers": ["model=transformer", "matrix=ggn", "blocks=layer"],
     "along training": ["checkpoint_steps=[0,100,1000]", "training=sgd", "model.hidden_sizes=[24,24]"],
+    "GGN, float64": [
+        *("matrix=ggn", "model.activation=relu", "dtype=float64"),
+        *("model.hidden_sizes=[48,48]", "num_batches=3"),
+    ],
+    "layers of a transformer": [
+        *("model=transformer", "blocks=layer", "num_batches=1", "training.num_steps=100"),
+    ],
 }
 GIVE = "benchmark_plan.json"
 

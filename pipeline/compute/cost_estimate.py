@@ -17,6 +17,7 @@ from pipeline.system import available_memory, format_bytes
 from pipeline.training import clock
 
 NUM_TRIED = 16  # tangents that are pushed through the net to see how long one takes
+PATIENCE = 1.0  # seconds after which nothing is tried once more
 ROOM_TO_CHECK = 10**8  # bytes under which nobody asks whether they are there
 
 
@@ -132,9 +133,12 @@ def _seconds_per_tangent(objective: Objective, params: Params, batch: Batch) -> 
 
 def fastest(run: Callable[[], object], place: torch.device, times: int = 3) -> float:
     """Seconds of the fastest of a few, after one in which libraries start."""
-    seconds = []
+    began = clock()
+    seconds: list[float] = []
     run()
     for _ in range(times):
+        if seconds and clock() - began > PATIENCE:
+            break
         start = clock()
         run()
         if place.type == "cuda":

@@ -33,11 +33,16 @@ log = logging.getLogger("pipeline")
 
 
 def check_resources(
-    folder: RunFolder, experiment: Experiment, training: object = None, sweep: Path | None = None
+    folder: RunFolder,
+    experiment: Experiment,
+    training: object = None,
+    sweep: Path | None = None,
+    num_workers: int | None = None,
 ) -> list[StageCost]:
     """Say what each stage will take, and refuse now what would not fit later; gives the costs.
 
     training: that of the run, whose steps are tried. sweep: the folder of the sweep that the run is a job of.
+    num_workers: that share aggregation; None for one a core.
 
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
@@ -70,7 +75,8 @@ def check_resources(
         format_bytes(available_memory()),
     )
     num_steps = sum(not folder.spectrum(step).exists() for step in steps)
-    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, num_cores(), training)
+    workers = num_workers or num_cores()
+    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, workers, training)
     with same_random_numbers():
         costs = _costs(work, is_trained=folder.checkpoint(experiment.last_step).exists())
     _tell(costs, num_files * bytes_each)

@@ -35,7 +35,7 @@ POOLING = (
 )
 PASSES_EXACT = 14  # of Lanczos in memory for the top eigenvectors beside all eigenvalues
 PASSES_TOPK = 10
-A_DECOMPOSITION = 0.02  # seconds, beside what grows with the rows
+A_DECOMPOSITION = 0.03  # seconds, beside what grows with the rows
 A_REPORT = 2.5  # seconds for figures and page of one step
 A_STEP = 0.65  # seconds for one more
 MANY = 1024  # samples whose loss is tried

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.aggregate.spectrum_choice import SpectrumChoice
-from pipeline.compute import preflight
+from pipeline.compute import preflight, stage_costs
+from pipeline.compute.stage_costs import Work
 from pipeline.config.schema import Keep, Stage
 from pipeline.criterion import CrossEntropy
 from pipeline.errors import PipelineError
@@ -149,6 +150,18 @@ def test_checkpoints_and_batches_multiply_the_cost(run_of_11_samples, caplog):
     assert costs["matrices"].work.startswith("4 of 8 tangents")
     assert costs["spectrum"].work == "all eigenvalues of 8 rows at each of 4 checkpoints"
     assert costs["mean"].work == "norms of 1 matrix at each of 4 checkpoints"
+
+
+def test_workers_share_the_blocks_and_not_the_mean(folder, monkeypatch):
+    monkeypatch.setattr(Work, "_decomposition", lambda *_: 1.0)
+    monkeypatch.setattr(stage_costs, "slowness", lambda: 0.0)
+
+    def seconds(num_workers):
+        costs = preflight.check_resources(folder, EXPERIMENT, None, None, num_workers)
+        return next(cost.seconds for cost in costs if cost.stage == "spectrum")
+
+    # Two parameters, three batches, and λmax of their layer; then the mean.
+    assert (seconds(1), seconds(2)) == (7, 4)
 
 
 def test_nothing_is_told_of_work_that_is_done(run_of_11_samples, folder, caplog):
