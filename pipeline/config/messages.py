@@ -81,6 +81,8 @@ def _about_options(error: BaseException) -> str:
     if ambiguous := re.match(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = ambiguous[1].partition("=")
         return f"{ambiguous[1]}: several values make a sweep, with the flag -m; a list is written {key}=[{values}]."
+    if doubled := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{doubled[1]}: there is such an option already: write it without the +."
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: give one with {missing[1]}=VALUE."
     if override := getattr(error, "override", None):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import isfunction, signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -214,8 +215,19 @@ def build(config: DictConfig, group: str) -> Any:
     What it is handed is what `prepare` has left there.
     """
     options = config[group]
-    _locate(group, options._target_)
-    return hydra.utils.instantiate(options, _convert_="all")
+    target = _locate(group, options._target_)
+    given = [key for key in options if key not in {"_target_", "_partial_"}]
+    is_loss = group == "criterion" and isfunction(target) and not _can_be_called(target, given)
+    return hydra.utils.instantiate(options, _convert_="all", **({"_partial_": True} if is_loss else {}))
+
+
+def _can_be_called(function: Callable[..., Any], names: Sequence[str]) -> bool:
+    """Whether a function needs no more than these arguments; one that does is the loss itself, not what makes it."""
+    try:
+        signature(function).bind(**dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def build_training(config: DictConfig, folder: RunFolder, tracking: Any) -> Any:

@@ -65,8 +65,11 @@ def _check_few(model: nn.Module, criterion: Criterion, few: Batch, batch: Batch)
             f"{type(criterion).__name__} of outputs of {_shape(outputs)} and targets of {_shape(few.targets)} would "
             "take each output against each target: let the model return the targets' shape."
         )
+    if isinstance(outputs, Tensor) and outputs.is_floating_point():
+        outputs = outputs.detach().requires_grad_()
     try:
-        loss = criterion(outputs, few.targets)
+        with torch.enable_grad():
+            loss = criterion(outputs, few.targets)
     except PASSED_ON:
         raise
     except Exception as error:  # so may a criterion
@@ -77,6 +80,11 @@ def _check_few(model: nn.Module, criterion: Criterion, few: Batch, batch: Batch)
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         raise PipelineError(
             f"the criterion gives {_shape(loss)}: one number is needed, reduce by mean or sum."
+        )
+    if isinstance(outputs, Tensor) and outputs.requires_grad and not loss.requires_grad:
+        raise PipelineError(
+            "the criterion's value depends on the outputs by no operation that torch can differentiate (item, numpy, "
+            "detach or argmax cut it off): compute it by operations on tensors."
         )
 
 
