@@ -1,9 +1,9 @@
-"""What a product with the Hessian or the GGN costs, in gradients of the same net: FLOP, and seconds, by each way.
+"""What a product with the Hessian or the GGN costs, in gradients of the same net: FLOP, and CPU seconds, by each way.
 
-    python scripts/benchmark_operator.py [--threads 2] [--quick]
+    python scripts/benchmark_operator.py [--threads 1] [--quick]
 
 FLOP are those of matrix products and convolutions, counted by torch's FlopCounterMode; a gradient is one forward and
-one backward pass of the plain module. Seconds are the least of several, of both side by side in one process. Where
+one backward pass of the plain module. Seconds are of the processor, the least of several, all in one process. Where
 curvlinops is installed (`pip install curvlinops-for-pytorch`), its Hessian is timed beside.
 """
 
@@ -90,9 +90,9 @@ def flop_of(run: Callable[[], object]) -> int:
 def seconds_of(run: Callable[[], object], times: int) -> float:
     best = float("inf")
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
@@ -110,8 +110,8 @@ def compare(net: Net, times: int) -> None:
     batch = Batch.of(net.inputs, net.targets)
     unit = flop_of(partial(objective.gradient, params, batch))  # fused attention would not be counted
     second = seconds_of(gradient, times)
-    print(f"\n{net.name}: P = {num_weights:,}, a gradient is {unit / 1e9:.3g} GFLOP, {second:.3f} s")
-    print(f"{'':56}{'FLOP':>8}{'seconds':>9}   in gradients, a vector")
+    print(f"\n{net.name}: P = {num_weights:,}, a gradient is {unit / 1e9:.3g} GFLOP, {second:.3f} CPU s")
+    print(f"{'':56}{'FLOP':>8}{'CPU s':>9}   in gradients, a vector")
     for matrix in (Hessian(), GGN()):
         problem = matrix.problem(objective, params, batch)
         name = type(matrix).__name__
@@ -167,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small nets, to see that it runs")
     options = parser.parse_args()

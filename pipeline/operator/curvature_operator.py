@@ -20,6 +20,7 @@ from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
 from pipeline.validation import named
 
+COLUMNS_PER_PASS = 4
 Vectors = TypeVar("Vectors", Tensor, np.ndarray[Any, Any])
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ class CurvatureOperator:
     @property
     def num_rows(self) -> int:
         return self.layout.num_parameters
+
+    @property
+    def columns_per_pass(self) -> int:
+        """How many vectors a search multiplies at once: each costs a product, so that smaller blocks take fewer."""
+        return min(COLUMNS_PER_PASS, self.num_rows)
 
     @property
     def shape(self) -> tuple[int, int]:

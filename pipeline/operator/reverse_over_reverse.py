@@ -45,10 +45,14 @@ class _GradientGraph:
     gradient: Sequence[Tensor]
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        columns = [self._column(vector) for vector in vectors.unbind(1)]
-        return torch.stack(columns, 1) if columns else vectors.clone()
+        rows = vectors.T.contiguous()
+        results = torch.empty_like(rows)
+        for vector, result in zip(rows, results, strict=True):
+            self._multiply(vector, result)
+        return results.T
 
-    def _column(self, vector: Tensor) -> Tensor:
+    def _multiply(self, vector: Tensor, result: Tensor) -> None:
+        """Write H v into `result`."""
         parts = vector.split([value.numel() for value in self.weights])
         pairs = [
             (g, part.reshape(g.shape))
@@ -56,7 +60,8 @@ class _GradientGraph:
             if g.requires_grad
         ]
         if not pairs:
-            return torch.zeros_like(vector)
+            result.zero_()
+            return
         values, along = zip(*pairs, strict=True)
         found = torch.autograd.grad(values, self.weights, along, retain_graph=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in found])
+        torch.cat([part.detach().reshape(-1) for part in found], out=result)

@@ -11,6 +11,7 @@ from pipeline.spectrum.lanczos import (
     LanczosState,
     RitzPairs,
     advance,
+    estimated_residuals,
     kept_at_restart,
     random_block,
     restart,
@@ -60,7 +61,9 @@ def eigenpairs(
     way, until a pair beyond them would have been seen. If there is one, the search goes on with it.
 
     matrix: what `curvature_operator` or `open_shard` gives, or anything with num_rows and matvec. top, bottom are
-    capped by P. block_size: vectors multiplied at once; by default what the matrix asks for. max_columns: vectors of
+    capped by P. block_size: vectors multiplied at once; by default 4 of
+    an operator, of which each costs a product, and twice the larger of both numbers of a stored matrix, of which a pass
+    costs the same for one as for many. max_columns: vectors of
     the basis, at which it restarts; more of them mean fewer products.
 
     Cost: on Hessians of trained nets some five to ten products a pair, checks included. Memory: the basis and its
@@ -122,12 +125,19 @@ class _Search:
         """
         while True:
             state = self._advance(state)
-            if state.num_columns >= min(self.top + self.bottom, self.matrix.num_rows):
+            is_over = state.num_columns == self.matrix.num_rows or self.num_products >= self.max_products
+            if state.num_columns < self.top + self.bottom:
+                continue
+            if is_over or self._seems_converged(state):
                 pairs = ritz_pairs(state, self.top, self.bottom, self.tolerance)
                 if pairs.converged or state.num_columns == self.matrix.num_rows:
                     return state, pairs
                 if self.num_products >= self.max_products:
                     raise PipelineError(self._not_converged(pairs, state))
+
+    def _seems_converged(self, state: LanczosState) -> bool:
+        values, residuals = estimated_residuals(state, self.top, self.bottom)
+        return bool((residuals <= self.tolerance * np.abs(values).max()).all())
 
     def _advance(self, state: LanczosState) -> LanczosState:
         """One pass, after a restart where the basis is full.
@@ -164,8 +174,8 @@ class _Search:
             full = state.num_columns == self.matrix.num_rows
             if state.num_columns < min(known + 2, self.matrix.num_rows) and not full:
                 continue
-            now = ritz_pairs(state, self.top, self.bottom, self.tolerance)
-            if np.abs(now.values - pairs.values).max() > 2 * pairs.bound:
+            values, _ = estimated_residuals(state, self.top, self.bottom)
+            if np.abs(values - pairs.values).max() > 2 * pairs.bound:
                 return state, False
             if full or self._would_have_been_seen(state, pairs, num_passes):
                 return state, True
@@ -185,22 +195,20 @@ class _Search:
         Chebyshev polynomial of the degree of the passes (Saad 2011, Numerical Methods for Large Eigenvalue Problems,
         section 6.6). Where there is no such gap, the outermost pair of the space itself has to converge.
         """
-        inner = ritz_pairs(state, self.top + 1 if self.top else 0, self.bottom + 1 if self.bottom else 0, 1.0)
-        low, high = (
-            float(np.linalg.eigvalsh(state.projected)[0]),
-            float(np.linalg.eigvalsh(state.projected)[-1]),
-        )
-        checks = []
+        wanted = self.top + bool(self.top), self.bottom + bool(self.bottom)
+        inner, estimates = estimated_residuals(state, *wanted)
+        low, high = np.linalg.eigvalsh(state.projected)[[0, -1]]
+        gaps = []
         if self.top:
-            edge, seen = pairs.values[self.bottom], inner.values[len(inner.values) - self.top - 1]
-            checks.append((edge - seen, seen - low, inner.residuals[len(inner.values) - self.top - 1]))
+            index = len(inner) - self.top - 1
+            gaps.append((index, pairs.values[self.bottom] - inner[index], inner[index] - low))
         if self.bottom:
-            edge, seen = pairs.values[self.bottom - 1], inner.values[self.bottom]
-            checks.append((seen - edge, high - seen, inner.residuals[self.bottom]))
-        return all(
-            residual <= pairs.bound or self._has_grown(gap, width, num_passes)
-            for gap, width, residual in checks
-        )
+            index = self.bottom
+            gaps.append((index, inner[index] - pairs.values[self.bottom - 1], high - inner[index]))
+        left = [index for index, gap, width in gaps if not self._has_grown(gap, width, num_passes)]
+        if not left or (estimates[left] > pairs.bound).any():
+            return not left
+        return bool((ritz_pairs(state, *wanted, 1.0).residuals[left] <= pairs.bound).all())
 
     def _has_grown(self, gap: float, width: float, num_passes: int) -> bool:
         if gap <= 0:

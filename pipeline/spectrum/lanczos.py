@@ -125,6 +125,16 @@ def ritz_pairs(state: LanczosState, num_top: int, num_bottom: int, tolerance: fl
     return RitzPairs(values, vectors, residuals, bound, state.num_passes)
 
 
+def estimated_residuals(state: LanczosState, num_top: int, num_bottom: int) -> tuple[Array, Array]:
+    """The outermost Ritz values, and of their residuals the part along the next block, (w,): no vector is formed.
+
+    It is nearly all of a residual, since what the matrix makes of the basis lies in the basis and the next block.
+    """
+    values, rotation = np.linalg.eigh(state.projected)
+    chosen = _ends(len(values), num_top, num_bottom)
+    return values[chosen], np.linalg.norm(_inner(state.images, state.block).T @ rotation[:, chosen], axis=0)
+
+
 def quadrature_of(projected: Array, widths: Sequence[int], num_rows: int) -> Quadrature:
     """The quadrature of the first block's vectors, from the projected matrix of a basis that was never restarted.
 

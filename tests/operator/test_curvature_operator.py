@@ -21,6 +21,7 @@ from pipeline.operator import curvature_operator
 from pipeline.operator.central_difference import CentralDifference
 from pipeline.operator.forward_over_reverse import ForwardOverReverse
 from pipeline.operator.reverse_over_reverse import ReverseOverReverse
+from pipeline.spectrum import SLQ, TopK
 
 WAYS = [ReverseOverReverse(), ForwardOverReverse(1), ForwardOverReverse(3)]
 
@@ -384,3 +385,22 @@ def test_a_nan_loss_and_an_unknown_matrix_are_told() -> None:
         curvature_operator(model, nn.CrossEntropyLoss(), pair, matrix="gnn")
     with pytest.raises(PipelineError, match="the loss is nan"):
         curvature_operator(model, nn.CrossEntropyLoss(), (pair[0] * float("nan"), pair[1]))
+
+
+def test_spectrum_methods_take_operators() -> None:
+    model, pair = classes()
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), cut(pair, 10, 13))
+    values = torch.linalg.eigvalsh(pipeline.hessian(model, nn.CrossEntropyLoss(), *pair)).numpy()
+    for method in (TopK(5, 2), SLQ(5, 2, num_vectors=5, num_steps=4)):
+        found = method.decompose(operator)
+        np.testing.assert_allclose(found.top_eigenvalues, values[::-1][:5], atol=1e-4 * values[-1])
+        np.testing.assert_allclose(found.eigenvalues[:2], values[:2], atol=1e-4 * values[-1])
+
+
+def test_eigenpairs_of_an_operator_go_in_small_blocks() -> None:
+    model, pair = classes()
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), cut(pair, 10, 13))
+    values = torch.linalg.eigvalsh(pipeline.hessian(model, nn.CrossEntropyLoss(), *pair)).numpy()
+    found = pipeline.eigenpairs(operator, top=20, bottom=1, tolerance=1e-10)
+    np.testing.assert_allclose(found.values, [*values[::-1][:20], values[0]], atol=1e-9 * values[-1])
+    assert operator.columns_per_pass == 4
