@@ -58,6 +58,7 @@ def select_way(
 
     Raises:
         NoWay: none gives right products.
+        Imprecise: the precision does not do, whatever the way.
     """
     failures: list[tuple[str, str]] = []
     trials, remedy = [], LOOK
@@ -71,6 +72,8 @@ def select_way(
             return Selected(trial, None, failures)
         try:
             certificate = certified(trial)
+        except Imprecise:
+            raise
         except StrategyError as error:
             failures.append((trial.way.name, error.why))
             continue
@@ -89,6 +92,10 @@ class NoWay(StrategyError):
         told = "; ".join(f"{name}: {why}" for name, why in failures)
         super().__init__(f"no way gives right products with this matrix ({told})", remedy)
         self.failures = failures
+
+
+class Imprecise(StrategyError):
+    """Products are right in float64 only."""
 
 
 def timed(way: Way, problem: tuple[Objective, Params, Batch]) -> Trial:

@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.objective import Certificate, check_loss, directions
 from pipeline.operator.batch_sum import BatchSum, Net
 from pipeline.operator.protocol import Way
-from pipeline.operator.selection import Trial
+from pipeline.operator.selection import Imprecise, Trial
 
 MOST_ROUNDING = 0.05  # of H v: by which products in single precision may differ from those in float64
 FEW = 32  # samples on which a way is certified, if the model takes so few: it is right or wrong whatever their number
@@ -26,7 +26,8 @@ class Verification:
     nearly the same products: a ReLU whose input is as small as rounding may be on in one and off in the other, which
     moves H v of a large net by some 0.1 to 1 %.
 
-    rounding: ‖H v − Hₛ v‖ / ‖H v‖ of the last way, H in float64 and Hₛ in the precision of the operator.
+    rounding: ‖H v − Hₛ v‖ / ‖H v‖ of the last way, H in float64 and Hₛ in the precision of the operator. Where it is
+    above MOST_ROUNDING, `Imprecise` is raised: another way would not do either.
     """
 
     net: Net
@@ -45,10 +46,11 @@ class Verification:
         gap, size = (own.double() - exact.double()).norm(dim=0), exact.double().norm(dim=0)
         self.rounding = float((gap / size.clamp(min=1e-300)).max()) if bool(gap.any()) else 0.0
         if certificate.passed and not self.rounding <= MOST_ROUNDING:
-            why = (
-                f"single precision moves H v by {self.rounding:.2g} of its size, {MOST_ROUNDING:g} is allowed"
+            raise Imprecise(
+                f"single precision moves H v by {self.rounding:.2g} of its size, {MOST_ROUNDING:g} is allowed "
+                "(weights or samples scaled badly, or a loss that is nearly zero?)",
+                "use dtype=torch.float64, or verify=False takes products as they are",
             )
-            return Certificate(self.rounding, MOST_ROUNDING, why=why)
         return certificate
 
     @cached_property

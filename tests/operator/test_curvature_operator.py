@@ -404,3 +404,12 @@ def test_eigenpairs_of_an_operator_go_in_small_blocks() -> None:
     found = pipeline.eigenpairs(operator, top=20, bottom=1, tolerance=1e-10)
     np.testing.assert_allclose(found.values, [*values[::-1][:20], values[0]], atol=1e-9 * values[-1])
     assert operator.columns_per_pass == 4
+
+
+def test_single_precision_that_does_not_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pair = classes()
+    monkeypatch.setattr("pipeline.operator.verification.MOST_ROUNDING", 1e-12)
+    message = r"single precision moves H v by .* of its size, 1e-12 is allowed .*: use dtype=torch\.float64"
+    with pytest.raises(PipelineError, match=message):
+        curvature_operator(model, nn.CrossEntropyLoss(), pair, dtype=torch.float32)
+    assert curvature_operator(model, nn.CrossEntropyLoss(), pair).rounding == 0
