@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.jinja"
 EXTENT = {
     "exact": "every eigenvalue of the mean matrix",
-    "topk": "the extreme eigenvalues of the mean matrix",
-    "slq": "the extreme eigenvalues and an estimated density of the mean matrix",
+    "topk": "the extreme eigenvalues of the mean matrix (spectrum=exact gets all)",
+    "slq": "the extreme eigenvalues and an estimated density of the mean matrix (spectrum=exact gets all eigenvalues)",
 }
 
 
