@@ -17,11 +17,29 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from pipeline.config import CONF, Config, Stage, explain, keep, read_arguments, settings_of, settle, stages_of
+from pipeline.config import (
+    CONF,
+    Config,
+    Stage,
+    merge_with_saved,
+    one_line_message,
+    read_arguments,
+    save_settings,
+    settings_of,
+    stages_of,
+)
 from pipeline.errors import DamagedFile
-from pipeline.experiment import NEED_MODEL, build, build_training, check_results, instantiate, plain, prepare
-from pipeline.sweep import NAME, Slurm, carry_out, conclude, labels, sweep_folder
-from pipeline.system import RunFolder, prepare_terminal, recorded_status, say, set_aside
+from pipeline.experiment import (
+    NEED_MODEL,
+    build,
+    build_training,
+    check_results,
+    instantiate,
+    prepare,
+    resolved_settings,
+)
+from pipeline.sweep import LAUNCHER, Slurm, carry_out, conclude, sweep_folder, tracking_labels
+from pipeline.system import RunFolder, prepare_terminal, print_line, recorded_status, set_aside
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
@@ -33,12 +51,12 @@ if TYPE_CHECKING:
 AGAIN = "to go on after a kill: the same command, with hydra.run.dir=that folder"
 log = logging.getLogger("pipeline")
 ConfigStore.instance().store(name="schema", node=Config)
-Plugins.instance().class_name_to_class[NAME] = Slurm  # Hydra's search misses plugins of editable installs
+Plugins.instance().class_name_to_class[LAUNCHER] = Slurm  # Hydra's search misses plugins of editable installs
 
 
 def run(config: DictConfig, folder: RunFolder) -> None:
     """Do what the config asks for, and leave it in the folder."""
-    with folder.lock(), recorded_status(folder, explain):
+    with folder.lock(), recorded_status(folder, one_line_message):
         prepare(config)
         stages, settings = stages_of(config.stages), settings_of(folder)
         tracking: Tracking = build(config, "tracking")
@@ -48,16 +66,18 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             # not before the config is known to be right
             from pipeline.compute import check_resources
 
-            settings = settle(folder, plain(config), experiment.problem.hashes, experiment.environment())
+            settings = merge_with_saved(
+                folder, resolved_settings(config), experiment.problem.hashes, experiment.environment()
+            )
             training = build(config, "training") if config.training.get("num_steps") else None
             check_resources(folder, experiment, training, sweep_folder(), config.cluster.get("num_workers"))
-            keep(folder, settings)
+            save_settings(folder, settings)
             log.info("run folder: %s (%s)", folder.path, AGAIN)
         else:
             check_results(config, folder)
         from pipeline.report import RunRecorder, make_report
 
-        with tracker.start(folder, *labels(settings), sweep_folder()) as tracked:
+        with tracker.start(folder, *tracking_labels(settings), sweep_folder()) as tracked:
             recorder = RunRecorder(folder, tracked)
             if experiment is not None and Stage.train in stages:
                 train(recorder, experiment, config, tracking)
@@ -132,7 +152,7 @@ def main() -> None:
     ending: BaseException | None = None
     try:
         if page := read_arguments():
-            say(page)
+            print_line(page)
         else:
             job()
     except (Exception, KeyboardInterrupt) as error:

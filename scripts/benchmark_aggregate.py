@@ -27,12 +27,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.aggregate.moments import Weighting
-from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.partial_results import PartialResults
 from pipeline.aggregate.stage import aggregate, write_mean
 from pipeline.cluster import Local, Threads
 from pipeline.layout import Layout
 from pipeline.shards import open_shard, write_shard
-from pipeline.shards.hdf5 import read_results
+from pipeline.shards.hdf5 import read_array_file
 from pipeline.spectrum import TopK
 from pipeline.system.run_folder import RunFolder
 
@@ -98,7 +98,7 @@ def mean_of(folder: RunFolder, num_workers: int) -> None:
     shards = [open_shard(path) for path in folder.shard_paths(0)]
     weighting = Weighting.of([128] * len(shards), "mean")
     folder.mean(0).unlink(missing_ok=True)
-    unfinished = Unfinished(folder.unfinished(0), "")
+    unfinished = PartialResults(folder.unfinished(0), "")
     with Threads(num_workers).open(folder.path), threadpool_limits(1):
         write_mean(folder, 0, shards, weighting, num_workers, unfinished)
     unfinished.remove()
@@ -187,7 +187,7 @@ def compare_workers(folder: RunFolder) -> None:
     for num_workers in (1, 2):
         folder.spectrum(0).unlink(missing_ok=True)
         taken = seconds(lambda n=num_workers: list(aggregate(folder, TopK(), Local(n))))  # type: ignore[misc]
-        found[num_workers] = read_results(folder.spectrum(0)).arrays
+        found[num_workers] = read_array_file(folder.spectrum(0)).arrays
         print(f"aggregation by {num_workers} worker process(es): {taken:.1f} s", flush=True)
     same = all(np.array_equal(values, found[2][name]) for name, values in found[1].items())
     print(f"the same numbers: {same}", flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shards.hdf5 import read_arrays, read_results
+from pipeline.shards.hdf5 import read_array_file, read_arrays
 from pipeline.system.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def content(folder: RunFolder) -> dict[str, bytes]:
         for path in folder.shard_paths(step):
             found[f"{step} {path.name}"] = read_arrays(path, ["checksums"])["checksums"].tobytes()
     for step in folder.spectrum_steps():
-        arrays = read_results(folder.spectrum(step)).arrays
+        arrays = read_array_file(folder.spectrum(step)).arrays
         found |= {
             f"{step} {name}": np.asarray(values)
             .astype("S64" if values.dtype == object else values.dtype)

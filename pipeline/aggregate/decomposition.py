@@ -12,13 +12,13 @@ import numpy as np
 from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
-from pipeline.aggregate.moments import Moments
-from pipeline.aggregate.partial_results import Remembered, Unfinished, remembered
+from pipeline.aggregate.moments import TileSums
+from pipeline.aggregate.partial_results import CachedMatrix, PartialResults, remembered
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.results import ModuleBlocks
-from pipeline.shards import Array, Part, Scaled, Shard
+from pipeline.shards import Array, Scaled, Shard, StoredMatrix
 from pipeline.spectrum import SPEEDUP, Rates, Spectrum, SpectrumMethod, TopK
 from pipeline.system import format_bytes, format_seconds
 
@@ -45,11 +45,11 @@ class StepSpectra:
 
 def spectra_of_step(
     mean: Shard,
-    moments: Moments,
+    moments: TileSums,
     shards: Sequence[Shard],
     method: SpectrumMethod,
     num_workers: int,
-    unfinished: Unfinished,
+    unfinished: PartialResults,
 ) -> StepSpectra:
     """Decompose the batches' matrices and the mean's diagonal blocks side by side, then the mean with all threads."""
     in_memory, of_batch = method.in_memory, method.of_batch()
@@ -57,15 +57,17 @@ def spectra_of_step(
     layers = layers_of_several(mean, in_memory)
     kept = (in_memory, unfinished)
     batches = [
-        delayed(decompose)(Part(shard.path, None, of_batch.single), of_batch, *kept, shard.path.stem)
+        delayed(decompose)(StoredMatrix(shard.path, None, of_batch.single), of_batch, *kept, shard.path.stem)
         for shard in (shards if len(shards) > 1 else ())
     ]
     blocks = [
-        delayed(decompose)(Part(mean.path, span, method.single), method, *kept, f"rows-{span.start}")
+        delayed(decompose)(StoredMatrix(mean.path, span, method.single), method, *kept, f"rows-{span.start}")
         for span in spans.values()
     ]
     largest = [
-        delayed(largest_eigenvalue)(Part(mean.path, span, LARGEST.single), *kept, f"layer-{span.start}")
+        delayed(largest_eigenvalue)(
+            StoredMatrix(mean.path, span, LARGEST.single), *kept, f"layer-{span.start}"
+        )
         for span in layers.values()
     ]
     # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
@@ -76,7 +78,7 @@ def spectra_of_step(
             [*islice(made, len(tasks))] for tasks in (batches, blocks, largest)
         )
     _announce(mean, method)
-    whole = decompose(Part(mean.path, None, method.single), method, *kept, "mean", num_threads=None)
+    whole = decompose(StoredMatrix(mean.path, None, method.single), method, *kept, "mean", num_threads=None)
     eigenvalues = {name: block.eigenvalues for name, block in zip(spans, of_blocks, strict=True)}
     modules = module_blocks(
         mean.parameters, moments.layer_traces, eigenvalues, dict(zip(layers, of_layers, strict=True))
@@ -103,10 +105,10 @@ def _announce(mean: Shard, method: SpectrumMethod) -> None:
 
 
 def decompose(
-    matrix: Part | Scaled,
+    matrix: StoredMatrix | Scaled,
     decomposition: SpectrumMethod,
     in_memory: bool,
-    unfinished: Unfinished,
+    unfinished: PartialResults,
     name: str,
     num_threads: int | None = 1,
 ) -> Spectrum:
@@ -116,16 +118,16 @@ def decompose(
     """
 
     def make() -> Spectrum:
-        return decomposition.decompose(matrix.held() if in_memory else Remembered(matrix, unfinished, name))
+        return decomposition.decompose(matrix.held() if in_memory else CachedMatrix(matrix, unfinished, name))
 
     with threadpool_limits(num_threads):
         return remembered(unfinished, name, make)
 
 
 def largest_eigenvalue(
-    matrix: Part | Scaled,
+    matrix: StoredMatrix | Scaled,
     in_memory: bool,
-    unfinished: Unfinished,
+    unfinished: PartialResults,
     name: str,
     num_threads: int | None = 1,
 ) -> float:
@@ -139,7 +141,7 @@ def largest_eigenvalue(
 
 
 def preconditioned_sharpness(
-    mean: Shard, diagonal: Array | None, in_memory: bool, unfinished: Unfinished
+    mean: Shard, diagonal: Array | None, in_memory: bool, unfinished: PartialResults
 ) -> dict[str, float]:
     """λmax of P^(−1/2) H P^(−1/2) under its key, with the diagonal of P, (P,); nothing where that is not known.
 
@@ -147,7 +149,7 @@ def preconditioned_sharpness(
     """
     if diagonal is None:
         return {}
-    matrix = Scaled(Part(mean.path, None, LARGEST.single), 1 / np.sqrt(diagonal))
+    matrix = Scaled(StoredMatrix(mean.path, None, LARGEST.single), 1 / np.sqrt(diagonal))
     largest = largest_eigenvalue(matrix, in_memory, unfinished, "preconditioned", num_threads=None)
     return {"lambda_max_preconditioned": largest} if math.isfinite(largest) else {}
 

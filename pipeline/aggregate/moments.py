@@ -47,7 +47,7 @@ class Weighting:
 
 
 @dataclass
-class Moments:
+class TileSums:
     """Sums over some tiles of B matrices of L parameters; those of disjoint sets of tiles add up.
 
     squares: (B,) of ‖H_b‖_F². deviations: (B,) of ‖scales[b] H_b - H‖_F². traces: (B,). block_squares: (L, L)
@@ -62,12 +62,12 @@ class Moments:
     live: Array
 
     @staticmethod
-    def zero(num_batches: int, layout: Layout) -> Moments:
+    def zero(num_batches: int, layout: Layout) -> TileSums:
         b, k = num_batches, len(layout.names)
         live = np.zeros(layout.num_parameters, bool)
-        return Moments(np.zeros(b), np.zeros(b), np.zeros(b), np.zeros((k, k)), np.zeros(k), live)
+        return TileSums(np.zeros(b), np.zeros(b), np.zeros(b), np.zeros((k, k)), np.zeros(k), live)
 
-    def add(self, other: Moments) -> None:
+    def add(self, other: TileSums) -> None:
         for name in ("squares", "deviations", "traces", "block_squares", "layer_traces"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.live |= other.live
@@ -79,7 +79,7 @@ def pool_tiles(
     wanted: Sequence[Tile],
     at_once: int = AT_ONCE,
     following: Sequence[Tile] = (),
-) -> tuple[list[tuple[Tile, Array]], Moments]:
+) -> tuple[list[tuple[Tile, Array]], TileSums]:
     """The weighted mean of the shards in some tiles, in their dtype, and the sums over these tiles.
 
     The tiles of `at_once` shards after the others are added up. Distances from the mean are taken when the mean is
@@ -119,7 +119,7 @@ class _Pool:
 
     def __init__(self, shards: Sequence[Shard], weighting: Weighting, at_once: int) -> None:
         size, num_open = shards[0].tile, min(at_once, len(shards))
-        self.moments = Moments.zero(len(shards), shards[0].parameters)
+        self.moments = TileSums.zero(len(shards), shards[0].parameters)
         self._shards, self._weighting = shards, weighting
         self._above = ~np.tri(size, dtype=bool)
         self._height = max(1, STRIP // size)
@@ -179,7 +179,7 @@ class _Pool:
             yield center.reshape(-1), exact.reshape(len(tiles), -1)
 
 
-def _add_mean(moments: Moments, layout: Layout, mean: Array, top: int, left: int) -> None:
+def _add_mean(moments: TileSums, layout: Layout, mean: Array, top: int, left: int) -> None:
     rows, row_starts = _parameters_in(layout, top, len(mean))
     cols, col_starts = _parameters_in(layout, left, mean.shape[1])
     if len(rows) == len(cols) == 1:  # most tiles of a large matrix: no temporary, no sums by parameters

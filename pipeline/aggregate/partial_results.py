@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate.moments import Moments
+from pipeline.aggregate.moments import TileSums
 from pipeline.errors import PipelineError
-from pipeline.shards import Array, Part, Results, Scaled, read_results, write_results
+from pipeline.shards import Array, ArrayFile, Scaled, StoredMatrix, read_array_file, write_array_file
 from pipeline.spectrum import Quadrature, Spectrum
 
 SLOW = 2.0  # seconds from which a result is worth a file
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class PartialResults:
     """Files in a folder of their own, which goes when the spectra file is whole.
 
     identity: of all that the results depend on; files of another identity count for nothing.
@@ -37,19 +37,19 @@ class Unfinished:
     folder: Path
     identity: str
 
-    def load(self, name: str) -> Results | None:
+    def load(self, name: str) -> ArrayFile | None:
         """What was saved under this name; None where there is nothing, or nothing sound."""
         path = self.folder / f"{name}.h5"
         try:
-            found = read_results(path) if path.exists() else None
+            found = read_array_file(path) if path.exists() else None
         except PipelineError:  # damaged: it is made again
             return None
         return found if found is not None and found.attrs.get("identity") == self.identity else None
 
     def save(self, name: str, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        write_results(self.folder / f"{name}.h5", {**attrs, "identity": self.identity}, arrays)
+        write_array_file(self.folder / f"{name}.h5", {**attrs, "identity": self.identity}, arrays)
 
-    def load_sums(self, moments: Moments, ends: Sequence[int]) -> int:
+    def load_sums(self, moments: TileSums, ends: Sequence[int]) -> int:
         """Put saved sums over tiles into `moments`; gives the number of groups of tiles that are in them.
 
         ends: the number of tiles up to the end of each group. Sums up to another number count for nothing.
@@ -57,12 +57,12 @@ class Unfinished:
         found = self.load("sums")
         if found is None or found.attrs["num_tiles"] not in ends:
             return 0
-        for field_ in fields(Moments):
+        for field_ in fields(TileSums):
             setattr(moments, field_.name, found.arrays[field_.name])
         return ends.index(found.attrs["num_tiles"]) + 1
 
-    def save_sums(self, moments: Moments, num_tiles: int) -> None:
-        arrays = {field_.name: getattr(moments, field_.name) for field_ in fields(Moments)}
+    def save_sums(self, moments: TileSums, num_tiles: int) -> None:
+        arrays = {field_.name: getattr(moments, field_.name) for field_ in fields(TileSums)}
         self.save("sums", {"num_tiles": num_tiles}, arrays)
 
     def remove(self) -> None:
@@ -70,11 +70,11 @@ class Unfinished:
 
 
 @dataclass
-class Remembered:
+class CachedMatrix:
     """A matrix whose slow products are kept, and taken from the disk where the same vectors come again."""
 
-    matrix: Part | Scaled
-    unfinished: Unfinished
+    matrix: StoredMatrix | Scaled
+    unfinished: PartialResults
     name: str
     _num_products: int = field(default=0, init=False)
 
@@ -102,7 +102,7 @@ class Remembered:
         return product
 
 
-def remembered(unfinished: Unfinished, name: str, make: Callable[[], Spectrum]) -> Spectrum:
+def remembered(unfinished: PartialResults, name: str, make: Callable[[], Spectrum]) -> Spectrum:
     """The spectrum that was saved under this name, or the one that is made now, and saved if that was slow."""
     found = unfinished.load(name)
     if found is not None:
@@ -126,7 +126,7 @@ def _encoded(spectrum: Spectrum) -> tuple[dict[str, Any], dict[str, Array]]:
     return attrs, arrays
 
 
-def _spectrum(found: Results) -> Spectrum:
+def _spectrum(found: ArrayFile) -> Spectrum:
     return Spectrum(
         eigenvalues=found.arrays["eigenvalues"],
         top_eigenvalues=found.arrays["top_eigenvalues"],
@@ -138,7 +138,7 @@ def _spectrum(found: Results) -> Spectrum:
     )
 
 
-def _quadrature(found: Results, prefix: str) -> Quadrature | None:
+def _quadrature(found: ArrayFile, prefix: str) -> Quadrature | None:
     if f"{prefix}/nodes" not in found.arrays:
         return None
     return Quadrature(

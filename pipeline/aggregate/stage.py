@@ -20,8 +20,8 @@ from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
 from pipeline.aggregate.decomposition import preconditioned_sharpness, spectra_of_step
-from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
-from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.moments import TileSums, Weighting, pool_tiles
+from pipeline.aggregate.partial_results import PartialResults
 from pipeline.aggregate.spectrum_choice import settled
 from pipeline.aggregate.step_densities import densities
 from pipeline.aggregate.step_summary import batch_spectra, headline_of
@@ -31,7 +31,7 @@ from pipeline.errors import PipelineError
 from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile
 from pipeline.shards import SHARED, Array, Shard, Tile, open_shard, write_shard
 from pipeline.spectrum import Auto, SpectrumMethod, sign_threshold
-from pipeline.system import RunFolder, check_memory, difference, shared
+from pipeline.system import RunFolder, check_memory, difference, shared_evidence
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def aggregate(
             inputs_hash = _hash(shards, spectrum, moments)
             path = folder.spectrum(step)
             file = SpectraFile.read_if_sound(path)
-            unfinished = Unfinished(folder.unfinished(step), inputs_hash)
+            unfinished = PartialResults(folder.unfinished(step), inputs_hash)
             has_mean = len(shards) == 1 or folder.mean(step).exists()
             complete = (
                 file is not None and file.modules is not None
@@ -128,7 +128,7 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
                     f"{shard.path} holds {key}={shard.attrs[key]!r}, {first.path.name} holds {first.attrs[key]!r}: "
                     "one folder holds one config; move one of them away."
                 )
-        if differs := difference(shared(shard.attrs), shared(first.attrs)):
+        if differs := difference(shared_evidence(shard.attrs), shared_evidence(first.attrs)):
             raise PipelineError(
                 f"{shard.path} was made with {differs[0]} than {first.path.name} ({differs[1]} differ): "
                 "one folder holds one experiment; move one of them away."
@@ -158,7 +158,7 @@ def _aggregate_step(
     shards: Sequence[Shard],
     spectrum: SpectrumMethod,
     num_workers: int,
-    unfinished: Unfinished,
+    unfinished: PartialResults,
     second_moments: SecondMoments | None,
 ) -> SpectraFile:
     """The spectra file of one step, from its shards and what Adam has left beside the checkpoint."""
@@ -170,7 +170,7 @@ def _aggregate_step(
     top = found.mean
     diagonal = second_moments.preconditioner(mean.parameters) if second_moments is not None else None
     sharpness = preconditioned_sharpness(mean, diagonal, spectrum.in_memory, unfinished)
-    origin = {key: shards[0].attrs[key] for key in SHARED} | shared(shards[0].attrs)
+    origin = {key: shards[0].attrs[key] for key in SHARED} | shared_evidence(shards[0].attrs)
     of_origin = {key: origin.pop(key) for key, value in [*origin.items()] if isinstance(value, float)}
     return SpectraFile(
         step=origin.pop("step"),
@@ -207,8 +207,8 @@ def write_mean(
     shards: Sequence[Shard],
     weighting: Weighting,
     num_workers: int,
-    unfinished: Unfinished,
-) -> tuple[Shard, Moments]:
+    unfinished: PartialResults,
+) -> tuple[Shard, TileSums]:
     """The weighted mean of the shards, and the sums over all tiles; the mean of one shard is that shard.
 
     Cut short, it goes on where it was: with the tiles that the shard's journal holds, and the sums that were saved.
@@ -216,7 +216,7 @@ def write_mean(
     first, tiles = shards[0], shards[0].tile_indices()
     groups = [tiles[i : i + TILES_PER_TASK] for i in range(0, len(tiles), TILES_PER_TASK)]
     bare = [replace(shard) for shard in shards]  # without what they have read: they go to other processes
-    moments = Moments.zero(len(shards), first.parameters)
+    moments = TileSums.zero(len(shards), first.parameters)
     ends = list(accumulate(map(len, groups)))
     num_summed = unfinished.load_sums(moments, ends)
 
@@ -246,7 +246,7 @@ def write_mean(
         return there, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
-        **shared(first.attrs),
+        **shared_evidence(first.attrs),
         "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
         "num_batches": len(shards),
         "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.results import Density
-from pipeline.spectrum import Array, Grid, Spectrum, density_of, estimate, fit_grid, resolution_of
+from pipeline.spectrum import Array, DensityGrid, Spectrum, density_of, estimate, fit_grid, resolution_of
 
 
 def densities(whole: Spectrum, batches: Sequence[Spectrum]) -> Density:
@@ -34,7 +34,7 @@ def _resolution(spectrum: Spectrum) -> float:
     return resolution_of(spectrum.quadrature)
 
 
-def _density(spectrum: Spectrum, grid: Grid) -> tuple[Array, Array]:
+def _density(spectrum: Spectrum, grid: DensityGrid) -> tuple[Array, Array]:
     if spectrum.complete or spectrum.quadrature is None:
         values = density_of(spectrum.eigenvalues, grid)
         return values, np.zeros_like(values)

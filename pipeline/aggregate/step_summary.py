@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate.moments import Moments, Weighting
+from pipeline.aggregate.moments import TileSums, Weighting
 from pipeline.results import BatchSpectra
 from pipeline.shards import Array, Shard
 from pipeline.spectrum import Spectrum, eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
@@ -17,7 +17,7 @@ def headline_of(
     mean: Shard,
     whole: Spectrum,
     batches: Sequence[Spectrum],
-    moments: Moments,
+    moments: TileSums,
     shards: Sequence[Shard],
     weighting: Weighting,
 ) -> dict[str, float]:
@@ -55,7 +55,7 @@ def batch_spectra(
     shards: Sequence[Shard],
     whole: Spectrum,
     batches: Sequence[Spectrum],
-    moments: Moments,
+    moments: TileSums,
     weighting: Weighting,
 ) -> BatchSpectra:
     """The numbers of each batch's own matrix."""

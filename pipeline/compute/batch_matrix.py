@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.compute.recipe import Part, blocks_of, certified
+from pipeline.compute.recipe import DiagonalBlock, blocks_of, certified
 from pipeline.errors import DamagedFile, PipelineError, StrategyError
 from pipeline.experiment import MatrixSpec
 from pipeline.layout import Layout
@@ -23,10 +23,10 @@ from pipeline.objective import Batch, Objective, Params, directions, observed
 from pipeline.shards import (
     Array,
     Band,
-    Grid,
-    Journal,
     Shard,
     ShardWriter,
+    TileGrid,
+    TileJournal,
     open_shard,
     read_arrays,
     row_bands,
@@ -50,7 +50,7 @@ class BatchMatrix:
     path: Path
     identity: dict[str, Any]
     at: tuple[Objective, Params]
-    parts: Sequence[Part]
+    parts: Sequence[DiagonalBlock]
     batch: Batch
     spec: MatrixSpec
     first: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +67,9 @@ class BatchMatrix:
         """
         if (shard := shard_at(path or self.path)) is not None:
             check_same(shard, self.identity, self.evidence)
-            Journal.beside(shard.path, {}).remove()  # of a process that was killed just before it would have
+            TileJournal.beside(
+                shard.path, {}
+            ).remove()  # of a process that was killed just before it would have
         return shard
 
     def write(self) -> dict[str, Any]:
@@ -222,8 +224,8 @@ class BatchMatrix:
         return Layout.of(self.at[1])
 
     @property
-    def _grid(self) -> Grid:
-        return Grid.of(self._layout, self.spec.storage.tile, self.spec.blocks.value)
+    def _grid(self) -> TileGrid:
+        return TileGrid.of(self._layout, self.spec.storage.tile, self.spec.blocks.value)
 
 
 def shard_at(path: Path) -> Shard | None:

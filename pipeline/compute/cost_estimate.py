@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy import Strategy, choices_of, push
+from pipeline.strategy import Strategy, choices_of, directional_derivative
 from pipeline.system import available_memory, format_bytes
 from pipeline.training import clock
 
@@ -126,7 +126,10 @@ def _seconds_per_tangent(objective: Objective, params: Params, batch: Batch) -> 
 
     place = next(iter(params.values())).device
     try:
-        return fastest(lambda: vmap(lambda t: push(gradient, params, t))(tangents), place) / NUM_TRIED
+        return (
+            fastest(lambda: vmap(lambda t: directional_derivative(gradient, params, t))(tangents), place)
+            / NUM_TRIED
+        )
     except PipelineError:  # no forward mode: two reverse passes instead, each about twice a forward pass
         return 2 * fastest(lambda: objective.gradient(params, batch), place)
 

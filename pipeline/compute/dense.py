@@ -37,14 +37,14 @@ from pipeline.strategy import (
     Auto,
     Strategy,
     assemble,
-    because,
     blocks_by,
     check_finite,
     choices_of,
     hessians_of_samples,
+    log_choice,
     refusal,
-    tell,
     tolerance_of,
+    with_reasons,
 )
 from pipeline.validation import named
 
@@ -193,7 +193,7 @@ class _Task:
                 failures.append((choice.name, error))
                 continue
             if choice.reason:
-                tell(choice.name, because(choice, failures).reason)
+                log_choice(choice.name, with_reasons(choice, failures).reason)
             return dense, layout
         raise refusal(failures)
 

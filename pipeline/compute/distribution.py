@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.shards import Band, Grid, dealt
+from pipeline.shards import Band, TileGrid, assign_bands
 
 Work = tuple[int, int, Band | None]  # a step, a batch, and a band of its matrix; None for all of it
 Processes = Callable[[Callable[[int], list[Work]]], None]
@@ -22,7 +22,7 @@ class RemoteShards:
 
     processes: Processes | None
     place: Callable[[int, int], Path]
-    grid: Grid
+    grid: TileGrid
 
     def compute(self, wanted: Sequence[tuple[int, int]], most: int | None = None) -> None:
         """Have those of these steps and batches computed that are not there; the first ones, `most` for a process."""
@@ -30,7 +30,7 @@ class RemoteShards:
 
         def work(num_processes: int) -> list[Work]:
             taken = missing[: most and most * num_processes]
-            calls = dealt([self.place(*each) for each in taken], self.grid, num_processes)
+            calls = assign_bands([self.place(*each) for each in taken], self.grid, num_processes)
             return [(*taken[index], band) for index, band in calls]
 
         if self.processes is not None and missing:

@@ -29,19 +29,19 @@ from pipeline.strategy import (
     Block,
     BlockFilter,
     Failures,
-    because,
     blocks_by,
     choices_of,
+    log_choice,
     refusal,
-    tell,
     tolerance_of,
+    with_reasons,
 )
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class DiagonalBlock:
     """A diagonal block of the matrix, and what it is the Hessian of.
 
     model, criterion: the user's own, which certify the block, and the names of its parameters.
@@ -68,20 +68,21 @@ class Part:
 
 def parts_of(
     model: nn.Module, criterion: Criterion, parameters: Sequence[str] | None, blocks: Blocks
-) -> list[Part]:
+) -> list[DiagonalBlock]:
     """One part for the whole matrix, or one for each layer."""
     layout = layout_of(model, parameters)
     spans = [slice(0, layout.num_parameters)]
     if blocks is Blocks.layer:
         spans = list(layout.layers().values())
     return [
-        Part(span, *objective_of(model, criterion, layout.names_in(span)), model, criterion) for span in spans
+        DiagonalBlock(span, *objective_of(model, criterion, layout.names_in(span)), model, criterion)
+        for span in spans
     ]
 
 
 def blocks_of(
     spec: MatrixSpec,
-    part: Part,
+    part: DiagonalBlock,
     batch: Batch,
     wanted: BlockFilter,
     attrs: dict[str, Any],
@@ -105,8 +106,8 @@ def blocks_of(
     if choice is None:
         raise refusal(failures)
     if choice.reason:
-        choice = because(choice, failures)
-        tell(choice.name, choice.reason)
+        choice = with_reasons(choice, failures)
+        log_choice(choice.name, choice.reason)
         attrs |= {"strategy": choice.name, "strategy_reason": choice.reason}
     for block in blocks_by(choice, transformed, part.params, drawn, inside):
         rows, cols = (_shifted(span, part.rows.start) for span in (block.rows, block.cols))
@@ -118,7 +119,12 @@ def _shifted(span: slice, by: int) -> slice:
 
 
 def certified(
-    spec: MatrixSpec, parts: Sequence[Part], batch: Batch, products: Tensor, stored: torch.dtype, name: str
+    spec: MatrixSpec,
+    parts: Sequence[DiagonalBlock],
+    batch: Batch,
+    products: Tensor,
+    stored: torch.dtype,
+    name: str,
 ) -> dict[str, float]:
     """What the certificate found, as attributes of the shard.
 

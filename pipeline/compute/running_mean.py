@@ -21,8 +21,8 @@ from pipeline.aggregate import Weighting
 from pipeline.compute.batch_matrix import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
 from pipeline.objective import joined_hash
-from pipeline.shards import SHARED, Array, Journal, Shard, open_shard, read_arrays, row_bands, write_shard
-from pipeline.system import RunFolder, check_evidence, progress, shared
+from pipeline.shards import SHARED, Array, Shard, TileJournal, open_shard, read_arrays, row_bands, write_shard
+from pipeline.system import RunFolder, check_evidence, progress, shared_evidence
 
 OF_BATCHES = ("loss", "gradient_norm", "num_samples", "probe_error")  # kept of each batch, (B,)
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _so_far(folder: RunFolder, step: int, matrices: Sequence[BatchMatrix]) -> Sh
         if shard is None or "keep" not in shard.attrs:  # a mean that the stage aggregate has made of shards
             continue
         of_all = {key: matrices[0].identity[key] for key in SHARED if key in matrices[0].identity}
-        check_same(shard, of_all, {**shared(matrices[0].identity), **matrices[0].first})
+        check_same(shard, of_all, {**shared_evidence(matrices[0].identity), **matrices[0].first})
         if shard.attrs["num_batches"] > len(matrices):
             raise PipelineError(
                 f"{path} is the mean of {shard.attrs['num_batches']} batches, this run has {len(matrices)}: none "
@@ -114,7 +114,7 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
     both = [shard] if so_far is None else [so_far, shard]
     weighting = Weighting.of([each.attrs["num_samples"] for each in both], shard.attrs["reduction"])
     gradient = weighting.mean([each.gradient for each in both])
-    attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | shared(shard.attrs)
+    attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | shared_evidence(shard.attrs)
     if hashes := _hash_of_all(both):
         attrs["data_hash"] = hashes
     attrs |= {
@@ -162,5 +162,5 @@ def _of_batches(so_far: Shard | None, shard: Shard) -> dict[str, Array]:
 def _remove(path: Path) -> None:
     """Delete a shard, with its bands and its journal."""
     path.unlink(missing_ok=True)
-    Journal.beside(path, {}).remove()
+    TileJournal.beside(path, {}).remove()
     row_bands.remove(path)

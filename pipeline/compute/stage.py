@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment, MatrixSpec
 from pipeline.matrix import MATRICES
 from pipeline.objective import NUM_FIRST, Batch, Params, Problem, hash_of, objective_of, observed
-from pipeline.shards import Grid
+from pipeline.shards import TileGrid
 from pipeline.strategy import STRATEGIES
 from pipeline.system import RunFolder, progress
 from pipeline.validation import name_of
@@ -48,7 +48,7 @@ def compute(
         )
     problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
     keeps_mean = spec.keeps_mean(len(batches))
-    grid = Grid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
+    grid = TileGrid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
     others = RemoteShards(processes, folder.passing if keeps_mean else folder.shard, grid)
     for step in steps:  # all of them before anything is written
         problem.load(folder.checkpoint(step))

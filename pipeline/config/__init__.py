@@ -2,7 +2,7 @@
 
 from pipeline.config.command_line import command, interruption, quoted, read_arguments
 from pipeline.config.given import SIZES, Given, check_hydra, check_top, options_beside, trim
-from pipeline.config.messages import SHOW_TRACEBACKS, explain, log_error, print_error
+from pipeline.config.messages import SHOW_TRACEBACKS, log_error, one_line_message, print_error
 from pipeline.config.saved_config import SavedConfig
 from pipeline.config.schema import (
     FIGURE_FORMATS,
@@ -17,13 +17,13 @@ from pipeline.config.schema import (
     command_of,
     config_hash,
     figure_formats,
+    flat_settings,
     is_config,
-    keep,
     last_step,
-    params,
+    merge_with_saved,
     run_name,
+    save_settings,
     settings_of,
-    settle,
     stages_of,
 )
 from pipeline.config.suggestions import CONF

@@ -19,7 +19,7 @@ TOLD = "told"  # a note on an exception: its line is in the log
 log = logging.getLogger("pipeline")
 
 
-def explain(error: BaseException) -> str | None:
+def one_line_message(error: BaseException) -> str | None:
     """One line for the user; None if the error is none of the user's making, and a traceback is due."""
     for cause in _causes(error):
         if isinstance(cause, PipelineError):
@@ -39,7 +39,7 @@ def explain(error: BaseException) -> str | None:
 
 def log_error(error: Exception) -> None:
     """Put an error of a run into its log and on the terminal: one line, and of a bug the traceback in the log."""
-    if line := explain(error):
+    if line := one_line_message(error):
         log.error("%s", line)
     else:
         log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
@@ -54,7 +54,7 @@ def print_error(error: BaseException | None, in_sweep: bool) -> None:
     if SHOW_TRACEBACKS:
         traceback.print_exception(error)
     elif not (in_sweep and (told or isinstance(error, PipelineError))):
-        line = explain(error) or f"unexpected {type(error).__name__}: {error}"
+        line = one_line_message(error) or f"unexpected {type(error).__name__}: {error}"
         print(spelled(line, sys.stderr.encoding), file=sys.stderr)
 
 

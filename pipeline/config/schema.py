@@ -208,7 +208,7 @@ def config_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def settle(
+def merge_with_saved(
     folder: RunFolder,
     settings: dict[str, Any],
     samples: Mapping[str, str] | None = None,
@@ -277,7 +277,7 @@ def is_config(path: Path) -> bool:
     return not isinstance(found, dict) or not found or bool(found.keys() & Config.__dataclass_fields__.keys())
 
 
-def keep(folder: RunFolder, settings: Mapping[str, Any]) -> None:
+def save_settings(folder: RunFolder, settings: Mapping[str, Any]) -> None:
     """Leave the settings in the folder."""
     write_atomically(folder.config, yaml.safe_dump(dict(settings), sort_keys=False))
 
@@ -301,7 +301,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
     return " ".join([*told, f"seed={settings.get('seed', 0)}", *extra])
 
 
-def params(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with dotted keys, and without the command and the environments."""
     return flat({key: value for key, value in settings.items() if key not in ABOUT})
 

@@ -9,8 +9,8 @@ from pipeline.experiment.instantiate import (
     build_training,
     check_results,
     instantiate,
-    plain,
     prepare,
+    resolved_settings,
 )
 
 if TYPE_CHECKING:

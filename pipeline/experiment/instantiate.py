@@ -80,7 +80,7 @@ def prepare(config: DictConfig) -> None:
     with open_dict(config.data):  # the data says them when it has been loaded
         for size in SIZES:
             config.data.setdefault(size, None)
-    check_settings(plain(config))
+    check_settings(resolved_settings(config))
     hydra_config: Any = HydraConfig.get()
     _anchor_paths(config, Path(hydra_config.runtime.cwd))
     given = _given(hydra_config)
@@ -153,7 +153,7 @@ def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
 
     handed = OmegaConf.to_container(config.data, resolve=True)
     problem = _problem(config, worker)
-    settings = plain(config)
+    settings = resolved_settings(config)
     matrix = MatrixSpec(
         matrix=build(config, "matrix"),
         strategy=build(config, "strategy"),
@@ -244,7 +244,7 @@ def as_config(settings: Mapping[str, Any]) -> DictConfig:
     return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(known))  # type: ignore[return-value]
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def resolved_settings(config: DictConfig) -> dict[str, Any]:
     """The config as nested dicts, with every interpolation resolved."""
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     return settings

@@ -14,7 +14,7 @@ from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective import (
     Batch,
     Criterion,
-    Linear,
+    LinearizedOutputs,
     Objective,
     Params,
     Product,
@@ -69,7 +69,7 @@ class _Squares:
     is_mean: list[bool]
     num_samples: int
 
-    def __call__(self, outputs: Linear, targets: Any) -> Tensor:
+    def __call__(self, outputs: LinearizedOutputs, targets: Any) -> Tensor:
         slopes = slopes_of(self.criterion, outputs.outputs, targets)
         moves = along(slopes, outputs.changes, self.num_samples)
         return moves.square().sum() / 2 * (len(moves) if self.is_mean[0] else 1)

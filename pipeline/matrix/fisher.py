@@ -18,7 +18,7 @@ from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective import (
     Batch,
     Criterion,
-    Linear,
+    LinearizedOutputs,
     Objective,
     Params,
     Product,
@@ -106,7 +106,7 @@ class _DrawnSquares:
     criterion: Criterion
     likelihood: Likelihood
 
-    def __call__(self, outputs: Linear, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: LinearizedOutputs, targets: Tensor) -> Tensor:
         def moves(target: Tensor) -> Tensor:
             slopes = slopes_of(self.criterion, outputs.outputs, target)
             return along(slopes, outputs.changes, len(outputs.outputs))

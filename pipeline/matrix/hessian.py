@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.matrix.ggn import gauss_newton
-from pipeline.objective import Batch, Difference, Objective, Params, Product, Reference, linearized
+from pipeline.objective import Batch, DifferenceObjective, Objective, Params, Product, Reference, linearized
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Residual:
     """
 
     def problem(self, objective: Objective, params: Params, batch: Batch) -> tuple[Objective, Batch]:
-        return Difference.of(objective, linearized(objective, params, batch)), batch
+        return DifferenceObjective.of(objective, linearized(objective, params, batch)), batch
 
     def product(self, reference: Reference, direction: Tensor, targets: Any, by_autograd: bool) -> Product:
         """H v - G v."""

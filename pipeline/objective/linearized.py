@@ -22,7 +22,7 @@ Way = Callable[[Tensors, bool], Tensors]
 AGREED = 1e-3  # relative: a forward-mode derivative that is wrong is far off, not a little
 
 
-class Linear(NamedTuple):
+class LinearizedOutputs(NamedTuple):
     """What a linearized model puts out: f(θ₀), constant, and J (θ - θ₀), for its floating-point tensors."""
 
     outputs: Any
@@ -269,16 +269,16 @@ def _each(map_: Callable[[Tensors, bool], Tensors], num_dims: int, vectors: Tens
 
 @dataclass(frozen=True)
 class LinearizedModel:
-    """A model linearized at the weights `at`: a `predict` whose outputs are `Linear`."""
+    """A model linearized at the weights `at`: a `predict` whose outputs are `LinearizedOutputs`."""
 
     predict: Callable[[Params, Inputs], Any]
     at: Params
     _latest: list[tuple[Inputs, Jacobian]] = field(default_factory=list, compare=False)
 
-    def __call__(self, params: Params, inputs: Inputs) -> Linear:
+    def __call__(self, params: Params, inputs: Inputs) -> LinearizedOutputs:
         jacobian = self.jacobian(inputs)
         change = tuple(params[name] - value for name, value in self.at.items())
-        return Linear(jacobian.outputs, _push(jacobian, 0, *change))
+        return LinearizedOutputs(jacobian.outputs, _push(jacobian, 0, *change))
 
     def jacobian(self, inputs: Inputs) -> Jacobian:
         """J for a batch; that of the latest one is kept, with the graph of its outputs."""
@@ -297,7 +297,7 @@ class LinearizedCriterion:
 
     criterion: Criterion
 
-    def __call__(self, outputs: Linear, targets: Any) -> Any:
+    def __call__(self, outputs: LinearizedOutputs, targets: Any) -> Any:
         tree = Tree.of(outputs.outputs)
         return self.criterion(
             tree.like([f + c for f, c in zip(tree.tensors, outputs.changes, strict=True)]), targets
@@ -312,7 +312,7 @@ def linearized(
 ) -> Objective:
     """The objective of the linearized model. Its Hessian is the generalised Gauss-Newton matrix JᵀΛJ.
 
-    criterion: what becomes of the objective's, as a function of `Linear` outputs.
+    criterion: what becomes of the objective's, as a function of `LinearizedOutputs`.
 
     Raises:
         PipelineError: the criterion depends on the weights in another way than through the outputs, or all outputs
@@ -334,15 +334,15 @@ def linearized(
 
 
 @dataclass(frozen=True)
-class Difference(Objective):
+class DifferenceObjective(Objective):
     """loss = whole.loss - part.loss."""
 
     whole: Objective = field(kw_only=True)
     part: Objective = field(kw_only=True)
 
     @staticmethod
-    def of(whole: Objective, part: Objective) -> Difference:
-        return Difference(whole.predict, whole.criterion, whole.within, whole=whole, part=part)
+    def of(whole: Objective, part: Objective) -> DifferenceObjective:
+        return DifferenceObjective(whole.predict, whole.criterion, whole.within, whole=whole, part=part)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         return self.whole.loss(params, batch) - self.part.loss(params, batch)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch, Inputs, cast
-from pipeline.objective.decompositions.mode import Plain, check_modules, checkpoints_off
-from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.decompositions.mode import DecompositionMode, check_modules, checkpoints_off
+from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.module_state import ModuleState, check_parameters
 from pipeline.validation import check_count
 
@@ -26,7 +26,7 @@ Criterion = Callable[[Any, Any], Any]
 
 
 def _anywhere(params: Params) -> AbstractContextManager[Any]:
-    return Plain()
+    return DecompositionMode()
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def objective_of(
 ) -> tuple[Objective, Params]:
     """The objective of a module and the weights it is differentiated by, detached from the module.
 
-    The model runs under `Plain`, so that every strategy sees functions that can be differentiated twice. Each call
-    starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the criterion
+    The model runs under `DecompositionMode`, so that every strategy sees functions that can be differentiated twice. Each
+    call starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the criterion
     reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
 
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
@@ -125,7 +125,7 @@ def objective_of(
     run = compiled_inside(model)
 
     @contextmanager
-    def within(params: Params, draws: Draws | None = None) -> Iterator[None]:
+    def within(params: Params, draws: SeededRandomness | None = None) -> Iterator[None]:
         values = {**fixed, **{id(own[name]): value for name, value in params.items()}}
         constants = {id(values[id(own[name])]): weights[name] for name in own}
         values |= {identity: value.clone() for identity, value in buffers.items()}
@@ -136,13 +136,13 @@ def objective_of(
             loss,
             state.replaced(values),
             eager(),
-            Plain(draws, constants, values, trained),
+            DecompositionMode(draws, constants, values, trained),
         ):
             yield
 
     def predict(params: Params, inputs: Inputs) -> Any:
         args, kwargs = arguments(run, inputs)
-        with torch.enable_grad(), within(params, Draws(randomness)):
+        with torch.enable_grad(), within(params, SeededRandomness(randomness)):
             return run(*args, **kwargs)
 
     return Objective(predict, criterion, within), params

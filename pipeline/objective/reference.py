@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
-from pipeline.objective.decompositions.mode import Plain, checkpoints_off
-from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.decompositions.mode import DecompositionMode, checkpoints_off
+from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.differences import Product, Start, derivative
 from pipeline.objective.module_state import ModuleState
 from pipeline.objective.objective import Criterion, arguments, compiled_inside, eager, select
@@ -111,7 +111,11 @@ class Reference:
         parameters = [*self._parameters, *self._others]
         found = [(value, value.data, value.requires_grad) for value in parameters]
         parts = by.split(self._sizes) if by is not None else [None] * len(self._sizes)
-        drawn = Plain(Draws(self._randomness)) if self._randomness is not None else nullcontext()
+        drawn = (
+            DecompositionMode(SeededRandomness(self._randomness))
+            if self._randomness is not None
+            else nullcontext()
+        )
         buffers = {identity: value.clone() for identity, value in self._kept.items()}
         outer = self._criterion_state.replaced(buffers) if self._criterion_state else nullcontext()
         try:

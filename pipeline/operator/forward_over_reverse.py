@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 
 from pipeline.objective import Batch, Objective, Params
 from pipeline.operator.protocol import Product
-from pipeline.strategy import push
+from pipeline.strategy import directional_derivative
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ForwardOverReverse:
             return result
 
         def along(tangent: Params) -> Params:
-            return push(gradient, params, tangent)
+            return directional_derivative(gradient, params, tangent)
 
         def product(vectors: Tensor) -> Tensor:
             blocks = list(self._blocks(along, params, vectors))

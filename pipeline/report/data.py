@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.results import LandscapeFile, Limit, SpectraFile
+    from pipeline.results import LandscapeFile, SpectraFile, StabilityLimit
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ReportData:
 
     results: Mapping[int, SpectraFile]
     history: Mapping[str, NDArray[Any]]
-    limits: Mapping[str, Limit]
+    limits: Mapping[str, StabilityLimit]
     slices: Mapping[int, LandscapeFile]
 
     @property

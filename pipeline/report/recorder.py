@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pipeline.config import FIGURE_FORMATS, Stage
 from pipeline.errors import PipelineError
 from pipeline.results import FIRST_CHARTS, QUANTITIES, TABLE, open_run
-from pipeline.system import LOG_ONLY, RunFolder, say, table, write_atomically
+from pipeline.system import LOG_ONLY, RunFolder, print_line, table, write_atomically
 from pipeline.tracking import TrackedRun
 
 log = logging.getLogger("pipeline")
@@ -77,5 +77,5 @@ class RunRecorder:
         table("Hessian spectrum", rows)
         report, path = self.folder.report, self.folder.path
         for line in (", ".join(seconds), f"report: {report}" if report.exists() else f"run folder: {path}"):
-            say(line)
+            print_line(line)
             log.info("%s", line, extra=LOG_ONLY)

@@ -74,14 +74,14 @@ def tiles(groups: list[tuple[str, list[Number]]]) -> list[tuple[str, str]]:
     return [(QUANTITIES[key].name, values[key]) for key in TILES if key in values]
 
 
-def labels(keys: Sequence[str]) -> list[str]:
+def column_heads(keys: Sequence[str]) -> list[str]:
     """The heads of columns of headline numbers."""
     return [QUANTITIES[key].label for key in keys]
 
 
 def batches(file: SpectraFile) -> tuple[list[str], Rows]:
     """Head and rows: a row a batch, and the mean matrix as the last row; no rows where there are no batches."""
-    head = ["batch", "samples", *labels(BATCH_TABLE), "distance to mean", "overlap with mean"]
+    head = ["batch", "samples", *column_heads(BATCH_TABLE), "distance to mean", "overlap with mean"]
     each = file.batches
     if each is None:
         return head, []
@@ -111,7 +111,7 @@ def steps(results: Mapping[int, SpectraFile]) -> tuple[list[str], Rows]:
         [number(step), *(number(each.numbers.get(key)) for key in STEP_TABLE)]
         for step, each in results.items()
     ]
-    return ["step", *labels(STEP_TABLE)], rows
+    return ["step", *column_heads(STEP_TABLE)], rows
 
 
 def versions(file: SpectraFile) -> Rows:

@@ -2,12 +2,12 @@
 
 from pipeline.results.evolution import (
     NO_LIMIT,
-    Limit,
+    StabilityLimit,
     common_densities,
     limits_of,
     linear_width,
+    needs_logarithmic_axis,
     overlaps,
-    spread_out,
     stability_limit,
 )
 from pipeline.results.matrix_eigenvalues import eigenvalues, last_spectra

@@ -18,7 +18,7 @@ NUM_POINTS = 600
 
 
 @dataclass(frozen=True)
-class Limit:
+class StabilityLimit:
     """The curvature above which gradient descent leaves a quadratic: its value, its formula, and where it fails.
 
     value is None where no line belongs into the figure; `why` says so in a sentence.
@@ -29,10 +29,10 @@ class Limit:
     why: str
 
 
-NO_LIMIT = Limit(None, "", "")
+NO_LIMIT = StabilityLimit(None, "", "")
 
 
-def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> Limit:
+def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> StabilityLimit:
     """2/η for gradient descent of learning rate η, less the weight decay that training adds to every eigenvalue.
 
     With momentum β (v ← βv + g, w ← w - ηv) a quadratic is left above 2(1 + β)/η. Both are of steps on all samples:
@@ -43,9 +43,11 @@ def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> L
     """
     rate = options.get("learning_rate")
     if matrix not in ("hessian", "ggn"):
-        return Limit(None, "", "No line 2/η: it bounds the eigenvalues of the Hessian, not of this matrix.")
+        return StabilityLimit(
+            None, "", "No line 2/η: it bounds the eigenvalues of the Hessian, not of this matrix."
+        )
     if training == "Adam":
-        return Limit(None, "", "No line 2/η: Adam rescales each step, so 2/η does not bound λmax.")
+        return StabilityLimit(None, "", "No line 2/η: Adam rescales each step, so 2/η does not bound λmax.")
     if training not in ("GD", "SGD") or not isinstance(rate, int | float) or rate <= 0:
         return NO_LIMIT
     momentum, decay = float(options.get("momentum") or 0.0), float(options.get("weight_decay") or 0.0)
@@ -54,10 +56,10 @@ def stability_limit(training: str, options: Mapping[str, Any], matrix: str) -> L
     why += "steps of gradient descent grow on a quadratic."
     if training == "SGD" and options.get("batch_size") is not None:
         why += " Minibatches keep λmax below it."
-    return Limit(2 * (1 + momentum) / rate - decay, symbol, why)
+    return StabilityLimit(2 * (1 + momentum) / rate - decay, symbol, why)
 
 
-def preconditioned_limit(training: str, options: Mapping[str, Any], matrix: str) -> Limit:
+def preconditioned_limit(training: str, options: Mapping[str, Any], matrix: str) -> StabilityLimit:
     """2(1 + β₁) / ((1 − β₁) η) for Adam: what λmax of the preconditioned matrix comes to rest at.
 
     Steps w ← w − η P⁻¹ m with m ← β₁ m + (1 − β₁) g leave a quadratic of Hessian H, P held, where λmax of
@@ -73,10 +75,10 @@ def preconditioned_limit(training: str, options: Mapping[str, Any], matrix: str)
     why = f"Dashed: 2(1+β₁)/((1−β₁)η) with η = {rate:g}, β₁ = {beta:g}, above which Adam's steps grow on a quadratic."
     if options.get("batch_size") is not None:
         why += " Minibatches keep it below."
-    return Limit(2 * (1 + beta) / ((1 - beta) * rate), "2(1+β₁)/((1−β₁)η)", why)
+    return StabilityLimit(2 * (1 + beta) / ((1 - beta) * rate), "2(1+β₁)/((1−β₁)η)", why)
 
 
-def limits_of(training: str, options: Mapping[str, Any], matrix: str) -> dict[str, Limit]:
+def limits_of(training: str, options: Mapping[str, Any], matrix: str) -> dict[str, StabilityLimit]:
     """The limits of numbers that are followed along training, by their keys."""
     about = (training, options, matrix)
     return {"lambda_max": stability_limit(*about), "lambda_max_preconditioned": preconditioned_limit(*about)}
@@ -145,6 +147,6 @@ def overlaps(results: Mapping[int, SpectraFile]) -> Array:
     )
 
 
-def spread_out(steps: Array) -> bool:
+def needs_logarithmic_axis(steps: Array) -> bool:
     """Whether steps are spaced so that only a logarithmic axis keeps them apart."""
     return len(steps) > 3 and float(np.median(steps)) < 0.15 * float(np.max(steps))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import DamagedFile
 from pipeline.results.dataset_attributes import attributes_of
-from pipeline.shards import Array, damaged, read_results, write_results
+from pipeline.shards import Array, damaged, read_array_file, write_array_file
 from pipeline.system import set_aside
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ResultFile(ABC):
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         arrays = self.arrays
-        write_results(path, self.attrs, arrays, attributes_of(arrays))
+        write_array_file(path, self.attrs, arrays, attributes_of(arrays))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -60,7 +60,7 @@ class ResultFile(ABC):
         Raises:
             DamagedFile: it is not what was written, or lacks a number or an array.
         """
-        found = read_results(path)
+        found = read_array_file(path)
         try:
             return cls._of(found.attrs, found.arrays)
         except KeyError as missing:

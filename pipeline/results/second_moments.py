@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.shards import Array, damaged, read_results, write_results
+from pipeline.shards import Array, damaged, read_array_file, write_array_file
 
 SCALARS = ("beta1", "beta2", "epsilon", "num_updates")
 
@@ -53,7 +53,7 @@ class SecondMoments:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        write_results(path, {name: getattr(self, name) for name in SCALARS}, self.values)
+        write_array_file(path, {name: getattr(self, name) for name in SCALARS}, self.values)
 
     @classmethod
     def read(cls, path: Path) -> SecondMoments:
@@ -62,7 +62,7 @@ class SecondMoments:
         Raises:
             DamagedFile: it is not what was written, or lacks a number.
         """
-        found = read_results(path)
+        found = read_array_file(path)
         try:
             return cls(found.arrays, **{name: found.attrs[name] for name in SCALARS})
         except KeyError as missing:

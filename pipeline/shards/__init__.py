@@ -1,10 +1,10 @@
 """Symmetric matrices on disk, in tiles of their lower triangle."""
 
 from pipeline.shards import row_bands
-from pipeline.shards.hdf5 import Array, Results, damaged, read_arrays, read_results, write_results
-from pipeline.shards.matrix_views import Part, Scaled
-from pipeline.shards.row_bands import Band, dealt
+from pipeline.shards.hdf5 import Array, ArrayFile, damaged, read_array_file, read_arrays, write_array_file
+from pipeline.shards.matrix_views import Scaled, StoredMatrix
+from pipeline.shards.row_bands import Band, assign_bands
 from pipeline.shards.shard import SHARED, Shard, open_shard
-from pipeline.shards.tile_grid import Grid, Tile, file_size, mirrored
-from pipeline.shards.tile_journal import Journal
+from pipeline.shards.tile_grid import Tile, TileGrid, file_size, mirrored
+from pipeline.shards.tile_journal import TileJournal
 from pipeline.shards.writer import ShardWriter, write_shard

@@ -32,14 +32,14 @@ RECOMPUTE = "delete it and run again, which recomputes this file alone"
 
 
 @dataclass(frozen=True)
-class Results:
+class ArrayFile:
     """Named numbers and arrays from one file."""
 
     attrs: dict[str, Any]
     arrays: dict[str, Array]
 
 
-def write_results(
+def write_array_file(
     path: Path,
     attrs: Mapping[str, Any],
     arrays: Mapping[str, Any],
@@ -51,15 +51,15 @@ def write_results(
     """
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
-        told = plain(attrs)
+        told = stored_attributes(attrs)
         replace_content(output.file, {**told, "checksum": _checksum(told, encoded)}, encoded)
         for name, own in (texts or {}).items():
             for key, text in own.items():
                 output.file[name].attrs[key] = strings(text)
 
 
-def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote; version 0.1 wrote no checksum.
+def read_array_file(path: Path) -> ArrayFile:
+    """Read what `write_array_file` wrote; version 0.1 wrote no checksum.
 
     Raises:
         PipelineError: it cannot be read; `DamagedFile`, if it is not what was written.
@@ -71,7 +71,7 @@ def read_results(path: Path) -> Results:
     checksum = attrs.pop("checksum", None)
     if checksum not in (None, _checksum(attrs, arrays)):
         raise damaged(path, "it is not what was written")
-    return Results(attrs, arrays)
+    return ArrayFile(attrs, arrays)
 
 
 def _checksum(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
@@ -279,7 +279,7 @@ def strings(values: Any) -> Array:
     return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
 
 
-def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+def stored_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as `attributes` gives them when they have been stored."""
     return {name: np.asarray(value).tolist() for name, value in attrs.items()}
 

@@ -13,7 +13,7 @@ from pipeline.shards.shard import Shard, open_shard
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredMatrix:
     """A principal submatrix of a stored matrix, or all of it if `rows` is None; it can be sent to other processes."""
 
     path: Path
@@ -36,16 +36,16 @@ class Part:
         taken = vectors.astype(self._shard.dtype) if self.single else np.asarray(vectors, np.float64)
         return self._shard.matvec(taken, self.rows)
 
-    def held(self) -> Held:
+    def held(self) -> DenseMatrix:
         """The same matrix in memory."""
-        return Held(self.dense())
+        return DenseMatrix(self.dense())
 
 
 @dataclass(frozen=True)
 class Scaled:
     """D M D of a stored matrix M and the diagonal D with entries `scale`, (P,)."""
 
-    matrix: Part | Held
+    matrix: StoredMatrix | DenseMatrix
     scale: Array
 
     @property
@@ -68,7 +68,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Held:
+class DenseMatrix:
     """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
 
     values: Array
@@ -84,5 +84,5 @@ class Held:
         product: Array = self.values @ vectors.astype(self.values.dtype)
         return product
 
-    def held(self) -> Held:
+    def held(self) -> DenseMatrix:
         return self

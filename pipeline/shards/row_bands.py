@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.layout import Layout
 from pipeline.shards.hdf5 import read_arrays
 from pipeline.shards.hdf5_store import HDF5
-from pipeline.shards.tile_grid import Grid, Tile
+from pipeline.shards.tile_grid import Tile, TileGrid
 from pipeline.shards.tile_store import Array, TileForm
 from pipeline.shards.writer import finish
 from pipeline.system import partial_of
@@ -43,14 +43,14 @@ class Band:
         """Its file, for a matrix that is to be at `shard`."""
         return _folder(shard) / f"{self.index + 1}-of-{self.number}.h5"
 
-    def tile_rows(self, grid: Grid) -> range:
+    def tile_rows(self, grid: TileGrid) -> range:
         """Its rows of tiles: as many tiles in each band, as nearly as whole rows allow."""
         sums = np.cumsum(grid.stored().sum(axis=1))
         cuts = np.searchsorted(sums, sums[-1] * np.arange(1, self.number) / self.number)
         ends = [0, *(int(cut) + 1 for cut in cuts), grid.num_tile_rows]
         return range(*ends[self.index : self.index + 2])
 
-    def tiles(self, grid: Grid) -> list[Tile]:
+    def tiles(self, grid: TileGrid) -> list[Tile]:
         return [(i, j) for i in self.tile_rows(grid) for j in range(i + 1)]
 
     @property
@@ -69,7 +69,7 @@ def number_there(shard: Path) -> int | None:
     return next((int(match[2]) for match in found if match), None)
 
 
-def dealt(shards: Sequence[Path], grid: Grid, num_workers: int) -> list[tuple[int, Band | None]]:
+def assign_bands(shards: Sequence[Path], grid: TileGrid, num_workers: int) -> list[tuple[int, Band | None]]:
     """What each call computes, so that every worker has work: shards by index, each whole (None) or a band of it.
 
     What an earlier run has begun is gone on with as it was begun.
@@ -84,7 +84,7 @@ def dealt(shards: Sequence[Path], grid: Grid, num_workers: int) -> list[tuple[in
 
 
 def join(
-    shard: Path, layout: Layout, grid: Grid, attrs: Mapping[str, Any], gradient: Array, number: int
+    shard: Path, layout: Layout, grid: TileGrid, attrs: Mapping[str, Any], gradient: Array, number: int
 ) -> None:
     """Write the manifest of a matrix whose bands are all whole."""
     bands = [Band(index, number) for index in range(number)]

@@ -27,7 +27,7 @@ from pipeline.shards.hdf5 import damaged
 from pipeline.shards.hdf5_store import HDF5
 from pipeline.shards.matvec import multiplied
 from pipeline.shards.row_bands import files_of
-from pipeline.shards.tile_grid import ALL, Grid, Tile, mirrored
+from pipeline.shards.tile_grid import ALL, Tile, TileGrid, mirrored
 from pipeline.shards.tile_reader import TileFiles
 from pipeline.shards.tile_store import Array, StoredFile, TileForm, TileStore
 from pipeline.shards.writer import FORMAT_VERSION, checksum_of
@@ -64,9 +64,9 @@ class Shard:
         return self.parameters.num_parameters
 
     @cached_property
-    def grid(self) -> Grid:
+    def grid(self) -> TileGrid:
         """Where its tiles lie."""
-        return Grid.of(self.parameters, self.tile, self.attrs["blocks"])
+        return TileGrid.of(self.parameters, self.tile, self.attrs["blocks"])
 
     @cached_property
     def gradient(self) -> Array:

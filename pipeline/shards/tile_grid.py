@@ -17,7 +17,7 @@ ALL, LAYER = "all", "layer"
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class TileGrid:
     """The tiles (i, j), j <= i, of (b, b) entries that touch the lower triangle of a (P, P) matrix.
 
     num_rows: P. size: b; the last row and the last column of tiles are cut at P. layers: (P,), increasing, the layer of
@@ -29,11 +29,11 @@ class Grid:
     layers: Array | None = None
 
     @staticmethod
-    def of(layout: Layout, tile: int = TILE, blocks: str = ALL) -> Grid:
+    def of(layout: Layout, tile: int = TILE, blocks: str = ALL) -> TileGrid:
         spans = layout.layers().values()
         layers = np.repeat(np.arange(len(spans)), [span.stop - span.start for span in spans])
         size = min(tile, layout.num_parameters)
-        return Grid(layout.num_parameters, size, layers if blocks == LAYER else None)
+        return TileGrid(layout.num_parameters, size, layers if blocks == LAYER else None)
 
     @property
     def num_tile_rows(self) -> int:
@@ -93,7 +93,7 @@ def file_size(
     layout: Layout, itemsize: int, blocks: str = ALL, tile: int = TILE, part: Iterable[Tile] | None = None
 ) -> int:
     """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
-    grid = Grid.of(layout, tile, blocks)
+    grid = TileGrid.of(layout, tile, blocks)
     num_tiles = grid.num_stored if part is None else int(grid.stored(part).sum())
     index = BYTES_TO_FIND_A_TILE * grid.num_tile_rows**2
     return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + index + 2**20

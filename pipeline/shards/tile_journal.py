@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Journal:
+class TileJournal:
     """Lines of an entry's numbers and `check`, after a first line that says what the tiles belong to.
 
     check: the CRC-32 of all that stands before it, so that a torn line, and what follows one, counts for nothing.
@@ -36,11 +36,11 @@ class Journal:
     identity: str
 
     @staticmethod
-    def beside(path: Path, identity: Mapping[str, Any]) -> Journal:
+    def beside(path: Path, identity: Mapping[str, Any]) -> TileJournal:
         """The journal of the unfinished file whose final name is `path`."""
         text = json.dumps(identity, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return Journal(path.with_name(path.name + ".journal"), digest)
+        return TileJournal(path.with_name(path.name + ".journal"), digest)
 
     def read(self) -> list[Entry]:
         """The entries, in the order in which they were added; none, where there is no journal of this identity."""

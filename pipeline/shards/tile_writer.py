@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NotFiniteError
-from pipeline.shards.tile_grid import Grid, Tile, mirrored
-from pipeline.shards.tile_journal import Entry, Journal
+from pipeline.shards.tile_grid import Tile, TileGrid, mirrored
+from pipeline.shards.tile_journal import Entry, TileJournal
 from pipeline.shards.tile_store import Array, TileForm, UnfinishedFile
 
 QUEUE_BYTES = 64 * 2**20  # of tiles that wait to be written
@@ -38,9 +38,9 @@ class TileStream:
         self,
         output: UnfinishedFile,
         form: TileForm,
-        grid: Grid,
+        grid: TileGrid,
         directions: Array,
-        journal: Journal | None,
+        journal: TileJournal | None,
         computed: str | None = None,
     ) -> None:
         self._dtype, self._computed = form.dtype, np.dtype(computed or form.dtype)

@@ -13,10 +13,10 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.shards.hdf5 import plain
+from pipeline.shards.hdf5 import stored_attributes
 from pipeline.shards.hdf5_store import HDF5
-from pipeline.shards.tile_grid import ALL, TILE, Grid, Tile, file_size
-from pipeline.shards.tile_journal import Entry, Journal
+from pipeline.shards.tile_grid import ALL, TILE, Tile, TileGrid, file_size
+from pipeline.shards.tile_journal import Entry, TileJournal
 from pipeline.shards.tile_store import Array, TileForm, TileStore, UnfinishedFile
 from pipeline.shards.tile_writer import TileStream
 from pipeline.system import partial_of
@@ -31,7 +31,7 @@ class ShardWriter:
         numbers. Use it through `write_shard`.
     """
 
-    def __init__(self, grid: Grid, stream: TileStream, missing: Array, num_there: int) -> None:
+    def __init__(self, grid: TileGrid, stream: TileStream, missing: Array, num_there: int) -> None:
         self._grid, self._stream, self._missing = grid, stream, missing
         self._to_fill = missing.copy()
         self._begun: dict[Tile, tuple[Array, int]] = {}
@@ -155,7 +155,7 @@ def write_shard(
     if directions is None:
         directions = np.zeros((layout.num_parameters, 0))
     blocks = attrs.get("blocks", ALL)
-    grid = Grid.of(layout, tile, blocks)
+    grid = TileGrid.of(layout, tile, blocks)
     journal, recorded = None, list[Entry]()
     if identity is not None:
         form = [
@@ -168,7 +168,7 @@ def write_shard(
             packed,
             FORMAT_VERSION,
         ]
-        journal = Journal.beside(path, {"of": dict(identity), "form": form})
+        journal = TileJournal.beside(path, {"of": dict(identity), "form": form})
         recorded = journal.read()
     num_bytes = file_size(layout, np.dtype(dtype).itemsize, blocks, tile, part)
     tiles = TileForm(grid.num_rows, grid.size, np.dtype(dtype), packed)
@@ -191,7 +191,7 @@ def write_shard(
             journal.remove()
 
 
-def _is_kept(error: BaseException, journal: Journal | None) -> bool:
+def _is_kept(error: BaseException, journal: TileJournal | None) -> bool:
     """Whether the unfinished file is worth keeping: not, where it is its numbers that were refused."""
     refused = isinstance(error, PipelineError) and not isinstance(error.__cause__, OSError)
     return journal is not None and journal.path.exists() and not refused
@@ -214,7 +214,7 @@ def finish(
         "parameters/offsets": np.array(layout.offsets),
         **(kept or {}),
     }
-    told = plain({"format_version": FORMAT_VERSION, **attrs, "complete": True})
+    told = stored_attributes({"format_version": FORMAT_VERSION, **attrs, "complete": True})
     output.finish({**told, "checksum": checksum_of(told, arrays)}, arrays)
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.spectrum.auto import Auto
 from pipeline.spectrum.cost import SPEEDUP, Rates
-from pipeline.spectrum.density import Grid, density_of, estimate, fit_grid, resolution_of
+from pipeline.spectrum.density import DensityGrid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.distribution import SpectralDistribution
 from pipeline.spectrum.distribution import density as distribution_of
 from pipeline.spectrum.exact import Exact, eigenvalues_of, live_rows

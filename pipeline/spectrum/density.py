@@ -21,7 +21,7 @@ CHANGE = 0.05  # ∫ |difference of two densities| dt, at most 2, that counts as
 
 
 @dataclass(frozen=True)
-class Grid:
+class DensityGrid:
     """Points at even steps of t; `eigenvalues` are the same points as λ."""
 
     threshold: float
@@ -44,7 +44,7 @@ def fit_grid(
     num_points: int = 1024,
     relative_threshold: float = 1e-6,
     width: float = WIDTH,
-) -> Grid:
+) -> DensityGrid:
     """A grid that holds zero, the range of eigenvalues given, and the kernel's tails.
 
     relative_threshold: linear within this times |λ|max; 1e-6 is where signs drown in rounding.
@@ -65,10 +65,12 @@ def fit_grid(
             f"a grid of {num_points} points has steps of {step:.2g}, too coarse for a kernel of width "
             f"{width:g}: take at least {int(np.ceil((coordinates[-1] - coordinates[0]) / width)) + 1} points."
         )
-    return Grid(threshold, coordinates)
+    return DensityGrid(threshold, coordinates)
 
 
-def density_of(eigenvalues: Array, grid: Grid, width: float = WIDTH, weights: Array | None = None) -> Array:
+def density_of(
+    eigenvalues: Array, grid: DensityGrid, width: float = WIDTH, weights: Array | None = None
+) -> Array:
     """Density (G,) over t of eigenvalues (n,): a Gaussian of standard deviation `width` for each.
 
     weights: (n,) shares of the whole, summing to 1; None is 1/n each.
@@ -79,7 +81,7 @@ def density_of(eigenvalues: Array, grid: Grid, width: float = WIDTH, weights: Ar
     return total
 
 
-def _smeared(eigenvalues: Array, grid: Grid, width: float, weights: Array) -> Array:
+def _smeared(eigenvalues: Array, grid: DensityGrid, width: float, weights: Array) -> Array:
     """Densities (m, G) of the same eigenvalues (n,) with weights (m, n)."""
     centers = grid.transform(eigenvalues)
     total: Array = np.zeros((len(weights), len(grid.coordinates)))
@@ -91,7 +93,7 @@ def _smeared(eigenvalues: Array, grid: Grid, width: float, weights: Array) -> Ar
     return total
 
 
-def estimate(quadrature: Quadrature, grid: Grid, width: float = WIDTH) -> tuple[Array, Array]:
+def estimate(quadrature: Quadrature, grid: DensityGrid, width: float = WIDTH) -> tuple[Array, Array]:
     """Density (G,) over t and its standard error, from what random vectors see of a spectrum.
 
     The mean over the vectors, and from their spread the standard error of that mean; the vectors are orthogonal, so m

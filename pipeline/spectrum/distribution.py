@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.spectrum.density import WIDTH, Grid, estimate, fit_grid
+from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid
 from pipeline.spectrum.lanczos import BREAKDOWN
 from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, checked_matrix
 from pipeline.system import available_memory
@@ -29,7 +29,7 @@ class SpectralDistribution:
     high: Array
     spread: float
     quadrature: Quadrature
-    grid: Grid
+    grid: DensityGrid
     density: Array
     error: Array
     is_reorthogonalized: bool

@@ -8,11 +8,11 @@ every case.
 from __future__ import annotations
 
 from pipeline.strategy.attempt import LOOK, Failures, blocks_by, choices_of, refusal
-from pipeline.strategy.auto import Auto, because, tell
+from pipeline.strategy.auto import Auto, log_choice, with_reasons
 from pipeline.strategy.autograd import Autograd
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block, assemble, check_finite
-from pipeline.strategy.forward_mode import push
+from pipeline.strategy.forward_mode import directional_derivative
 from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP, count_numbers
 from pipeline.strategy.khatri_rao import KhatriRao

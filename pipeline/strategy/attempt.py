@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.protocol import Strategy
 
@@ -36,7 +36,7 @@ def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: 
 
 
 def blocks_by(
-    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
 ) -> Iterator[Block]:
     """The blocks of a strategy.
 

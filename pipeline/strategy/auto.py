@@ -13,12 +13,12 @@ from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.attempt import Choice, Failures, blocks_by, refusal
 from pipeline.strategy.autograd import Autograd
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.hvp import HVP, Counts, count_numbers, rows_at_once
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.khatri_rao.captured_net import uses_of
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.protocol import Cost
 from pipeline.strategy.triangular import Triangular
 from pipeline.validation import check_count
@@ -53,12 +53,12 @@ class Auto:
         check_count("strategy.megabytes", self.megabytes)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         yield from self.start(objective, params, batch, wanted)[1]
 
     def start(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> tuple[Choice, Iterator[Block]]:
         """The first way whose first block can be made, and its blocks."""
         failures: list[tuple[str, StrategyError]] = []
@@ -68,8 +68,8 @@ class Auto:
             except StrategyError as error:
                 failures.append((choice.name, error))
                 continue
-            choice = because(choice, failures)
-            tell(choice.name, choice.reason)
+            choice = with_reasons(choice, failures)
+            log_choice(choice.name, choice.reason)
             return choice, blocks
         raise refusal(failures)
 
@@ -127,7 +127,7 @@ class Auto:
         return max(products, KhatriRao().memory(num_parameters, itemsize))
 
 
-def work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
+def work_by_units(cost: Cost, uses: Sequence[LinearUse], counts: Counts) -> float:
     """Estimated work of `khatri_rao`, in numbers that one tangent moves in the model (about 4 ns each on one core).
 
     The tangents, the calls that the guards repeat, the blocks of pairs of parameters, and the matrix products.
@@ -142,13 +142,13 @@ def work_by_units(cost: Cost, uses: Sequence[Use], counts: Counts) -> float:
     )
 
 
-def work_by_rows(num_weights: int, uses: Sequence[Use], counts: Counts) -> float:
+def work_by_rows(num_weights: int, uses: Sequence[LinearUse], counts: Counts) -> float:
     """Estimated work of `hvp`, in the same unit: the numbers and the multiplications by weights, for each row."""
     products = sum(use.num_samples * use.num_positions * max(use.num_weights, use.num_units) for use in uses)
     return num_weights * (counts.numbers + products / 25)
 
 
-def because(choice: Choice, failures: Failures) -> Choice:
+def with_reasons(choice: Choice, failures: Failures) -> Choice:
     """The choice, with the reasons for which others were not taken."""
     if not failures:
         return choice
@@ -161,7 +161,7 @@ ROWS_AT_ONCE = 64  # of two backward passes
 
 
 @cache
-def tell(name: str, reason: str) -> None:
+def log_choice(name: str, reason: str) -> None:
     """Say what is taken, once in a process."""
     log.info("strategy=auto takes %s: %s.", name, reason)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.parameter_pairs import unit_vectors
 from pipeline.strategy.protocol import Cost
@@ -37,7 +37,7 @@ class Autograd:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         leaves = leaves_of(params)
         weights = tuple(leaves.values())

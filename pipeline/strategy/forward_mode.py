@@ -15,7 +15,7 @@ Point = TypeVar("Point")
 Result = TypeVar("Result")
 
 
-def push(function: Callable[[Point], Result], point: Point, tangent: Point) -> Result:
+def directional_derivative(function: Callable[[Point], Result], point: Point, tangent: Point) -> Result:
     """d/dε function(point + ε tangent); point and tangent are tensors or trees of them.
 
     Raises:

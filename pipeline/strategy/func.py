@@ -15,17 +15,17 @@ from pipeline.errors import PipelineError, StrategyError
 from pipeline.layout import Layout
 from pipeline.objective import (
     Batch,
-    Difference,
+    DifferenceObjective,
     Inputs,
-    Linear,
     LinearizedModel,
+    LinearizedOutputs,
     Objective,
     Params,
     Tree,
     are_alike,
     leaves_of,
 )
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.loss_chunks import weighted_chunks
 from pipeline.strategy.protocol import Cost
@@ -49,7 +49,7 @@ class Func:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         by_sample = _samples_apart(objective, params, batch)
         spans = Layout.of(params).slices()
@@ -82,8 +82,8 @@ def _lower_pairs(params: Params) -> list[tuple[str, str]]:
 
 def _one_by_one(objective: Objective, batch: Batch, squares: bool) -> Objective:
     """The objective whose model sees one sample at a time; a linearized model stays, since it is one linear map."""
-    if isinstance(objective, Difference):
-        return Difference.of(_one_by_one(objective.whole, batch, squares), objective.part)
+    if isinstance(objective, DifferenceObjective):
+        return DifferenceObjective.of(_one_by_one(objective.whole, batch, squares), objective.part)
     if isinstance(objective.predict, LinearizedModel):
         return objective
     number = len(Tree.of(batch.inputs, every=True).tensors)
@@ -141,9 +141,9 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
 
 def _tensors(objective: Objective, params: Params, batch: Batch) -> list[Tensor]:
     """The floating-point tensors that the model returns."""
-    if isinstance(objective, Difference):
+    if isinstance(objective, DifferenceObjective):
         return _tensors(objective.whole, params, batch)
     outputs = objective.predict(leaves_of(params), batch.inputs)
-    if isinstance(outputs, Linear):
+    if isinstance(outputs, LinearizedOutputs):
         return [value.detach() for value in outputs.changes if value.numel()]
     return [value.detach() for value in Tree.of(outputs).tensors if value.numel()]

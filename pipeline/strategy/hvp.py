@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.forward_mode import push
+from pipeline.strategy.forward_mode import directional_derivative
 from pipeline.strategy.parameter_pairs import columns_of
 from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_count
@@ -46,7 +46,7 @@ class HVP:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         num_parameters = Layout.of(params).num_parameters
         if num_parameters <= self.chunk_size:
@@ -82,7 +82,9 @@ def _all_rows(objective: Objective, params: Params, batch: Batch) -> Block:
         return {name: part.reshape(like.shape) for (name, like), part in parts}
 
     everything = slice(0, len(flat))
-    values = vmap(lambda tangent: push(gradient, flat, tangent))(torch.eye(len(flat)).to(flat))
+    values = vmap(lambda tangent: directional_derivative(gradient, flat, tangent))(
+        torch.eye(len(flat)).to(flat)
+    )
     return Block(everything, everything, values)
 
 
@@ -104,7 +106,7 @@ def rows_by_products(
     batch: Batch,
     columns: Mapping[str, Sequence[str]],
     chunk_size: int,
-    wanted: BlockFilter = everything,
+    wanted: BlockFilter = all_blocks,
 ) -> Iterator[Block]:
     """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each
     row.
@@ -179,7 +181,7 @@ def _product(
         result: Params = grad(lambda moved: objective.loss({**here, **moved}, batch))(chosen)
         return result
 
-    return push(gradient, {name: params[name] for name in tangents}, tangents)
+    return directional_derivative(gradient, {name: params[name] for name in tangents}, tangents)
 
 
 def rows_at_once(counts: Counts, params: Params, megabytes: int) -> int:

@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, Tree, flatten
-from pipeline.strategy.forward_mode import push
+from pipeline.strategy.forward_mode import directional_derivative
 
 CHUNK_BYTES = 64 * 2**20  # of the rows that are made at once
 
@@ -61,7 +61,7 @@ def _rows(
             result: Tensor = grad(lambda moved: objective.loss(unflatten(moved), alone))(value)
             return result
 
-        rows: Tensor = vmap(lambda tangent: push(gradient, flat, tangent))(tangents)
+        rows: Tensor = vmap(lambda tangent: directional_derivative(gradient, flat, tangent))(tangents)
         return rows
 
     def unflatten(value: Tensor) -> Params:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 
 
@@ -23,7 +23,7 @@ class Strategy(Protocol):
     """Options of one way to compute the Hessian of `objective.loss` with respect to `params`."""
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, leaves_of
 from pipeline.strategy.autograd import derivatives
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.parameter_pairs import columns_of, rows_of, unit_vectors
 from pipeline.strategy.protocol import Cost
@@ -45,7 +45,7 @@ class Triangular:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         layout = Layout.of(params)
         spans = layout.slices()

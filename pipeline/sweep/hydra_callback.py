@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from pipeline.config import command, command_of, params, run_name
+from pipeline.config import command, command_of, flat_settings, run_name
 from pipeline.sweep.jobs import PLAN, has_jobs, job_name, plan
 from pipeline.sweep.slurm.launcher import LaunchError
 from pipeline.sweep.slurm.queue import NOTES
@@ -88,14 +88,14 @@ def sweep_folder() -> Path | None:
     return began / hydra_config.sweep.dir if hydra_config.mode == RunMode.MULTIRUN else None
 
 
-def labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+def tracking_labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The name, params and tags of this run in the tracker."""
     runtime, sweep = HydraConfig.get(), sweep_folder()
     choices = {group: str(choice) for group, choice in runtime.runtime.choices.items() if "/" not in group}
     name = job_name(sweep, int(runtime.job.num)) if sweep else None
     return (
         name or run_name(choices, runtime.overrides.task, settings),
-        {**params(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
+        {**flat_settings(settings), **choices},  # model=mlp beside model.hidden_sizes=[32]
         {"command": command_of(settings)},
     )
 

@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pipeline.config import SHOW_TRACEBACKS, explain, interruption, log_error, print_error
+from pipeline.config import SHOW_TRACEBACKS, interruption, log_error, one_line_message, print_error
 from pipeline.errors import PipelineError
 from pipeline.sweep.hydra_callback import discard_refused, discard_refused_sweeps, started_sweeps
-from pipeline.sweep.slurm.launcher import NAME
+from pipeline.sweep.slurm.launcher import LAUNCHER
 from pipeline.system import LOG_ONLY, RunFolder, is_finished, note_finished
 
 log = logging.getLogger("pipeline")
@@ -38,7 +38,7 @@ def carry_out(run: Callable[[DictConfig, RunFolder], None], config: DictConfig) 
             log.info("it is finished: taken as it is.")
             return
     try:
-        if hydra.launcher._target_ == NAME and not sweeping:
+        if hydra.launcher._target_ == LAUNCHER and not sweeping:
             raise PipelineError("hydra/launcher=slurm is for sweeps: add -m (a sweep may have a single job).")
         run(config, folder)
         log.info("finished after %.1f s.", time.perf_counter() - start, extra=LOG_ONLY)
@@ -50,7 +50,7 @@ def carry_out(run: Callable[[DictConfig, RunFolder], None], config: DictConfig) 
         raise
     except Exception as error:
         log_error(error)
-        if explain(error):
+        if one_line_message(error):
             discard_refused(folder)
         if sweeping or SHOW_TRACEBACKS:
             raise  # the other jobs of a sweep go on, and Hydra ends with status 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.report import Arrays, labels, render
+from pipeline.report import Arrays, column_heads, render
 from pipeline.results import COLUMNS, QUANTITIES, UNKNOWN, matrix_name, number
 from pipeline.sweep.charts import Line, charts_of
 from pipeline.sweep.evolution_charts import along_training
@@ -43,7 +43,7 @@ def page_of(sweep: Sweep) -> str:
             "job",
             "state",
             *(key.rpartition(".")[2] for key in sweep.varying),
-            *labels(_columns(sweep)),
+            *column_heads(_columns(sweep)),
         ],
         rows=[_row(sweep, job) for job in sweep.jobs],
         seeds=_seeds(sweep),
@@ -63,7 +63,7 @@ def _seeds(sweep: Sweep) -> tuple[list[str], list[list[str]]] | None:
     for row in table.to_dict("records"):
         cells = [QUANTITIES[key].text_with_deviation(row[f"{key}_mean"], row[f"{key}_std"]) for key in keys]
         rows.append([*(str(row[key]) for key in choices), number(int(row["num_seeds"])), *cells])
-    return [*(key.rpartition(".")[2] for key in choices), "seeds", *labels(keys)], rows
+    return [*(key.rpartition(".")[2] for key in choices), "seeds", *column_heads(keys)], rows
 
 
 def _lines(sweep: Sweep, matrices: set[str]) -> Iterator[Line]:

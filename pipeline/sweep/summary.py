@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.report import labels
+from pipeline.report import column_heads
 from pipeline.results import COLUMNS, QUANTITIES
 from pipeline.sweep.jobs import Job, Sweep, open_sweep
 from pipeline.sweep.mlflow_run import record
-from pipeline.system import grid, say, write_atomically
+from pipeline.system import print_line, print_rows, write_atomically
 
 TABLE, SEEDS, REPORT = "summary.csv", "seeds.csv", "report.html"
 log = logging.getLogger("pipeline")
@@ -69,17 +69,19 @@ def show(sweep: Sweep) -> None:
     """Print the table, each job that is not finished with its reason, and where the files are."""
     unfinished = sweep.unfinished
     head = ["job", *(["state"] if unfinished else []), *(key.rpartition(".")[2] for key in sweep.varying)]
-    head += labels([key for key in COLUMNS if key in sweep.table])
-    grid(f"sweep of {_count(len(sweep.jobs))}", head, [_cells(sweep, job) for job in sweep.jobs])
+    head += column_heads([key for key in COLUMNS if key in sweep.table])
+    print_rows(f"sweep of {_count(len(sweep.jobs))}", head, [_cells(sweep, job) for job in sweep.jobs])
     for job in unfinished:
         choices = " ".join(f"{key}={job.overrides[key]}" for key in sweep.varying if key in job.overrides)
-        say(f"job {job.number} ({choices}) {job.status.state}: {job.status.reason}", "bold red")
+        print_line(f"job {job.number} ({choices}) {job.status.state}: {job.status.reason}", "bold red")
     done = len(sweep.jobs) - len(unfinished)
-    say(f"{done} of {_count(len(sweep.jobs))} finished.")
+    print_line(f"{done} of {_count(len(sweep.jobs))} finished.")
     if unfinished:
-        say(f"to run what is missing: python -m pipeline.sweep resume {shlex.quote(str(sweep.folder))}")
-    say(f"table: {sweep.folder / TABLE}")
-    say(f"report: {sweep.folder / REPORT}")
+        print_line(
+            f"to run what is missing: python -m pipeline.sweep resume {shlex.quote(str(sweep.folder))}"
+        )
+    print_line(f"table: {sweep.folder / TABLE}")
+    print_line(f"report: {sweep.folder / REPORT}")
 
 
 def _cells(sweep: Sweep, job: Job) -> list[str]:

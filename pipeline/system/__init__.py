@@ -1,7 +1,14 @@
 """Files that appear whole, the run folder, its status, the terminal, memory and disk, SLURM's commands."""
 
 from pipeline.system import slurm
-from pipeline.system.evidence import CHECKSUMS, Evidence, OtherExperiment, check_evidence, difference, shared
+from pipeline.system.evidence import (
+    CHECKSUMS,
+    Evidence,
+    OtherExperiment,
+    check_evidence,
+    difference,
+    shared_evidence,
+)
 from pipeline.system.provenance import git_commit, machine, versions
 from pipeline.system.resources import (
     available_memory,
@@ -36,4 +43,12 @@ from pipeline.system.status import (
     status_of,
     write_status,
 )
-from pipeline.system.terminal import LOG_ONLY, grid, prepare_terminal, progress, say, spelled, table
+from pipeline.system.terminal import (
+    LOG_ONLY,
+    prepare_terminal,
+    print_line,
+    print_rows,
+    progress,
+    spelled,
+    table,
+)

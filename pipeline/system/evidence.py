@@ -90,7 +90,7 @@ def difference(one: Evidence, other: Evidence) -> tuple[str, str] | None:
     return None
 
 
-def shared(attrs: Evidence) -> dict[str, Any]:
+def shared_evidence(attrs: Evidence) -> dict[str, Any]:
     """The evidence that a shard has in common with the others of its step, and with their mean."""
     return {key: attrs[key] for key in SHARED if key in attrs}
 

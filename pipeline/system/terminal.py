@@ -131,7 +131,7 @@ def table(title: str, rows: Mapping[str, str]) -> None:
     log.info("%s", text, extra=LOG_ONLY)
 
 
-def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table with a row a line; columns that the terminal is too narrow for are left out from the right."""
     encoding = console().encoding
     head, rows = (
@@ -148,7 +148,7 @@ def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     console().print(lines)
 
 
-def say(text: str, style: str = "") -> None:
+def print_line(text: str, style: str = "") -> None:
     """Print one line as it is, at once."""
     text = spelled(text, console().encoding)
     console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -160,4 +160,4 @@ class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         styles = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
         if not getattr(record, "log_only", False):
-            say(record.getMessage(), styles.get(record.levelno, ""))
+            print_line(record.getMessage(), styles.get(record.levelno, ""))

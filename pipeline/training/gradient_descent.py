@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.objective import Batch
 from pipeline.system import RunFolder
 from pipeline.training.loop import Schedule, descend
-from pipeline.training.task import Job
+from pipeline.training.task import TrainingTask
 from pipeline.validation import check_count, check_number
 
 
@@ -68,7 +68,7 @@ class GradientTraining(ABC):
             raise PipelineError(
                 f"{type(model).__name__} has no weights that require grad: choose training=none."
             )
-        job = Job(model, criterion, train, test, folder, checkpoint_steps, seed, log)
+        job = TrainingTask(model, criterion, train, test, folder, checkpoint_steps, seed, log)
         job.check(self.num_steps)
         size = f"{train.num_samples} samples and {sum(weight.numel() for weight in weights)} weights"
         owner = f"{self} with seed {seed}, {size} of {weights[0].dtype}"

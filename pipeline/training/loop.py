@@ -12,7 +12,7 @@ from pipeline.system import progress
 from pipeline.training.history import History
 from pipeline.training.minibatches import minibatches
 from pipeline.training.state import TrainingState, second_moments
-from pipeline.training.task import Job
+from pipeline.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Schedule:
     save_every: int
 
 
-def descend(job: Job, optimizer: Optimizer, schedule: Schedule, owner: str) -> int:
+def descend(job: TrainingTask, optimizer: Optimizer, schedule: Schedule, owner: str) -> int:
     """Take the steps that the run folder does not have yet, up to `schedule.num_steps`, which is returned.
 
     Step s takes the weights from s - 1 to s. What it does is a function of the weights, the optimizer, torch's random
@@ -64,7 +64,7 @@ def descend(job: Job, optimizer: Optimizer, schedule: Schedule, owner: str) -> i
     return last
 
 
-def take_step(job: Job, optimizer: Optimizer, step: int, batch: Batch) -> None:
+def take_step(job: TrainingTask, optimizer: Optimizer, step: int, batch: Batch) -> None:
     optimizer.zero_grad()
     loss = job.criterion(predict(job.model, batch.inputs), batch.targets)
     job.check_loss(step, loss.item())
@@ -73,7 +73,7 @@ def take_step(job: Job, optimizer: Optimizer, step: int, batch: Batch) -> None:
 
 
 def resume(
-    job: Job, optimizer: Optimizer, state: TrainingState, history: History, wanted: set[int]
+    job: TrainingTask, optimizer: Optimizer, state: TrainingState, history: History, wanted: set[int]
 ) -> int | None:
     """Put the last training state back and return its step, or None where training starts from the beginning.
 

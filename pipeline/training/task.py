@@ -30,7 +30,7 @@ from pipeline.validation import check_count, check_counts
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingTask:
     """The arguments of `Training.run`."""
 
     model: nn.Module

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.objective import Batch, evidence_in, load_weights
 from pipeline.system import RunFolder
 from pipeline.training.history import History
-from pipeline.training.task import Job
+from pipeline.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Untrained:
             PipelineError: another step than 0 is asked for, arguments do not fit, a loss is not finite, or the folder
                 holds another experiment.
         """
-        job = Job(model, criterion, train, test, folder, checkpoint_steps, seed, log)
+        job = TrainingTask(model, criterion, train, test, folder, checkpoint_steps, seed, log)
         if folder.checkpoint(0).exists():
             self.check_kept(folder.checkpoint(0), model)
             load_weights(folder.checkpoint(0), model)

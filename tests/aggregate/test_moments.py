@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.shard_cases import ATTRS, LAYOUT, NUM_SAMPLES, known, write, write_one
 
-from pipeline.aggregate.moments import Moments, Weighting, pool_tiles
+from pipeline.aggregate.moments import TileSums, Weighting, pool_tiles
 from pipeline.shards.shard import open_shard
 from pipeline.system.run_folder import RunFolder
 
@@ -21,7 +21,7 @@ def pooled(tmp_path, problem, tile, at_once=16):
     paths = folder.shard_paths(ATTRS["step"])
     shards = [open_shard(path) for path in paths]
     b, tiles = shards[0].tile, shards[0].tile_indices()
-    mean, sums = np.full((37, 37), np.nan), Moments.zero(len(paths), LAYOUT)
+    mean, sums = np.full((37, 37), np.nan), TileSums.zero(len(paths), LAYOUT)
     for start in range(0, len(tiles), 3):
         weighting = Weighting.of(NUM_SAMPLES, problem.reduction)
         means, part = pool_tiles(shards, weighting, tiles[start : start + 3], at_once)

@@ -8,7 +8,7 @@ from support.shard_cases import ATTRS, known, write
 import pipeline.aggregate.partial_results
 import pipeline.aggregate.stage
 from pipeline.aggregate.moments import pool_tiles
-from pipeline.aggregate.partial_results import Unfinished
+from pipeline.aggregate.partial_results import PartialResults
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
 from pipeline.results.spectra_file import SpectraFile
@@ -160,12 +160,12 @@ def test_a_process_that_is_killed_leaves_its_passes(tmp_path, monkeypatch):
 def test_quick_results_leave_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.aggregate.partial_results, "SLOW", 60.0)
     monkeypatch.setattr(pipeline.aggregate.stage, "SAVE_EVERY", 60.0)
-    saved, save = [], Unfinished.save
+    saved, save = [], PartialResults.save
 
     def noted(self, name, *rest):
         saved.append(name)
         save(self, name, *rest)
 
-    monkeypatch.setattr(Unfinished, "save", noted)
+    monkeypatch.setattr(PartialResults, "save", noted)
     run(write(RunFolder(tmp_path), known()), SPECTRA["exact"])
     assert saved == ["sums"]  # once, when the mean is whole

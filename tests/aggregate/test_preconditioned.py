@@ -13,7 +13,7 @@ from pipeline.cluster import Threads
 from pipeline.errors import DamagedFile
 from pipeline.layout import Layout
 from pipeline.results.second_moments import SecondMoments
-from pipeline.shards.matrix_views import Held, Scaled
+from pipeline.shards.matrix_views import DenseMatrix, Scaled
 from pipeline.spectrum import SLQ, Exact, TopK
 from pipeline.system.run_folder import RunFolder
 from pipeline.training.state import second_moments
@@ -123,7 +123,7 @@ def test_a_scaled_matrix_is_the_product_with_both_diagonals():
     matrix = rng.normal(size=(6, 6))
     matrix, scale, vectors = matrix + matrix.T, rng.uniform(0.1, 9, 6), rng.normal(size=(6, 2))
     expected = np.diag(scale) @ matrix @ np.diag(scale)
-    scaled = Scaled(Held(matrix), scale)
+    scaled = Scaled(DenseMatrix(matrix), scale)
     np.testing.assert_allclose(scaled.dense(), expected)
     np.testing.assert_allclose(scaled.held().matvec(vectors), expected @ vectors)
     assert scaled.num_rows == 6

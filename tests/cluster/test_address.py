@@ -14,7 +14,7 @@ from support.shard_cases import ATTRS, known, write
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Address, Threads
 from pipeline.errors import PipelineError
-from pipeline.shards.hdf5 import read_results
+from pipeline.shards.hdf5 import read_array_file
 from pipeline.spectrum import Exact
 from pipeline.system.run_folder import RunFolder
 
@@ -66,7 +66,7 @@ def test_workers_of_a_running_scheduler_find_the_same_and_stay(tmp_path):
         for number in range(2):  # the first run closes nothing that the second one needs
             folder = write(RunFolder(tmp_path / str(number)), known(), tile=8)
             list(aggregate(folder, Exact(num_top=4), Address(address, patience=60)))
-            found, wanted = (read_results(f.spectrum(ATTRS["step"])).arrays for f in (folder, expected))
+            found, wanted = (read_array_file(f.spectrum(ATTRS["step"])).arrays for f in (folder, expected))
             assert found.keys() == wanted.keys()
             for name, values in found.items():
                 np.testing.assert_array_equal(values, wanted[name], err_msg=name)

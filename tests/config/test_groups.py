@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import pipeline.run  # registers the schema
 from pipeline.config.schema import Config, check_settings
 from pipeline.experiment.instantiate import build
-from pipeline.experiment.instantiate import plain as plain_settings
+from pipeline.experiment.instantiate import resolved_settings as plain_settings
 
 PROJECT = Path(pipeline.run.__file__).parents[1]
 CONF = PROJECT / "conf"

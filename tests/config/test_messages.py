@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import pipeline.run
-from pipeline.config.messages import explain
+from pipeline.config.messages import one_line_message
 from pipeline.errors import PipelineError
 
 CONF = Path(pipeline.run.__file__).parents[1] / "conf"
@@ -25,7 +25,7 @@ def told(*overrides):
         pytest.raises(Exception) as caught,  # noqa: PT011 - of whatever class Hydra raises
     ):
         compose("config", list(overrides))
-    line = explain(caught.value)
+    line = one_line_message(caught.value)
     assert line is not None
     assert "\n" not in line
     return line
@@ -82,14 +82,14 @@ def test_a_value_that_is_missing():
     config = OmegaConf.create({"data": {"_target_": "pipeline.data.Arrays", "path": "???"}})
     with pytest.raises(Exception, match="Missing mandatory value") as caught:
         hydra.utils.instantiate(config.data)
-    assert explain(caught.value) == "data.path has no value: give one with data.path=VALUE."
+    assert one_line_message(caught.value) == "data.path has no value: give one with data.path=VALUE."
 
 
 def test_a_refusal_by_a_class_that_hydra_wrapped():
     config = OmegaConf.create({"_target_": "pipeline.model.MLP", "input_shape": [2], "num_outputs": 0})
     with pytest.raises(Exception, match="num_outputs") as caught:
         hydra.utils.instantiate(config, _convert_="all")
-    line = explain(caught.value)
+    line = one_line_message(caught.value)
     assert line is not None
     assert line.startswith("model.num_outputs=0")
 
@@ -98,7 +98,7 @@ def test_an_error_inside_a_class_that_hydra_wrapped():
     config = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2})
     with pytest.raises(Exception, match="out_features") as caught:
         hydra.utils.instantiate(config)
-    line = explain(caught.value)
+    line = one_line_message(caught.value)
     assert line is not None
     assert line.startswith("Error in call to target 'torch.nn.modules.linear.Linear'")
     assert "missing 1 required positional argument: 'out_features'" in line
@@ -108,20 +108,20 @@ def test_an_error_inside_a_class_that_hydra_wrapped():
 def test_memory_that_is_not_there():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
-    line = explain(caught.value)
+    line = one_line_message(caught.value)
     assert line is not None
     assert line.startswith("out of memory (4000000000000000 bytes were asked for): choose fewer weights")
-    assert explain(MemoryError()) == line.replace(" (4000000000000000 bytes were asked for)", "")
+    assert one_line_message(MemoryError()) == line.replace(" (4000000000000000 bytes were asked for)", "")
     on_gpu = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"
     )
-    assert explain(on_gpu) == line.replace("4000000000000000 bytes", "2.50 GiB")
+    assert one_line_message(on_gpu) == line.replace("4000000000000000 bytes", "2.50 GiB")
 
 
 def test_a_file_that_cannot_be_used(tmp_path):
     with pytest.raises(NotADirectoryError) as caught:
         (Path(__file__) / "below").mkdir()
-    assert explain(caught.value) == (
+    assert one_line_message(caught.value) == (
         f"{Path(__file__) / 'below'}: Not a directory: choose another folder with hydra.run.dir=FOLDER."
     )
 
@@ -131,25 +131,25 @@ def test_a_full_disk_under_files_that_are_not_the_pipelines_own():
     outer = ValueError("Unable to configure handler 'file'")
     outer.__cause__ = OSError(28, "No space left on device", "/run/run.log")
     remedy = "No space left on device: make room or choose another folder with hydra.run.dir=FOLDER."
-    assert explain(outer) == f"/run/run.log: {remedy}"
-    assert explain(OSError(28, "No space left on device")) == f"a file: {remedy}"
+    assert one_line_message(outer) == f"/run/run.log: {remedy}"
+    assert one_line_message(OSError(28, "No space left on device")) == f"a file: {remedy}"
 
 
 def test_the_pipelines_own_errors_are_told_as_they_are_from_whatever_depth():
     outer = RuntimeError("outer")
     outer.__cause__ = ValueError("between")
     outer.__cause__.__cause__ = PipelineError("no such thing: take another.")
-    assert explain(outer) == "no such thing: take another."
+    assert one_line_message(outer) == "no such thing: take another."
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("a bug"), RuntimeError("shapes differ"), KeyError("x"), OSError("?")]
 )
 def test_a_bug_is_not_explained_away(error):
-    assert explain(error) is None
+    assert one_line_message(error) is None
 
 
 def test_threads_that_cannot_start_are_memory_that_ran_out():
-    line = explain(RuntimeError("can't start new thread"))
+    line = one_line_message(RuntimeError("can't start new thread"))
     assert line is not None
     assert line.startswith("out of memory: choose fewer weights")

@@ -12,10 +12,10 @@ from pipeline.config.schema import (
     differences,
     figure_formats,
     flat,
-    keep,
+    merge_with_saved,
     run_name,
+    save_settings,
     settings_of,
-    settle,
 )
 from pipeline.errors import PipelineError
 from pipeline.system.run_folder import RunFolder
@@ -62,7 +62,7 @@ def test_good_settings_pass():
 def test_log_stands_for_steps_that_crowd_at_the_start(num_steps, expected, folder):
     settings = changed(checkpoint_steps="log", training={"num_steps": num_steps})
     assert checkpoint_steps(settings) == expected
-    assert settle(folder, settings)["checkpoint_steps"] == expected
+    assert merge_with_saved(folder, settings)["checkpoint_steps"] == expected
 
 
 def test_a_training_without_steps_has_step_zero_alone():
@@ -114,24 +114,24 @@ def test_the_hash_does_not_depend_on_the_order_of_keys():
 
 def test_settings_that_compute_are_written_with_the_first_command(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "seed=0", "parameters=['a b']"])
-    settled = settle(folder, dict(SETTINGS))
+    settled = merge_with_saved(folder, dict(SETTINGS))
     assert not folder.config.exists()
-    keep(folder, settled)
+    save_settings(folder, settled)
     assert settled["command"] == "python -m pipeline.run seed=0 'parameters=['\"'\"'a b'\"'\"']'"
     assert settled["config_hash"] == config_hash(SETTINGS)
     assert yaml.safe_load(folder.config.read_text()) == settled
     monkeypatch.setattr(sys, "argv", ["run.py", "device=cpu"])
-    again = settle(folder, changed(num_batches=2))
+    again = merge_with_saved(folder, changed(num_batches=2))
     assert again["command"] == settled["command"]
     assert again["num_batches"] == 2
 
 
 def test_settings_of_another_config_are_refused_and_the_file_stays(folder):
-    keep(folder, settle(folder, dict(SETTINGS)))
+    save_settings(folder, merge_with_saved(folder, dict(SETTINGS)))
     before = folder.config.read_bytes()
     model = {"_target_": "pipeline.model.MLP", "hidden_sizes": [64], "bias": False}
     with pytest.raises(PipelineError) as caught:
-        settle(folder, changed(seed=1, model=model))
+        merge_with_saved(folder, changed(seed=1, model=model))
     assert str(caught.value) == (
         f"{folder.path} holds another config (model.bias is False, was absent; model.hidden_sizes is [64], was [32]; "
         "seed is 1, was 0): one folder holds one config; choose another with hydra.run.dir=FOLDER."
@@ -141,8 +141,8 @@ def test_settings_of_another_config_are_refused_and_the_file_stays(folder):
 
 def test_the_settings_of_a_folder_are_those_that_were_kept(folder):
     assert settings_of(folder) == {}
-    keep(folder, settle(folder, dict(SETTINGS)))
-    assert settings_of(folder) == settle(folder, dict(SETTINGS))
+    save_settings(folder, merge_with_saved(folder, dict(SETTINGS)))
+    assert settings_of(folder) == merge_with_saved(folder, dict(SETTINGS))
 
 
 def test_settings_of_speed_alone_are_not_hashed():
@@ -180,13 +180,13 @@ def test_nested_settings_become_dotted_ones():
 def test_each_environment_that_differs_is_kept_once_and_is_no_setting(folder):
     one, other = {"commit": "a", "threads": "1"}, {"commit": "b", "threads": "1"}
     for environment in (one, one, other, one):
-        settled = settle(folder, dict(SETTINGS), environment=environment)
-        keep(folder, settled)
+        settled = merge_with_saved(folder, dict(SETTINGS), environment=environment)
+        save_settings(folder, settled)
     saved = SavedConfig.of(folder)
     assert saved.environments == [one, other]
     assert "commit" not in saved.yaml
     assert settled["config_hash"] == config_hash(SETTINGS)
-    keep(folder, settle(folder, dict(SETTINGS)))  # by an earlier version of the caller
+    save_settings(folder, merge_with_saved(folder, dict(SETTINGS)))  # by an earlier version of the caller
     assert SavedConfig.of(folder).environments == [one, other]
 
 

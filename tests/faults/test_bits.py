@@ -15,7 +15,7 @@ from pipeline.layout import Layout
 from pipeline.results.spectra_file import SpectraFile
 from pipeline.shards import open_shard, write_shard
 from pipeline.shards.row_bands import Band, join
-from pipeline.shards.tile_grid import Grid
+from pipeline.shards.tile_grid import TileGrid
 from pipeline.shards.verify import damages
 
 NUM_ROWS, TILE = 200, 16  # 13 rows of tiles, 91 tiles
@@ -90,7 +90,7 @@ def test_flipped_bits_outside_of_tiles(tmp_path, kind):
     path, chance = tmp_path / "step-000001" / "batch-00000.h5", np.random.default_rng(2)
     layout, gradient = Layout(("w",), ((NUM_ROWS,),)), np.zeros(NUM_ROWS)
     matrix = np.ones((NUM_ROWS, NUM_ROWS), np.float32)
-    attrs, grid = {"loss": 0.5, "matrix": "hessian", "dtype": "float32"}, Grid.of(layout, TILE)
+    attrs, grid = {"loss": 0.5, "matrix": "hessian", "dtype": "float32"}, TileGrid.of(layout, TILE)
     bands = [Band(index, 2) for index in range(2)] if kind == "bands" else [None]
     for band in bands:
         place, part = (path, None) if band is None else (band.path(path), band.tiles(grid))

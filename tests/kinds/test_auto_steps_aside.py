@@ -26,7 +26,7 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def _untold() -> None:
-    module.tell.cache_clear()
+    module.log_choice.cache_clear()
 
 
 class OneMode(torch.autograd.Function):

@@ -14,7 +14,7 @@ from pipeline.compute.dense import hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import objective_of
 from pipeline.strategy import KhatriRao
-from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 
 
 class Block(nn.Module):
@@ -84,9 +84,9 @@ def test_a_narrow_resnet_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = hessian(model, nn.CrossEntropyLoss(), x, y)
     assert is_right(whole[rows], expected, 1e-11)
     taken: list[int] = []
-    captured = Net.in_parts
+    captured = CapturedNet.in_parts
 
-    def in_twos(self: KhatriRao, objective: Any, params: Any, batch: Batch) -> list[Net]:
+    def in_twos(self: KhatriRao, objective: Any, params: Any, batch: Batch) -> list[CapturedNet]:
         nets = captured(objective, params, batch, 2)
         taken.append(len(nets))
         return nets
@@ -140,7 +140,7 @@ def test_parts_only_where_the_loss_is_a_sum_over_them(kind: str) -> None:
     build, expected = KINDS[kind]
     model, criterion, x, y = build()
     objective, params = objective_of(model, criterion)
-    assert len(Net.in_parts(objective, params, Batch(x, y), 2)) == expected
+    assert len(CapturedNet.in_parts(objective, params, Batch(x, y), 2)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import PipelineError
-from pipeline.objective.decompositions.mode import Plain
+from pipeline.objective.decompositions.mode import DecompositionMode
 
 Function = Callable[..., Any]
 STEP = 2.0**-13
@@ -70,7 +70,7 @@ def number(function: Function) -> Callable[[Tensor], Tensor]:
 
 def spelt_out(function: Function) -> Function:
     def run(*args: Any) -> Any:
-        with Plain():
+        with DecompositionMode():
             return function(*args)
 
     return run
@@ -159,7 +159,7 @@ def test_row_of_the_padding_is_a_constant(padding: int) -> None:
 
     def value(vector: Tensor) -> Tensor:
         here = vector.reshape(5, 2)
-        with Plain(constants={id(here): weight}):
+        with DecompositionMode(constants={id(here): weight}):
             return F.embedding(tokens, here, padding).sin().sum(1).square().sum()
 
     def without(vector: Tensor) -> Tensor:
@@ -247,14 +247,14 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_has_no_right_derivative_is_refused(message: str) -> None:
     x = torch.randn(5, 4)
-    with pytest.raises(PipelineError, match=message) as caught, Plain():
+    with pytest.raises(PipelineError, match=message) as caught, DecompositionMode():
         REFUSED[message](x)
     assert "\n" not in str(caught.value)
 
 
 def test_other_reductions_of_scatter_reduce_are_not_refused() -> None:
     x = torch.randn(5, 4)
-    with Plain():
+    with DecompositionMode():
         assert torch.equal(
             x.scatter_reduce(0, TOKENS, x[:3], "amax"), x.scatter_reduce(0, TOKENS, x[:3], reduce="amax")
         )
@@ -264,7 +264,7 @@ def test_outputs_and_targets_of_different_shape_are_warned_of() -> None:
     f, y = torch.randn(3, 1), torch.randn(3)
     with (
         pytest.warns(UserWarning, match=r"mse_loss: outputs \(3, 1\) and targets \(3,\) are broadcast"),
-        Plain(),
+        DecompositionMode(),
     ):
         found = F.mse_loss(f, y)
     torch.testing.assert_close(found, (f - y).square().mean())
@@ -288,6 +288,6 @@ def test_other_modes_see_what_is_inside() -> None:
         models, (lambda m, x: m(x, x, x), lambda m, x: m(x), lambda m, x: m(x[0])), strict=True
     ):
         x = torch.randn(3, 2, 4)
-        with Weights() as weights, Plain():
+        with Weights() as weights, DecompositionMode():
             call(model, x)
         assert {id(value) for value in model.parameters()} <= set(weights.seen)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
-from pipeline.objective.decompositions.mode import Plain
-from pipeline.objective.decompositions.randomness import Draws
+from pipeline.objective.decompositions.mode import DecompositionMode
+from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.objective import Objective, Params, objective_of
 from pipeline.strategy.blocks import assemble
 
@@ -98,7 +98,7 @@ def test_all_draws_of_a_call_are_fixed(build: Callable[[], nn.Module]) -> None:
             self.net = build()
 
         def forward(self, x: Tensor) -> Tensor:
-            with Plain(Draws(3)):
+            with DecompositionMode(SeededRandomness(3)):
                 return self.net(x)
 
     objective, params = objective_of(build(), nn.CrossEntropyLoss(), randomness=3)
@@ -185,7 +185,7 @@ DROPOUTS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], int]] = {
 def test_dropout_keeps_or_drops_whole_parts(name: str) -> None:
     function, shape, num_dims = DROPOUTS[name]
     x = torch.ones(shape)
-    with Plain(Draws(0)):
+    with DecompositionMode(SeededRandomness(0)):
         found = function(x)
     assert torch.equal(x, found) == ("in place" in name or "3d of a sample" in name)
     assert found.unique().tolist() == pytest.approx([0, 1 / 0.7])
@@ -195,14 +195,14 @@ def test_dropout_keeps_or_drops_whole_parts(name: str) -> None:
 
 
 def test_everything_is_dropped_at_probability_one() -> None:
-    with Plain(Draws(0)):
+    with DecompositionMode(SeededRandomness(0)):
         assert torch.equal(F.dropout(X, 1.0), torch.zeros(MANY))
 
 
 @pytest.mark.parametrize("function", [F.alpha_dropout, F.feature_alpha_dropout])
 def test_alpha_dropout_keeps_mean_and_variance(function: Callable[..., Tensor]) -> None:
     x = torch.randn(MANY, 1, 2, generator=torch.Generator().manual_seed(0))
-    with Plain(Draws(0)):
+    with DecompositionMode(SeededRandomness(0)):
         found = function(x, 0.4, True)
     assert abs(found.mean()) < 0.03
     assert abs(found.var() - 1) < 0.05
@@ -241,15 +241,15 @@ MOMENTS: dict[str, tuple[Callable[[], Tensor], float, float]] = {
 @pytest.mark.parametrize("name", MOMENTS)
 def test_moments_of_what_is_drawn(name: str) -> None:
     function, mean, variance = MOMENTS[name]
-    with Plain(Draws(0)):
+    with DecompositionMode(SeededRandomness(0)):
         found, other = function(), function()
-    with Plain(Draws(0)):
+    with DecompositionMode(SeededRandomness(0)):
         again = function()
     assert torch.equal(found, again)
     assert not torch.equal(found, other)
     assert found.mean() == pytest.approx(mean, abs=5 * (variance / MANY) ** 0.5)
     assert found.var() == pytest.approx(variance, rel=0.06)
-    with pytest.raises(PipelineError, match="draws random numbers"), Plain():
+    with pytest.raises(PipelineError, match="draws random numbers"), DecompositionMode():
         function()
 
 
@@ -268,6 +268,6 @@ UNFIXED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", UNFIXED)
 def test_draws_that_no_seed_can_fix(name: str) -> None:
     for seed, remedy in ((None, r"use model\.eval\(\), or randomness=SEED"), (4, "randomness=4 cannot fix")):
-        with pytest.raises(PipelineError, match=remedy) as caught, Plain(Draws(seed)):
+        with pytest.raises(PipelineError, match=remedy) as caught, DecompositionMode(SeededRandomness(seed)):
             UNFIXED[name]()
         assert name in str(caught.value)

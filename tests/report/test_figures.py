@@ -16,12 +16,12 @@ from pipeline.report.data import ReportData
 from pipeline.report.figure_style import new_figure, save_png, signed_log, style
 from pipeline.report.figures import PICTURES, _color, _text, draw_pictures, picture
 from pipeline.report.page.page import THEMES, Arrays, Chart
-from pipeline.results.evolution import Limit, common_densities, stability_limit
+from pipeline.results.evolution import StabilityLimit, common_densities, stability_limit
 from pipeline.results.number_format import short
 
 LIMITS = {
     "lambda_max": stability_limit("GD", {"learning_rate": 0.1}, "hessian"),
-    "lambda_max_preconditioned": Limit(38.0, "2(1+β₁)/((1−β₁)η)", "Dashed."),
+    "lambda_max_preconditioned": StabilityLimit(38.0, "2(1+β₁)/((1−β₁)η)", "Dashed."),
 }
 HISTORY = {
     "step": np.array([0.0, 60.0, 120.0]),

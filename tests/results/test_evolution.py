@@ -11,9 +11,9 @@ from pipeline.results.evolution import (
     common_densities,
     limits_of,
     linear_width,
+    needs_logarithmic_axis,
     overlaps,
     preconditioned_limit,
-    spread_out,
     stability_limit,
 )
 from pipeline.results.spectra_file import Density
@@ -126,8 +126,8 @@ def test_overlaps_are_those_of_subspaces_not_of_vectors():
 
 
 def test_steps_that_crowd_at_the_start_are_told_from_even_ones():
-    assert spread_out(np.array([0, 1, 2, 5, 10, 20, 50, 100]))
-    assert not spread_out(np.arange(0, 1000, 100))
+    assert needs_logarithmic_axis(np.array([0, 1, 2, 5, 10, 20, 50, 100]))
+    assert not needs_logarithmic_axis(np.arange(0, 1000, 100))
 
 
 def test_without_densities_there_is_no_common_one():

@@ -11,7 +11,7 @@ from pipeline.errors import DamagedFile
 from pipeline.results import quantities
 from pipeline.results.quantities import QUANTITIES
 from pipeline.results.spectra_file import LandscapeFile, SpectraFile
-from pipeline.shards.hdf5 import read_results, write_results
+from pipeline.shards.hdf5 import read_array_file, write_array_file
 
 ROOT = Path(__file__).parents[2]
 OWN = {"spectra_file.py", "dataset_attributes.py", "test_spectra_file.py", "test_dataset_attributes.py"}
@@ -94,10 +94,10 @@ def test_all_eigenvalues_of_a_batch_give_the_same_top():
 def test_a_file_that_lacks_something_is_damaged_and_made_again(tmp_path, missing):
     path = tmp_path / "step-000120.h5"
     spectra().write(path)
-    found = read_results(path)
+    found = read_array_file(path)
     for held in (found.attrs, found.arrays):
         held.pop(missing, None)
-    write_results(path, found.attrs, found.arrays)
+    write_array_file(path, found.attrs, found.arrays)
     with pytest.raises(DamagedFile, match=rf"step-000120\.h5 is damaged \(it has no {missing}\): delete it"):
         SpectraFile.read(path)
     assert SpectraFile.read_if_sound(path) is None

@@ -12,7 +12,7 @@ import pytest
 from support.shard_files import run_without_room
 
 from pipeline.errors import DamagedFile, PipelineError
-from pipeline.shards.hdf5 import read_arrays, read_results, write_results
+from pipeline.shards.hdf5 import read_array_file, read_arrays, write_array_file
 
 
 def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
@@ -25,8 +25,8 @@ def test_results_keep_numbers_arrays_and_texts(tmp_path: Path) -> None:
         "b/fc1.weight/none": np.zeros((0,), np.float32),
         "scalar": 3.5,
     }
-    write_results(tmp_path / "spectra" / "step-000120.h5", attrs, arrays)
-    found = read_results(tmp_path / "spectra" / "step-000120.h5")
+    write_array_file(tmp_path / "spectra" / "step-000120.h5", attrs, arrays)
+    found = read_array_file(tmp_path / "spectra" / "step-000120.h5")
     assert found.attrs == attrs
     assert all(type(found.attrs[name]) is type(value) for name, value in attrs.items())
     assert found.arrays.keys() == arrays.keys()
@@ -41,14 +41,14 @@ def test_results_with_a_flipped_bit_are_found(tmp_path: Path) -> None:
     path = tmp_path / "step-000120.h5"
     attrs = {"step": 120, "loss": 0.25, "spectrum": "exact", "whole": True}
     arrays = {"a/values": np.linspace(-1, 5, 900), "b/names": np.array(["fc1", "größe"])}
-    write_results(path, attrs, arrays)
+    write_array_file(path, attrs, arrays)
     content, chance, told = path.read_bytes(), np.random.default_rng(0), list[str]()
     for _ in range(200):
         altered = bytearray(content)
         altered[chance.integers(len(content))] ^= 1 << chance.integers(8)
         path.write_bytes(altered)
         with pytest.raises(DamagedFile) as found:
-            read_results(path)
+            read_array_file(path)
         told.append(str(found.value))
     assert all(re.fullmatch(r"\S+ is damaged \(.+\): delete it and run again, .*", line) for line in told)
 
@@ -61,7 +61,7 @@ def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
         file["group/values"] = np.arange(3.0)
         file["parameters/names"] = np.array(["fc1", "größe"], dtype=object)
     path.write_bytes(path.read_bytes() + bytes(36) + b"\nsealed\n")
-    found = read_results(path)
+    found = read_array_file(path)
     assert found.attrs == {"step": 120, "spectrum": "exact", "loss": 0.5}
     assert list(found.arrays["parameters/names"]) == ["fc1", "größe"]
     assert list(found.arrays["group/values"]) == [0, 1, 2]
@@ -70,7 +70,9 @@ def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
 def test_results_are_the_same_to_the_byte_whenever_they_are_written(tmp_path: Path) -> None:
     made = []
     for name in ("one.h5", "two.h5"):
-        write_results(tmp_path / name, {"step": 120}, {"group/fc1/eigenvalues": np.ones(3), "names": ["a"]})
+        write_array_file(
+            tmp_path / name, {"step": 120}, {"group/fc1/eigenvalues": np.ones(3), "names": ["a"]}
+        )
         made.append((tmp_path / name).read_bytes())
         time.sleep(1.1)  # HDF5's clock shows seconds
     assert made[0] == made[1]
@@ -78,23 +80,23 @@ def test_results_are_the_same_to_the_byte_whenever_they_are_written(tmp_path: Pa
 
 def test_results_that_are_not_what_was_written_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "step-000120.h5"
-    write_results(path, {"step": 120}, {"x": np.ones(3)})
+    write_array_file(path, {"step": 120}, {"x": np.ones(3)})
     altered = path.read_bytes().replace(np.ones(3).tobytes(), np.array([1.0, 1.0, 2.0]).tobytes())
     path.write_bytes(altered)
     with pytest.raises(DamagedFile, match="it is not what was written"):
-        read_results(path)
+        read_array_file(path)
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "step-000120.h5"
-    write_results(target, {"step": 120}, {"x": np.ones(3)})
+    write_array_file(target, {"step": 120}, {"x": np.ones(3)})
     ended = run_without_room(
         5_000, f'write_results(Path({str(target)!r}), {{"step": 121}}, {{"x": np.ones(3000)}})'
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room .* is kept\.\n", ended.stdout)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000120.h5"]
-    assert read_results(target).attrs == {"step": 120}
+    assert read_array_file(target).attrs == {"step": 120}
 
 
 def test_arrays_of_other_files(tmp_path: Path) -> None:

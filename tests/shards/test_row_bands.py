@@ -18,9 +18,9 @@ from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.shards.hdf5 import read_arrays
-from pipeline.shards.row_bands import Band, dealt, number_there
+from pipeline.shards.row_bands import Band, assign_bands, number_there
 from pipeline.shards.shard import open_shard
-from pipeline.shards.tile_grid import Grid
+from pipeline.shards.tile_grid import TileGrid
 from pipeline.shards.verify import verify
 from pipeline.storage import Blosc2, Plain
 from pipeline.strategy import HVP, Auto, KhatriRao
@@ -65,7 +65,7 @@ def stamps(folder, pattern):
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
 @pytest.mark.parametrize("blocks", ["all", "layer"])
 def test_every_row_of_tiles_is_in_one_band_and_bands_are_alike(number, blocks):
-    grid = Grid.of(Layout(("a.weight", "b.weight"), ((40, 10), (600,))), 10, blocks)
+    grid = TileGrid.of(Layout(("a.weight", "b.weight"), ((40, 10), (600,))), 10, blocks)
     rows = [Band(index, number).tile_rows(grid) for index in range(number)]
     assert [i for band in rows for i in band] == list(range(100))
     counts = [grid.stored(Band(index, number).tiles(grid)).sum() for index in range(number)]
@@ -223,20 +223,20 @@ def test_bands_of_a_matrix_that_fails_its_certificate_are_refused(tmp_path, abou
 
 
 def test_every_worker_is_dealt_work(tmp_path):
-    grid = Grid(1000, 10)
+    grid = TileGrid(1000, 10)
     shards = [tmp_path / f"batch-0000{index}.h5" for index in range(3)]
-    assert dealt(shards, grid, 1) == dealt(shards, grid, 3) == [(0, None), (1, None), (2, None)]
-    assert dealt(shards[:1], grid, 4) == [(0, Band(index, 8)) for index in range(8)]
-    assert [index for index, _ in dealt(shards, grid, 4)] == [0] * 4 + [1] * 4 + [2] * 4
-    assert dealt(shards[:1], Grid(1000, 512), 4) == [(0, None)]  # too small to be parted
-    assert [band.number for _, band in dealt(shards[:1], Grid(1000, 100), 4)] == [2, 2]
-    assert dealt([], grid, 4) == []
+    assert assign_bands(shards, grid, 1) == assign_bands(shards, grid, 3) == [(0, None), (1, None), (2, None)]
+    assert assign_bands(shards[:1], grid, 4) == [(0, Band(index, 8)) for index in range(8)]
+    assert [index for index, _ in assign_bands(shards, grid, 4)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert assign_bands(shards[:1], TileGrid(1000, 512), 4) == [(0, None)]  # too small to be parted
+    assert [band.number for _, band in assign_bands(shards[:1], TileGrid(1000, 100), 4)] == [2, 2]
+    assert assign_bands([], grid, 4) == []
 
 
 def test_what_was_begun_is_gone_on_with_as_it_was_begun(tmp_path, about):
     folder = in_bands(tmp_path, about, number=3, only=[1])
-    grid = Grid(1000, 10)
+    grid = TileGrid(1000, 10)
     paths = [folder.shard(5, 0), folder.shard(5, 1)]
-    assert dealt(paths, grid, 4)[:3] == [(0, Band(index, 3)) for index in range(3)]
+    assert assign_bands(paths, grid, 4)[:3] == [(0, Band(index, 3)) for index in range(3)]
     partial_of(paths[1]).touch()  # a shard that was begun whole
-    assert dealt(paths, grid, 4)[3:] == [(1, None)]
+    assert assign_bands(paths, grid, 4)[3:] == [(1, None)]

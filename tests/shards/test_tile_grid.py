@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.layout import Layout
-from pipeline.shards.tile_grid import ALL, LAYER, Grid, file_size
+from pipeline.shards.tile_grid import ALL, LAYER, TileGrid, file_size
 
 LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "c.weight"), ((3, 5), (3,), (7, 2), (1,)))  # 33 weights
 
@@ -9,7 +9,7 @@ LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "c.weight"), ((3, 5), (3,), (
 @pytest.mark.parametrize("blocks", [ALL, LAYER])
 @pytest.mark.parametrize("tile", [1, 2, 4, 5, 16, 33, 50])
 def test_tiles_are_counted_without_looking_at_each(tile, blocks):
-    grid = Grid.of(LAYOUT, tile, blocks)
+    grid = TileGrid.of(LAYOUT, tile, blocks)
     assert grid.num_stored == grid.stored().sum()
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pipeline.shards.tile_journal import Entry, Journal
+from pipeline.shards.tile_journal import Entry, TileJournal
 
 ENTRIES = [Entry(0, 0, 17), Entry(1, 0, 2**32 - 1), Entry(1, 1, 0), Entry(12, 7, 123456789)]
 
 
 @pytest.fixture
 def journal(tmp_path):
-    return Journal.beside(tmp_path / "batch-00000.h5", {"step": 3, "config_hash": "abc"})
+    return TileJournal.beside(tmp_path / "batch-00000.h5", {"step": 3, "config_hash": "abc"})
 
 
 def filled(journal):
@@ -35,8 +35,10 @@ def test_entries_come_back_in_order(journal):
 def test_another_identity_has_no_entries(journal, tmp_path):
     filled(journal)
     for other in ({"step": 4, "config_hash": "abc"}, {"step": 3}, {}):
-        assert Journal.beside(tmp_path / "batch-00000.h5", other).read() == []
-    assert Journal.beside(tmp_path / "batch-00000.h5", {"config_hash": "abc", "step": 3}).read() == ENTRIES
+        assert TileJournal.beside(tmp_path / "batch-00000.h5", other).read() == []
+    assert (
+        TileJournal.beside(tmp_path / "batch-00000.h5", {"config_hash": "abc", "step": 3}).read() == ENTRIES
+    )
 
 
 def test_a_torn_file_gives_the_entries_that_are_whole(journal):

@@ -22,7 +22,7 @@ from pipeline.layout import Layout
 from pipeline.shards import tile_writer, writer
 from pipeline.shards.hdf5 import Output
 from pipeline.shards.shard import open_shard
-from pipeline.shards.tile_journal import Entry, Journal
+from pipeline.shards.tile_journal import Entry, TileJournal
 from pipeline.shards.writer import ShardWriter, write_shard
 from pipeline.system.run_folder import partial_of
 
@@ -200,7 +200,7 @@ def test_a_partial_file_that_cannot_be_used_is_begun_anew(path: Path, damage: st
 def test_entries_of_tiles_that_never_were_written_are_not_believed(path: Path) -> None:
     cut_short(path, 9)
     [journal] = path.parent.glob("*.journal")
-    own = Journal(journal, journal.read_text().partition("\n")[0])
+    own = TileJournal(journal, journal.read_text().partition("\n")[0])
     own.add([Entry(4, 1, 0), Entry(5, 5, 12345), Entry(40, 2, 7)])
     with writing(path) as writer:
         assert writer.num_there == 1

@@ -21,7 +21,7 @@ from pipeline.strategy.hvp import Counts, rows_at_once
 
 @pytest.fixture(autouse=True)
 def untold():
-    module.tell.cache_clear()
+    module.log_choice.cache_clear()
 
 
 def problem(model: nn.Module, fan_in: int = 1):

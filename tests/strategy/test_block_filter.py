@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.objective.objective import objective_of
 from pipeline.strategy import autograd, func, hvp, triangular
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.khatri_rao import passes, tangents
 
@@ -68,7 +68,7 @@ def test_what_is_asked_for_has_the_bits_of_the_whole(case: Case, variant: Varian
     num_cells = -(-num_rows // CELL)
     rng = np.random.default_rng(num_rows)
     cells = np.tril(rng.random((num_cells, num_cells)) < 0.2)
-    whole, _ = lower(blocks_of(case, variant, everything), num_rows)
+    whole, _ = lower(blocks_of(case, variant, all_blocks), num_rows)
     found, count = lower(blocks_of(case, variant, asks_for(cells)), num_rows)
     asked = torch.from_numpy(np.kron(cells, np.ones((CELL, CELL), bool))[:num_rows, :num_rows]).tril()
     assert torch.equal(count[asked], torch.ones_like(count[asked]))
@@ -88,7 +88,7 @@ def test_nothing_is_made_where_nothing_is_asked_for(
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(triangular, "unit_vectors", fail)
     with pytest.raises((AssertionError, PipelineError), match="a pass was made"):
-        blocks_of(case, variant, everything)
+        blocks_of(case, variant, all_blocks)
     assert blocks_of(case, variant, lambda *_: False) == []
 
 
@@ -101,7 +101,7 @@ def test_rows_that_are_there_are_left_out(variant: Variant) -> None:
     cells[-1] = True
     whole, part = (
         sum(block.values.numel() for block in blocks_of(case, variant, wanted))
-        for wanted in (everything, asks_for(cells))
+        for wanted in (all_blocks, asks_for(cells))
     )
     one_pass = variant in (Variant("auto"), Variant("hvp"))  # so few weights take one
     assert part == whole if one_pass else part < whole

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
-from pipeline.objective.linearized import Difference, linearized
+from pipeline.objective.linearized import DifferenceObjective, linearized
 from pipeline.objective.objective import Objective, objective_of
 from pipeline.strategy import HVP, KhatriRao
 from pipeline.strategy.blocks import assemble
-from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 from pipeline.strategy.khatri_rao.passes import tangents_of_use
 from pipeline.strategy.khatri_rao.perturbation import mixes_samples
 
@@ -217,7 +217,7 @@ def dense(strategy: KhatriRao | HVP, objective: Objective, params: dict[str, Ten
 @pytest.mark.parametrize("case", CAPTURED)
 def test_all_weights_are_captured(case: str) -> None:
     objective, params, batch = problem(case)
-    assert Net.of(objective, params, batch).names == tuple(params)
+    assert CapturedNet.of(objective, params, batch).names == tuple(params)
 
 
 @pytest.mark.parametrize("megabytes", [1, 64])
@@ -225,7 +225,7 @@ def test_all_weights_are_captured(case: str) -> None:
 def test_rows_by_units_equal_rows_by_products(case: str, megabytes: int) -> None:
     objective, params, batch = problem(case)
     ggn = linearized(objective, params, batch)
-    for one in (objective, ggn, Difference.of(objective, ggn)):
+    for one in (objective, ggn, DifferenceObjective.of(objective, ggn)):
         expected = dense(HVP(), one, params, batch)
         found = dense(KhatriRao(megabytes), one, params, batch)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
@@ -246,9 +246,9 @@ def test_one_tangent_at_a_time_is_the_same(case: str, monkeypatch: pytest.Monkey
 def test_parts_of_the_batch_add_up(case: str, most_samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params, batch = problem(case)
     ggn = linearized(objective, params, batch)
-    difference = Difference.of(objective, ggn)
+    difference = DifferenceObjective.of(objective, ggn)
     expected = dense(KhatriRao(), difference, params, batch)
-    parts = Net.in_parts(difference, params, batch, most_samples)
+    parts = CapturedNet.in_parts(difference, params, batch, most_samples)
     assert len(parts) == -(-N // most_samples)
     monkeypatch.setattr(KhatriRao, "_nets", lambda *args: parts)
     assert (
@@ -270,7 +270,7 @@ class Penalised(nn.Module):
 def test_a_weight_with_another_use_is_left_out() -> None:
     torch.manual_seed(0)
     objective, params = objective_of(Penalised().double(), CRITERION)
-    net = Net.of(objective, params, Batch(tokens().double(), torch.tensor([0, 2, 1, 1, 0])))
+    net = CapturedNet.of(objective, params, Batch(tokens().double(), torch.tensor([0, 2, 1, 1, 0])))
     assert net.names == ("body.bias", "head.weight", "head.bias")
 
 
@@ -279,8 +279,8 @@ def test_nothing_is_captured_where_samples_mix() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3)).double()
     objective, params = objective_of(model, CRITERION)
     batch = Batch(torch.randn(N, 4).double(), torch.tensor([0, 2, 1, 1, 0]))
-    assert mixes_samples(Net.of(objective, params, batch))
-    assert not mixes_samples(Net.of(*objective_of(model.eval(), CRITERION), batch))
+    assert mixes_samples(CapturedNet.of(objective, params, batch))
+    assert not mixes_samples(CapturedNet.of(*objective_of(model.eval(), CRITERION), batch))
 
 
 def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> N
 
     whole, sizes = passes.respond, []
 
-    def limited(net: Net, tangents: dict[int, Tensor]) -> object:
+    def limited(net: CapturedNet, tangents: dict[int, Tensor]) -> object:
         sizes.append(len(next(iter(tangents.values()))))
         if sizes[-1] > 6:
             raise torch.OutOfMemoryError("no room")
@@ -308,4 +308,4 @@ def test_cost_counts_units_and_not_weights() -> None:
     cost = KhatriRao().cost(objective, params, batch)
     assert cost.num_tangents == 110
     assert cost.flop == 8 * (6400 + 1000) ** 2
-    assert [tangents_of_use(use) for use in Net.of(objective, params, batch).uses] == [100, 10]
+    assert [tangents_of_use(use) for use in CapturedNet.of(objective, params, batch).uses] == [100, 10]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.layout import Layout
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.protocol import Cost
 from pipeline.validation import check_bool, check_number
@@ -33,7 +33,7 @@ class CentralDifferences:
         check_bool("strategy.extrapolate", self.extrapolate)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         moved = {name: value.detach().clone() for name, value in params.items()}
         row = 0

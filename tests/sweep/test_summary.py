@@ -13,7 +13,7 @@ from support.command import SMALL, environment
 from support.command import command as run_command
 
 import pipeline
-from pipeline.config.messages import explain
+from pipeline.config.messages import one_line_message
 from pipeline.errors import PipelineError
 from pipeline.sweep import summary
 from pipeline.sweep.jobs import has_jobs, job_name, plan
@@ -151,7 +151,7 @@ def test_no_sweep(tmp_path, folder, capsys):
 def test_how_a_run_ends_is_told(tmp_path):
     folder = RunFolder(tmp_path)
     with folder.lock():
-        with recorded_status(folder, explain):
+        with recorded_status(folder, one_line_message):
             assert status_of(folder).state == "running"
         assert status_of(folder).state == "finished"
         for error, state, reason in (
@@ -159,10 +159,10 @@ def test_how_a_run_ends_is_told(tmp_path):
             (ZeroDivisionError("oh"), "failed", "unexpected ZeroDivisionError: oh"),
             (KeyboardInterrupt(), "cancelled", "interrupted by Ctrl-C."),
         ):
-            with pytest.raises(type(error)), recorded_status(folder, explain):
+            with pytest.raises(type(error)), recorded_status(folder, one_line_message):
                 raise error
             assert status_of(folder) == Status(state, reason)
-    with pytest.raises(SystemExit), folder.lock(), recorded_status(folder, explain):
+    with pytest.raises(SystemExit), folder.lock(), recorded_status(folder, one_line_message):
         raise SystemExit  # to be started again
     assert status_of(folder).state == "killed"
     folder.status.write_text("{")

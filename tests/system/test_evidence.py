@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import objective_of
 from pipeline.objective.observation import AGREEMENT, hash_of, hashes_of, observed, observed_first
-from pipeline.system.evidence import OtherExperiment, check_evidence, difference, shared
+from pipeline.system.evidence import OtherExperiment, check_evidence, difference, shared_evidence
 from pipeline.training import evaluate, observe
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -200,7 +200,7 @@ def test_what_one_of_two_does_not_tell_is_let_pass():
         if not key.endswith("_losses") and key != "batch_outputs":
             assert difference(here, rest) is None
     assert difference(here, {}) is None
-    assert shared(here) == {key: here[key] for key in ("train_hash", "agreement")}
+    assert shared_evidence(here) == {key: here[key] for key in ("train_hash", "agreement")}
 
 
 def test_the_line_names_what_differs_the_file_and_the_remedy():

@@ -28,7 +28,7 @@ def test_a_table_for_an_ascii_terminal_is_straight(monkeypatch, caplog):
 
 def test_a_grid_for_an_ascii_terminal_is_straight(monkeypatch):
     printed = ascii_terminal(monkeypatch)
-    terminal.grid("jobs", ["job", "λ max"], [["0", "1.5"], ["1", "−2"]])
+    terminal.print_rows("jobs", ["job", "λ max"], [["0", "1.5"], ["1", "−2"]])
     lines = printed.getvalue().decode("ascii").splitlines()
     assert len({len(line) for line in lines[1:]}) == 1
     assert "lambda max" in lines[2]
@@ -36,7 +36,7 @@ def test_a_grid_for_an_ascii_terminal_is_straight(monkeypatch):
 
 def test_a_character_that_has_no_name_here_is_a_question_mark(monkeypatch):
     printed = ascii_terminal(monkeypatch)
-    terminal.say("é λ 漢")
+    terminal.print_line("é λ 漢")
     assert printed.getvalue() == b"e lambda ?\n"
     assert terminal.spelled("3 × λ", "latin-1") == "3 × lambda"
     assert terminal.spelled("3 × λ", "utf-8") == "3 × λ"

@@ -2,8 +2,8 @@
 
 Some of PyTorch's functions have no second derivative (fused attention, `embedding_bag`, recurrent layers on CUDA), some
 have none in forward mode, and for a few it is wrong: `_weight_norm` in double backward on a CPU, `layer_norm` under
-`torch.func.hessian`. While a model runs under `Plain`, they are replaced by the same function, spelled out in
-operations that are right in every mode: `layers.py`, `losses.py`, `recurrent.py`. What has a
+`torch.func.hessian`. While a model runs under `DecompositionMode`, they are replaced by the same function, spelled
+out in operations that are right in every mode: `layers.py`, `losses.py`, `recurrent.py`. What has a
 derivative that is not its loss's is refused by name. Random numbers are refused, or fixed by a seed: `randomness.py`.
 
 Three more things hold in every mode: a parameter that is used without its module (kept in a list, read by the loss)
@@ -26,12 +26,12 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import PipelineError
 from pipeline.objective.decompositions import layers, losses, recurrent
-from pipeline.objective.decompositions.randomness import DRAWN, UNFIXED, Draws
+from pipeline.objective.decompositions.randomness import DRAWN, UNFIXED, SeededRandomness
 
 Handler = Callable[..., Any]
 
 
-class Plain(TorchFunctionMode):
+class DecompositionMode(TorchFunctionMode):
     """Spells functions out, one dictionary look-up for each call.
 
     What is spelled out is again made of calls that other modes see, if they were entered before this one: those that
@@ -45,13 +45,13 @@ class Plain(TorchFunctionMode):
 
     def __init__(
         self,
-        draws: Draws | None = None,
+        draws: SeededRandomness | None = None,
         constants: Mapping[int, Tensor] | None = None,
         values: Mapping[int, Tensor] | None = None,
         trained: Mapping[int, bool] | None = None,
     ) -> None:
         super().__init__()
-        self.draws = draws or Draws(None)
+        self.draws = draws or SeededRandomness(None)
         self.constants = constants or {}
         self.values = values or {}
         self.trained = trained or {}
@@ -172,7 +172,7 @@ def _outside(function: Callable[..., Any]) -> Handler:
 def _inside(function: Callable[..., Any]) -> Handler:
     """A replacement whose own calls are spelled out too."""
 
-    def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: DecompositionMode, /, *args: Any, **kwargs: Any) -> Any:
         with mode:
             return function(*args, **kwargs)
 
@@ -184,7 +184,7 @@ def _drawn(replacement: Callable[..., Any]) -> Handler:
 
 
 def _unfixed(function: Any) -> Handler:
-    def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: DecompositionMode, /, *args: Any, **kwargs: Any) -> Any:
         raise mode.draws.refusal(function.__name__)
 
     return handler
@@ -204,7 +204,7 @@ def _no(*args: Any) -> bool:
 
 
 def _embedding(
-    mode: Plain,
+    mode: DecompositionMode,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -229,7 +229,7 @@ def _without_chunks(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
 
 
 def _scatter_reduce(function: Any) -> Handler:
-    def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: DecompositionMode, /, *args: Any, **kwargs: Any) -> Any:
         if "prod" in (*args[4:5], kwargs.get("reduce")):
             raise PipelineError(
                 "scatter_reduce with reduce='prod' has a wrong derivative in forward mode: write the product out."
@@ -252,7 +252,7 @@ def _values(tensor: Tensor) -> Tensor:
 def _read(function: Any) -> Handler:
     """A function that reads the numbers of a tensor out of PyTorch: for logging, as the result is a constant."""
 
-    def handler(mode: Plain, tensor: Tensor, /, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: DecompositionMode, tensor: Tensor, /, *args: Any, **kwargs: Any) -> Any:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = _values(tensor)
         return function(tensor, *args, **kwargs)
@@ -260,18 +260,18 @@ def _read(function: Any) -> Handler:
     return handler
 
 
-def _data(mode: Plain, tensor: Tensor) -> Tensor:
+def _data(mode: DecompositionMode, tensor: Tensor) -> Tensor:
     """`tensor.data`: the values without their derivative, in forward mode too."""
     return tensor.detach()
 
 
-def _requires_grad(mode: Plain, tensor: Tensor) -> bool:
+def _requires_grad(mode: DecompositionMode, tensor: Tensor) -> bool:
     """As the model's own parameter says it: a penalty may be of those alone that do."""
     return mode.trained.get(id(tensor), tensor.requires_grad)
 
 
 def _refused(function: Any, remedy: str) -> Handler:
-    def handler(mode: Plain, /, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: DecompositionMode, /, *args: Any, **kwargs: Any) -> Any:
         raise PipelineError(f"{function.__name__} has no right second derivative in PyTorch: use {remedy}.")
 
     return handler

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 
 
-class Draws:
+class SeededRandomness:
     """The draws of one call of a model. seed: None for none at all."""
 
     def __init__(self, seed: int | None) -> None:
@@ -62,7 +62,7 @@ class Draws:
         )
 
 
-def _mask(draws: Draws, name: str, input: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+def _mask(draws: SeededRandomness, name: str, input: Tensor, p: float, shape: Sequence[int]) -> Tensor:
     """1 where an entry stays, with probability 1 - p, else 0."""
     return (draws.uniform(name, shape) >= p).to(input.device, input.dtype)
 
@@ -73,7 +73,7 @@ def _channels(input: Tensor, first: int = 2) -> list[int]:
 
 
 def _dropout(
-    draws: Draws,
+    draws: SeededRandomness,
     input: Tensor,
     p: float = 0.5,
     training: bool = True,
@@ -90,7 +90,7 @@ def _dropout(
 
 def _channel_dropout(
     unbatched: int | None,
-    draws: Draws,
+    draws: SeededRandomness,
     input: Tensor,
     p: float = 0.5,
     training: bool = True,
@@ -102,7 +102,12 @@ def _channel_dropout(
 
 
 def _alpha_dropout(
-    whole: bool, draws: Draws, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+    whole: bool,
+    draws: SeededRandomness,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     """Klambauer et al. 2017, arXiv:1706.02515: what is dropped becomes α, and mean and variance of SELU are kept."""
     if not training or p == 0:
@@ -116,7 +121,7 @@ def _alpha_dropout(
 
 
 def _rrelu(
-    draws: Draws,
+    draws: SeededRandomness,
     input: Tensor,
     lower: float = 1 / 8,
     upper: float = 1 / 3,
@@ -139,7 +144,7 @@ def _shape(sizes: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
 
 def _new(
     kind: str,
-    draws: Draws,
+    draws: SeededRandomness,
     *sizes: Any,
     size: Any = None,
     dtype: torch.dtype | None = None,
@@ -153,7 +158,7 @@ def _new(
     return result.requires_grad_() if requires_grad else result
 
 
-def _like(kind: str, draws: Draws, input: Tensor, **options: Any) -> Tensor:
+def _like(kind: str, draws: SeededRandomness, input: Tensor, **options: Any) -> Tensor:
     return _new(
         kind,
         draws,
@@ -164,7 +169,7 @@ def _like(kind: str, draws: Draws, input: Tensor, **options: Any) -> Tensor:
 
 
 def _randint(
-    draws: Draws, *args: Any, low: int = 0, high: Any = None, size: Any = None, **options: Any
+    draws: SeededRandomness, *args: Any, low: int = 0, high: Any = None, size: Any = None, **options: Any
 ) -> Tensor:
     """Signatures (high, size) and (low, high, size)."""
     *bounds, shape = args if size is None else (*args, size)
@@ -174,19 +179,19 @@ def _randint(
     return drawn.to(options.get("device"), options.get("dtype") or torch.int64)
 
 
-def _randperm(draws: Draws, n: int, **options: Any) -> Tensor:
+def _randperm(draws: SeededRandomness, n: int, **options: Any) -> Tensor:
     drawn = torch.from_numpy(draws.generator("torch.randperm").permutation(n))
     return drawn.to(options.get("device"), options.get("dtype") or torch.int64)
 
 
-def _bernoulli(draws: Draws, input: Tensor, p: float | None = None, **options: Any) -> Tensor:
+def _bernoulli(draws: SeededRandomness, input: Tensor, p: float | None = None, **options: Any) -> Tensor:
     """With the probabilities in `input`, or p for all."""
     chances = input.detach() if p is None else torch.full_like(input, p)
     return (draws.uniform("bernoulli", input.shape).to(input) < chances).to(input.dtype)
 
 
 def _filled(
-    kind: str, draws: Draws, input: Tensor, *args: Any, generator: Any = None, **options: Any
+    kind: str, draws: SeededRandomness, input: Tensor, *args: Any, generator: Any = None, **options: Any
 ) -> Tensor:
     """In place: uniform_(from, to), normal_(mean, std), exponential_(rate), bernoulli_(p)."""
     drawn = (draws.normal if kind == "normal_" else draws.uniform)(kind, input.shape)
@@ -206,7 +211,7 @@ FILLINGS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _normal(draws: Draws, mean: Any, std: Any = 1.0, size: Any = None, **options: Any) -> Tensor:
+def _normal(draws: SeededRandomness, mean: Any, std: Any = 1.0, size: Any = None, **options: Any) -> Tensor:
     """torch.normal: with tensors of means or deviations, or numbers and a size."""
     given = [value for value in (mean, std) if isinstance(value, Tensor)]
     if given:

@@ -10,7 +10,15 @@ import numpy as np
 
 from pipeline.report.charts.batches import heat_map, square_axes
 from pipeline.report.page.page import Array, Arrays, Chart, value_scale
-from pipeline.results import NO_LIMIT, QUANTITIES, STEP_CHARTS, Limit, common_densities, number, spread_out
+from pipeline.results import (
+    NO_LIMIT,
+    QUANTITIES,
+    STEP_CHARTS,
+    StabilityLimit,
+    common_densities,
+    needs_logarithmic_axis,
+    number,
+)
 from pipeline.results import overlaps as overlaps_of
 
 if TYPE_CHECKING:
@@ -77,7 +85,7 @@ def training_curve(history: Mapping[str, Array], steps: list[int], kind: str, ar
 
 
 def along_steps(
-    results: Mapping[int, SpectraFile], limits: Mapping[str, Limit], arrays: Arrays
+    results: Mapping[int, SpectraFile], limits: Mapping[str, StabilityLimit], arrays: Arrays
 ) -> list[Chart]:
     """A chart for each number that is followed along training; limits: the lines beside them, by the number's key."""
     charts = [
@@ -89,7 +97,7 @@ def along_steps(
     return [replace(chart, span=span) for chart, span in zip(charts, spans, strict=True)]
 
 
-def _along(name: str, results: Mapping[int, SpectraFile], limit: Limit, arrays: Arrays) -> Chart:
+def _along(name: str, results: Mapping[int, SpectraFile], limit: StabilityLimit, arrays: Arrays) -> Chart:
     quantity, steps = QUANTITIES[name], np.array(list(results), float)
     values = np.array([float(each.numbers.get(name, np.nan)) for each in results.values()])
     share = quantity.unit == "%"
@@ -126,7 +134,7 @@ def _along(name: str, results: Mapping[int, SpectraFile], limit: Limit, arrays: 
     )
 
 
-def _limit_line(limit: Limit, steps: Array, arrays: Arrays) -> dict[str, Any]:
+def _limit_line(limit: StabilityLimit, steps: Array, arrays: Arrays) -> dict[str, Any]:
     assert limit.value is not None
     return {
         "type": "scatter",
@@ -144,7 +152,7 @@ def step_axis(of_steps: Sequence[int]) -> tuple[dict[str, Any], dict[str, float]
     """An even axis, or one that is logarithmic with zero on it where most steps are early."""
     title, steps = {"title": "training step"}, np.array(of_steps, float)
     last = float(steps.max())
-    if not spread_out(steps):
+    if not needs_logarithmic_axis(steps):
         return {**title, "range": [-0.03 * last, 1.03 * last]}, {}
     first = float(steps[steps > 0].min())
     return {**title, "range": [-0.15 * first, 1.3 * last], "whole": True}, {"x": first / 2}

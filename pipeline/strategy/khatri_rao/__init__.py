@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.objective import Batch, Objective, Params
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.hvp import rows_by_products
 from pipeline.strategy.khatri_rao.accumulator import Sums
-from pipeline.strategy.khatri_rao.captured_net import Net, uses_of
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet, uses_of
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.khatri_rao.passes import contributions, numbers_of, tangents_of_use
 from pipeline.strategy.khatri_rao.perturbation import mixes_samples
 from pipeline.strategy.protocol import Cost
@@ -43,7 +43,7 @@ class KhatriRao:
         check_count("strategy.tangents_per_product", self.tangents_per_product)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = everything
+        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         nets = self._nets(objective, params, batch)
         net = nets[0]
@@ -58,14 +58,14 @@ class KhatriRao:
                 rest[name] = tuple(columns)
         yield from rows_by_products(objective, params, batch, rest, self.tangents_per_product, wanted)
 
-    def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
+    def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[CapturedNet]:
         """The net on the batch, or on parts of it; with nothing captured where samples influence each other."""
         nets = self._captured(objective, params, batch)
         if any(mixes_samples(net) for net in nets):
-            return [Net.of_nothing(objective, params, batch)]
+            return [CapturedNet.of_nothing(objective, params, batch)]
         return nets
 
-    def _captured(self, objective: Objective, params: Params, batch: Batch) -> list[Net]:
+    def _captured(self, objective: Objective, params: Params, batch: Batch) -> list[CapturedNet]:
         """The net on the batch; on parts of it where the tangents of one unit would take four times `megabytes`."""
         uses = uses_of(objective, params, batch, tuple(params))
         if uses:
@@ -73,14 +73,14 @@ class KhatriRao:
             tangents = max(use.num_positions for use in uses)
             most_samples = max(1, 4 * self.megabytes * 2**20 // (3 * tangents * numbers_of(uses) * itemsize))
             if most_samples < batch.num_samples:
-                return Net.in_parts(objective, params, batch, most_samples)
-        return [Net.of(objective, params, batch)]
+                return CapturedNet.in_parts(objective, params, batch, most_samples)
+        return [CapturedNet.of(objective, params, batch)]
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         """As long as the guards find nothing: only the shapes are looked at."""
         return self.cost_of(uses_of(objective, params, batch, tuple(params)), params, batch)
 
-    def cost_of(self, uses: Sequence[Use], params: Params, batch: Batch) -> Cost:
+    def cost_of(self, uses: Sequence[LinearUse], params: Params, batch: Batch) -> Cost:
         """The cost where the uses of the weights are known."""
         captured = {name for use in uses for name in use.names}
         rest = sum(value.numel() for name, value in params.items() if name not in captured)

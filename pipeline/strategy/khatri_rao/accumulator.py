@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.strategy.block_filter import BlockFilter, everything
+from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
-from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 
 Rows = slice | Tensor  # entries of a flat parameter: a stretch of it, or their indices
 
@@ -40,11 +40,11 @@ class Sums:
 
     layout: Layout
     many: frozenset[str]
-    wanted: BlockFilter = everything
+    wanted: BlockFilter = all_blocks
     totals: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def over(net: Net, wanted: BlockFilter = everything) -> Sums:
+    def over(net: CapturedNet, wanted: BlockFilter = all_blocks) -> Sums:
         counts = Counter(name for use in net.uses for name in use.names)
         reordered = {use.weight for use in net.uses if use.order is not None and use.weight is not None}
         many = frozenset(reordered | {name for name, n in counts.items() if n > 1})
@@ -52,7 +52,7 @@ class Sums:
 
     def is_wanted(self, row: str, rows: Rows, column: str) -> bool:
         """Whether these rows of the parameter `row` are, against all columns of `column`; sums are made whole."""
-        if self.wanted is everything:
+        if self.wanted is all_blocks:
             return True
         spans = self.layout.slices()
         span = spans[row]

@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, Difference, Linear, LinearizedModel, Objective, Params, Tree, leaves_of
-from pipeline.strategy.khatri_rao.interception import Capture
-from pipeline.strategy.khatri_rao.linear_use import Call, Use
+from pipeline.objective import (
+    Batch,
+    DifferenceObjective,
+    LinearizedModel,
+    LinearizedOutputs,
+    Objective,
+    Params,
+    Tree,
+    leaves_of,
+)
+from pipeline.strategy.khatri_rao.interception import LinearUseInterceptor
+from pipeline.strategy.khatri_rao.linear_use import Call, LinearUse
 from pipeline.strategy.loss_chunks import moved, weighted_chunks
 
 
 @dataclass(frozen=True)
-class Net:
+class CapturedNet:
     """The parameters `names` enter through `uses` and in no other way, and no sample influences another.
 
     witness: an objective of the same model whose gradient vanishes nowhere by construction, see `_witness`.
@@ -29,14 +38,14 @@ class Net:
     params: Params
     batch: Batch
     names: tuple[str, ...]
-    uses: tuple[Use, ...]
+    uses: tuple[LinearUse, ...]
     inputs: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     most_samples: int
     is_part: bool = False
 
     @staticmethod
-    def of(objective: Objective, params: Params, batch: Batch) -> Net:
+    def of(objective: Objective, params: Params, batch: Batch) -> CapturedNet:
         """Capture as many parameters as enter linearly; those that do not are left out of `names`.
 
         Σ δ ãᵀ over the uses of a parameter must be its gradient, else it is used in some other way too: at these
@@ -44,7 +53,7 @@ class Net:
         samples influence each other is for `response.mixes_samples` to say. Cost: a few gradients.
         """
         if not _forward_mode_is_right(objective, batch):
-            return Net.of_nothing(objective, params, batch)
+            return CapturedNet.of_nothing(objective, params, batch)
         witness = _witness(objective, params, batch)
         names = tuple(params)
         while True:
@@ -55,15 +64,15 @@ class Net:
             if kept == names:
                 break
             names = kept
-        return Net(objective, params, batch, names, uses, seen.inputs, seen.deltas, batch.num_samples)
+        return CapturedNet(objective, params, batch, names, uses, seen.inputs, seen.deltas, batch.num_samples)
 
     @staticmethod
-    def of_nothing(objective: Objective, params: Params, batch: Batch) -> Net:
+    def of_nothing(objective: Objective, params: Params, batch: Batch) -> CapturedNet:
         """The net with no parameter captured."""
-        return Net(objective, params, batch, (), (), (), (), batch.num_samples)
+        return CapturedNet(objective, params, batch, (), (), (), (), batch.num_samples)
 
     @staticmethod
-    def in_parts(objective: Objective, params: Params, batch: Batch, most_samples: int) -> list[Net]:
+    def in_parts(objective: Objective, params: Params, batch: Batch, most_samples: int) -> list[CapturedNet]:
         """The net on parts of the batch, whose matrices add up; on all of it, where the loss is no sum over
         samples.
         """
@@ -71,7 +80,7 @@ class Net:
         if len(chunks) > 1:
             nets = [
                 replace(
-                    Net.of(_weighted(objective, weight), params, part),
+                    CapturedNet.of(_weighted(objective, weight), params, part),
                     most_samples=most_samples,
                     is_part=True,
                 )
@@ -79,10 +88,12 @@ class Net:
             ]
             if len({(net.names, len(net.uses)) for net in nets}) == 1:
                 return nets
-        return [Net.of(objective, params, batch)]
+        return [CapturedNet.of(objective, params, batch)]
 
 
-def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]) -> tuple[Use, ...]:
+def uses_of(
+    objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]
+) -> tuple[LinearUse, ...]:
     """The uses of the named parameters, in order of execution; empty if the dimensions of the samples are not known.
 
     Which dimension of each z counts samples is seen by running the model on another number of them.
@@ -124,14 +135,14 @@ def uses_of(objective: Objective, params: Params, batch: Batch, names: tuple[str
 def _calls(objective: Objective, params: Params, batch: Batch, names: tuple[str, ...]) -> list[Call]:
     """The calls of one run of the model in which the named parameters are used."""
     leaves = leaves_of(params)
-    with Capture(leaves, names) as capture:
+    with LinearUseInterceptor(leaves, names) as capture:
         model_of(objective).predict(leaves, batch.inputs)
     return [replace(call, inputs=call.inputs.detach(), z=call.z.detach()) for call in capture.calls]
 
 
 def model_of(objective: Objective) -> Objective:
     """The objective whose `predict` is the model itself, not a linearized one."""
-    if isinstance(objective, Difference):
+    if isinstance(objective, DifferenceObjective):
         return model_of(objective.whole)
     if isinstance(objective.predict, LinearizedModel):
         return replace(objective, predict=objective.predict.predict)
@@ -140,8 +151,8 @@ def model_of(objective: Objective) -> Objective:
 
 def _weighted(objective: Objective, weight: float) -> Objective:
     """The objective times a number."""
-    if isinstance(objective, Difference):
-        return Difference.of(_weighted(objective.whole, weight), _weighted(objective.part, weight))
+    if isinstance(objective, DifferenceObjective):
+        return DifferenceObjective.of(_weighted(objective.whole, weight), _weighted(objective.part, weight))
 
     def criterion(outputs: Any, targets: Any) -> Any:
         return weight * objective.criterion(outputs, targets)
@@ -149,7 +160,7 @@ def _weighted(objective: Objective, weight: float) -> Objective:
     return replace(objective, criterion=criterion)
 
 
-def _samples_can_only_come_first(use: Use, num_samples: int) -> bool:
+def _samples_can_only_come_first(use: LinearUse, num_samples: int) -> bool:
     others = [n for dim, n in enumerate(use.shape) if dim and dim not in use.unit_dims]
     first = 0 not in use.unit_dims and use.shape[0] == num_samples
     return first and not any(n % num_samples == 0 for n in others)
@@ -160,7 +171,7 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
 
     At Δ = 0 the gradient of a Fisher's criterion is zero, and zeros would pass every guard.
     """
-    if isinstance(objective, Difference):
+    if isinstance(objective, DifferenceObjective):
         return objective.whole
     if not isinstance(objective.predict, LinearizedModel):
         return objective
@@ -172,14 +183,14 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
     def reaching(outputs: Any, targets: Any) -> Any:
         reached = Tree.of(outputs).tensors
         changes = tuple(f - f0 + r for f, f0, r in zip(reached, tensors, away, strict=True))
-        return criterion(Linear(here, changes), targets)
+        return criterion(LinearizedOutputs(here, changes), targets)
 
     return replace(objective, predict=objective.predict.predict, criterion=reaching)
 
 
 def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
     """Whether a linearized model is differentiated rightly in forward mode, which is what units are moved by."""
-    if isinstance(objective, Difference):
+    if isinstance(objective, DifferenceObjective):
         return _forward_mode_is_right(objective.part, batch)
     return (
         not isinstance(objective.predict, LinearizedModel)
@@ -188,7 +199,7 @@ def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
 
 
 def _sound_elsewhere(
-    witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
+    witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[LinearUse, ...]
 ) -> set[str]:
     """The names whose gradient the uses account for at other weights; all, where these make another net of it."""
     try:
@@ -209,17 +220,17 @@ class _BackwardTrace:
     params: Params
     batch: Batch
     names: tuple[str, ...]
-    uses: tuple[Use, ...]
+    uses: tuple[LinearUse, ...]
     inputs: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     gradient: Params
 
     @staticmethod
     def by_one_backward(
-        witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[Use, ...]
+        witness: Objective, params: Params, batch: Batch, names: tuple[str, ...], uses: tuple[LinearUse, ...]
     ) -> _BackwardTrace:
         leaves = leaves_of(params)
-        with Capture(leaves, [name for use in uses for name in use.names], branch) as capture:
+        with LinearUseInterceptor(leaves, [name for use in uses for name in use.names], branch) as capture:
             loss = witness.loss(leaves, batch)
         wanted = [*(call.z for call in capture.calls), *leaves.values()]
         parts: Any = torch.zeros(len(wanted))
@@ -253,7 +264,7 @@ class _BackwardTrace:
         }
 
 
-def gradient_of(use: Use, delta: Tensor, a: Tensor) -> Tensor:
+def gradient_of(use: LinearUse, delta: Tensor, a: Tensor) -> Tensor:
     """Σ δ ãᵀ over samples and positions: what the use adds to the gradient of its weight, flat, as it is stored."""
     g = use.num_groups
     part = torch.einsum("ntgd,ntgp->gdp", delta.unflatten(-1, (g, -1)), a.unflatten(-1, (g, -1))).flatten()
@@ -266,7 +277,7 @@ def branch(index: int, z: Tensor) -> Tensor:
 
 
 def arranged(
-    uses: tuple[Use, ...], calls: list[Call], parts: Any
+    uses: tuple[LinearUse, ...], calls: list[Call], parts: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """ã of each use, (N, T, G·p), and values shaped as its z, as (N, T, G·d)."""
     calls = calls[: len(uses)]  # what comes later is the criterion's own: the model called again, say

@@ -18,18 +18,18 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.objective import (
     Batch,
-    Difference,
-    Linear,
+    DifferenceObjective,
     LinearizedModel,
+    LinearizedOutputs,
     Objective,
     Params,
     Tree,
     check_samples_apart,
     leaves_of,
 )
-from pipeline.strategy.khatri_rao.captured_net import Net, arranged, branch
-from pipeline.strategy.khatri_rao.interception import Capture
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet, arranged, branch
+from pipeline.strategy.khatri_rao.interception import LinearUseInterceptor
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 
 NUMBERS_AT_ONCE = 2**24  # of rows that are made at a time
 NEGATIVE = 1e-6  # relative: more negative than that the curvature of a convex criterion is not by rounding
@@ -39,7 +39,7 @@ AGREED = 1e-3  # relative difference of K u by two ways; both round in the preci
 class _Seen(NamedTuple):
     """Of each use ã, (N, T, G·p), and δ of each column, (C, N, T, G·d); rows (C·N, P_rest) of other parameters."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[LinearUse, ...]
     inputs: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     rest: Tensor
@@ -58,7 +58,7 @@ def gram_matrix(model: Objective, params: Params, batch: Batch, objective: Objec
         PipelineError: the objective is of another kind, its criterion is not convex or couples samples, samples mix in
             the model, or K fails its check against products with the Jacobian.
     """
-    if isinstance(objective, Difference) or not isinstance(objective.predict, LinearizedModel):
+    if isinstance(objective, DifferenceObjective) or not isinstance(objective.predict, LinearizedModel):
         raise PipelineError(
             "a Gram matrix is that of a Gauss-Newton matrix: use matrix=ggn, fisher or empirical_fisher."
         )
@@ -96,7 +96,7 @@ def _curvature(objective: Objective, outputs: object, batch: Batch) -> Tensor:
     n = len(like)
 
     with torch.enable_grad():
-        loss = objective.criterion(Linear(outputs, (change,)), batch.targets)
+        loss = objective.criterion(LinearizedOutputs(outputs, (change,)), batch.targets)
         slope = torch.autograd.grad(loss, change, create_graph=True)[0]
 
     def times(direction: Tensor) -> Tensor:
@@ -139,11 +139,11 @@ def _factors(curvature: Tensor) -> Tensor:
 
 def _seen(model: Objective, params: Params, batch: Batch, cotangents: Tensor) -> _Seen:
     """What the rows are made of: one forward pass and a backward pass for each column; cotangents (C, N, ...)."""
-    net = Net.of(model, params, batch)
+    net = CapturedNet.of(model, params, batch)
     single = [use for use in net.uses if all(_times_used(name, net.uses) == 1 for name in use.names)]
     linear = {name for use in single for name in use.names}
     leaves = leaves_of(params)
-    with Capture(leaves, [name for use in net.uses for name in use.names], branch) as capture:
+    with LinearUseInterceptor(leaves, [name for use in net.uses for name in use.names], branch) as capture:
         outputs = Tree.of(model.predict(leaves, batch.inputs)).tensors[0]
     calls = capture.calls[: len(net.uses)]
     arguments = [call.z for call in calls]
@@ -162,7 +162,7 @@ def _seen(model: Objective, params: Params, batch: Batch, cotangents: Tensor) ->
     return _Seen(tuple(single), inputs, deltas, _rows(outputs, others, cotangents))
 
 
-def _times_used(name: str, uses: tuple[Use, ...]) -> int:
+def _times_used(name: str, uses: tuple[LinearUse, ...]) -> int:
     return sum(name in use.names for use in uses)
 
 
@@ -202,7 +202,7 @@ def _of_rows(seen: _Seen) -> Tensor:
     return gram
 
 
-def _rows_of_units(use: Use, a: Tensor, delta: Tensor) -> Iterator[Tensor]:
+def _rows_of_units(use: LinearUse, a: Tensor, delta: Tensor) -> Iterator[Tensor]:
     """Rows Σ_t δ ãᵀ by the weights of a few units at a time, (C·N, units · p)."""
     a, delta = a.unflatten(-1, (use.num_groups, -1)), delta.unflatten(-1, (use.num_groups, -1))
     at_once = max(1, NUMBERS_AT_ONCE // (len(delta) * a.shape[-1]))

@@ -13,7 +13,7 @@ from pipeline.strategy.khatri_rao.linear_functions import LINEAR_CALLS
 from pipeline.strategy.khatri_rao.linear_use import Call
 
 
-class Capture(TorchFunctionMode):
+class LinearUseInterceptor(TorchFunctionMode):
     """Records every use and adds `shift(index, z)` to its output; `index` counts the uses in order of execution."""
 
     def __init__(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.strategy.khatri_rao.linear_use import Call, Use
+from pipeline.strategy.khatri_rao.linear_use import Call, LinearUse
 
 NameOf = Callable[[Any], str | None]
 Reader = Callable[..., Call | None]
@@ -23,7 +23,7 @@ def _linear(name_of: NameOf, input: Tensor, weight: Tensor, bias: Tensor | None 
     if names == (None, None) or input.ndim < 2 or weight.ndim != 2:
         return None
     z = F.linear(input, weight, bias)
-    return Call(Use(*names, tuple(z.shape), (z.ndim - 1,), 1, weight.shape[1], _as_it_is), input, z)
+    return Call(LinearUse(*names, tuple(z.shape), (z.ndim - 1,), 1, weight.shape[1], _as_it_is), input, z)
 
 
 def _matmul(function: Callable[..., Tensor], name_of: NameOf, input: Tensor, other: Tensor) -> Call | None:
@@ -32,7 +32,7 @@ def _matmul(function: Callable[..., Tensor], name_of: NameOf, input: Tensor, oth
         return None
     z, (p, d) = function(input, other), other.shape
     order = torch.arange(p * d, device=z.device).reshape(p, d).T.flatten()
-    return Call(Use(name, None, tuple(z.shape), (z.ndim - 1,), 1, p, _as_it_is, order), input, z)
+    return Call(LinearUse(name, None, tuple(z.shape), (z.ndim - 1,), 1, p, _as_it_is, order), input, z)
 
 
 def _addmm(
@@ -44,7 +44,7 @@ def _addmm(
         return None
     z, (p, d) = torch.addmm(input, mat1, mat2), mat2.shape
     order = torch.arange(p * d, device=z.device).reshape(p, d).T.flatten()
-    return Call(Use(*names, tuple(z.shape), (1,), 1, p, _as_it_is, order), mat1, z)
+    return Call(LinearUse(*names, tuple(z.shape), (1,), 1, p, _as_it_is, order), mat1, z)
 
 
 def _embedding(name_of: NameOf, input: Tensor, weight: Tensor, **kwargs: Any) -> Call | None:
@@ -57,7 +57,7 @@ def _embedding(name_of: NameOf, input: Tensor, weight: Tensor, **kwargs: Any) ->
         return F.one_hot(tokens, p).to(weight.dtype)
 
     order = torch.arange(p * d, device=z.device).reshape(p, d).T.flatten()
-    return Call(Use(name, None, tuple(z.shape), (z.ndim - 1,), 1, p, see, order), input, z)
+    return Call(LinearUse(name, None, tuple(z.shape), (z.ndim - 1,), 1, p, see, order), input, z)
 
 
 def _convolution(
@@ -88,7 +88,7 @@ def _convolution(
         (1,) * num_dims,
         groups,
     )
-    return Call(Use(*names, tuple(z.shape), (1,), groups, weight[0].numel(), see), input, z)
+    return Call(LinearUse(*names, tuple(z.shape), (1,), groups, weight[0].numel(), see), input, z)
 
 
 def _transposed_convolution(
@@ -135,7 +135,7 @@ def _transposed_convolution(
     )
     size = weight.shape[0] // groups, weight.shape[1], prod(kernel)  # inputs and units of a group, offsets
     order = torch.arange(weight.numel(), device=z.device).reshape(groups, *size).transpose(1, 2).flatten()
-    return Call(Use(*names, tuple(z.shape), (1,), groups, size[0] * size[2], see, order), input, z)
+    return Call(LinearUse(*names, tuple(z.shape), (1,), groups, size[0] * size[2], see, order), input, z)
 
 
 def _widths(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -209,7 +209,7 @@ def _norm(
     normalized = function(**options)
     z = normalized if weight is None else normalized * weight.reshape(shape)
     z = z if bias is None else z + bias.reshape(shape)
-    use = Use(*names, tuple(z.shape), unit_dims, affine.numel(), 1, partial(_units_last, unit_dims))
+    use = LinearUse(*names, tuple(z.shape), unit_dims, affine.numel(), 1, partial(_units_last, unit_dims))
     return Call(use, normalized, z)
 
 
@@ -228,7 +228,7 @@ def _sum(function: Callable[..., Tensor], name_of: NameOf, *args: Any, **kwargs:
     if unit_dims is None:
         return None
     z = function(*args)
-    return Call(Use(None, name, tuple(z.shape), unit_dims, term.numel(), 1, _as_it_is), input, z)
+    return Call(LinearUse(None, name, tuple(z.shape), unit_dims, term.numel(), 1, _as_it_is), input, z)
 
 
 def _scaled(function: Callable[..., Tensor], name_of: NameOf, *args: Any) -> Call | None:
@@ -241,7 +241,7 @@ def _scaled(function: Callable[..., Tensor], name_of: NameOf, *args: Any) -> Cal
         return None
     z = function(*args)
     see = partial(_units_last, unit_dims)
-    return Call(Use(name, None, tuple(z.shape), unit_dims, factor.numel(), 1, see), input, z)
+    return Call(LinearUse(name, None, tuple(z.shape), unit_dims, factor.numel(), 1, see), input, z)
 
 
 def _scaled_and_shifted(name_of: NameOf, input: Tensor, tensor1: Tensor, tensor2: Tensor) -> Call | None:
@@ -252,7 +252,7 @@ def _scaled_and_shifted(name_of: NameOf, input: Tensor, tensor1: Tensor, tensor2
         return None
     z = torch.addcmul(input, tensor1, tensor2)
     see = partial(_units_last, unit_dims)
-    return Call(Use(*names, tuple(z.shape), unit_dims, tensor2.numel(), 1, see), tensor1, z)
+    return Call(LinearUse(*names, tuple(z.shape), unit_dims, tensor2.numel(), 1, see), tensor1, z)
 
 
 def _operands(name_of: NameOf, one: Tensor, other: Tensor) -> tuple[str | None, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Use:
+class LinearUse:
     """One call. weight, bias: their names, or None where they are not differentiated by.
 
     shape: of z as the model has it. unit_dims: the dimensions of z that count units, groups first; the others count
@@ -78,7 +78,7 @@ class Use:
         """Inputs of the call, (c, *its shape), as ã: (c, N, T, G·p)."""
         return self._samples_first(self.see(values))
 
-    def with_samples(self, z: Tensor, num_samples: int, other: Tensor, num_others: int) -> Use | None:
+    def with_samples(self, z: Tensor, num_samples: int, other: Tensor, num_others: int) -> LinearUse | None:
         """The use, once its z is known for another number of the same samples; None if no dimension counts them."""
         if other.ndim != z.ndim:
             return None
@@ -115,6 +115,6 @@ class Use:
 class Call:
     """What one run of the model shows of a use: the input as the call had it, and z."""
 
-    use: Use
+    use: LinearUse
     inputs: Tensor
     z: Tensor

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pipeline.strategy.khatri_rao.accumulator import Contribution, Rows
-from pipeline.strategy.khatri_rao.captured_net import Net
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 from pipeline.strategy.khatri_rao.column_products import Products
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 
 FACTOR_BYTES = 2 * 2**20  # of what a matrix product reads or writes at once: about what a core's cache holds
 PRODUCTS_BYTES = 16 * 2**20  # of products of inputs with each other, above which they are not kept
@@ -31,16 +31,16 @@ UNITS_AT_ONCE = 2  # of which rows are made together: with more, what was made f
 class Pair:
     """Rows of use `first` against columns of use `second`."""
 
-    net: Net
+    net: CapturedNet
     first: int
     second: int
 
     @property
-    def row(self) -> Use:
+    def row(self) -> LinearUse:
         return self.net.uses[self.first]
 
     @property
-    def column(self) -> Use:
+    def column(self) -> LinearUse:
         return self.net.uses[self.second]
 
     @property
@@ -71,7 +71,7 @@ class Pair:
             if self.same:
                 yield from self._by_squares(units, delta_dot[:, 0, :, 0])
                 return
-            moves = None if a_dot is None else Moved.of(a_dot[:, 0, :, 0])
+            moves = None if a_dot is None else MovedInputs.of(a_dot[:, 0, :, 0])
             if moves is None or (
                 moves.few and not self.net.is_part
             ):  # how few is seen in the data of one part
@@ -95,7 +95,9 @@ class Pair:
             values = products.rows(delta_dot[part, :, : group.stop])  # later units lie above the diagonal
             yield Contribution(row.weight, weights_of_units(row, group), row.weight, values, square=True)
 
-    def _by_products(self, units: range, delta_dot: Tensor, moved: Moved | None) -> Iterator[Contribution]:
+    def _by_products(
+        self, units: range, delta_dot: Tensor, moved: MovedInputs | None
+    ) -> Iterator[Contribution]:
         """The rows of the column's use against the columns of the row's. delta_dot: (u, N, k)."""
         row, column = self.row, self.column
         assert row.weight is not None
@@ -250,7 +252,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedInputs:
     """a_dot: ȧ[u, n, q]; units, inputs: where it is not zero for every sample, as (u, q)."""
 
     a_dot: Tensor
@@ -258,9 +260,9 @@ class Moved:
     inputs: Tensor
 
     @staticmethod
-    def of(a_dot: Tensor) -> Moved:
+    def of(a_dot: Tensor) -> MovedInputs:
         units, inputs = (a_dot != 0).any(1).nonzero(as_tuple=True)
-        return Moved(a_dot, units, inputs)
+        return MovedInputs(a_dot, units, inputs)
 
     @property
     def few(self) -> bool:
@@ -286,13 +288,13 @@ def _parts(whole: range, size: int) -> Iterator[range]:
         yield range(start, min(start + max(1, size), whole.stop))
 
 
-def weights_of_units(use: Use, units: range) -> Rows:
+def weights_of_units(use: LinearUse, units: range) -> Rows:
     """Where the weights of these units are in the flat parameter."""
     natural = slice(units.start * use.num_inputs, units.stop * use.num_inputs)
     return natural if use.order is None else use.order[natural]
 
 
-def flat_columns(use: Use, values: Tensor) -> Tensor:
+def flat_columns(use: LinearUse, values: Tensor) -> Tensor:
     """Columns of the weight, made in the order of units and inputs, in the order in which they are stored."""
     if use.order is None:
         return values

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pipeline.strategy.khatri_rao.accumulator import Contribution
-from pipeline.strategy.khatri_rao.captured_net import Net
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.khatri_rao.perturbation import respond
 from pipeline.strategy.khatri_rao.tangents import (
     BiasTangents,
-    Part,
     PieceWanted,
+    TangentRange,
     UnitTangents,
     WeightTangents,
 )
@@ -27,12 +27,14 @@ Moves = UnitTangents | WeightTangents | BiasTangents
 log = logging.getLogger(__name__)
 
 
-def tangents_of_use(use: Use) -> int:
+def tangents_of_use(use: LinearUse) -> int:
     """How many tangents make its rows: one a unit and position, or one a weight."""
     return min(use.num_units * use.num_positions, _num_rows(use))
 
 
-def contributions(nets: Sequence[Net], num_bytes: int, is_wanted: PieceWanted) -> Iterator[Contribution]:
+def contributions(
+    nets: Sequence[CapturedNet], num_bytes: int, is_wanted: PieceWanted
+) -> Iterator[Contribution]:
     """All rows, use by use in order of execution; num_bytes: for the tangents that are held at once.
 
     nets: the same net on parts of the batch, whose rows add up. When memory does not hold the tangents of a pass, it
@@ -57,7 +59,7 @@ def contributions(nets: Sequence[Net], num_bytes: int, is_wanted: PieceWanted) -
             yield from pieces
 
 
-def _jobs(net: Net) -> deque[Moves]:
+def _jobs(net: CapturedNet) -> deque[Moves]:
     """What is to be moved for the rows of all uses: units where these are fewer than weights."""
     jobs: deque[Moves] = deque()
     for row, use in enumerate(net.uses):
@@ -71,7 +73,7 @@ def _jobs(net: Net) -> deque[Moves]:
     return jobs
 
 
-def _next(net: Net, jobs: deque[Moves], num_bytes: int, most: int | None) -> list[Moves]:
+def _next(net: CapturedNet, jobs: deque[Moves], num_bytes: int, most: int | None) -> list[Moves]:
     """What goes into the next pass, taken off the jobs: a part of one, or several as long as they are small."""
     job = jobs.popleft()
     size = max(1, min(_num_tangents(net, job.row, num_bytes), most or num_bytes) // job.tangents_each)
@@ -87,7 +89,7 @@ def _next(net: Net, jobs: deque[Moves], num_bytes: int, most: int | None) -> lis
 
 
 def _pieces(
-    nets: Sequence[Net], together: Sequence[Moves], parts: Sequence[Sequence[Part]]
+    nets: Sequence[CapturedNet], together: Sequence[Moves], parts: Sequence[Sequence[TangentRange]]
 ) -> Iterable[Contribution]:
     """Those of one pass; where the batch is in parts, they are added up."""
     if len(nets) == 1:
@@ -105,7 +107,9 @@ def _pieces(
     return total
 
 
-def _of_pass(net: Net, together: Sequence[Moves], parts: Sequence[Sequence[Part]]) -> Iterator[Contribution]:
+def _of_pass(
+    net: CapturedNet, together: Sequence[Moves], parts: Sequence[Sequence[TangentRange]]
+) -> Iterator[Contribution]:
     """The pass is made now, the pieces as they are asked for."""
     here = [replace(moves, net=net) for moves in together]
     response = respond(net, _side_by_side(here))
@@ -132,16 +136,16 @@ def _side_by_side(together: Sequence[Moves]) -> dict[int, Tensor]:
     return tangents
 
 
-def _num_rows(use: Use) -> int:
+def _num_rows(use: LinearUse) -> int:
     return use.num_weights + (use.num_units if use.bias else 0)
 
 
-def _num_tangents(net: Net, row: int, num_bytes: int) -> int:
+def _num_tangents(net: CapturedNet, row: int, num_bytes: int) -> int:
     """How many tangents fit: each needs the units and inputs of all uses from `row` on, a few times over."""
     bytes_each = 3 * net.most_samples * numbers_of(net.uses[row:]) * net.deltas[0].element_size()
     return max(1, num_bytes // bytes_each)
 
 
-def numbers_of(uses: Sequence[Use]) -> int:
+def numbers_of(uses: Sequence[LinearUse]) -> int:
     """Numbers that a sample's z and ã of these uses are made of."""
     return sum(use.num_positions * (use.num_units + use.num_groups * use.num_inputs) for use in uses)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from pipeline.objective import Difference, Linear, LinearizedModel, Objective, Tree
-from pipeline.strategy.forward_mode import push
-from pipeline.strategy.khatri_rao.captured_net import Net, model_of
-from pipeline.strategy.khatri_rao.interception import Capture
+from pipeline.objective import DifferenceObjective, LinearizedModel, LinearizedOutputs, Objective, Tree
+from pipeline.strategy.forward_mode import directional_derivative
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet, model_of
+from pipeline.strategy.khatri_rao.interception import LinearUseInterceptor
 
 Shifts = dict[int, Tensor]  # of the outputs of uses, by their place in the order of execution
 
@@ -31,7 +31,7 @@ class Response(NamedTuple):
         return Response(row, deltas, [None, *later])  # what enters the use itself does not move
 
 
-def respond(net: Net, tangents: Mapping[int, Tensor]) -> Response:
+def respond(net: CapturedNet, tangents: Mapping[int, Tensor]) -> Response:
     """How δ and ã change when the outputs of some uses move along each of c tangents together.
 
     tangents: by use, (c, N, T, G·d). What runs before the first of them is computed once, and not differentiated by.
@@ -40,8 +40,8 @@ def respond(net: Net, tangents: Mapping[int, Tensor]) -> Response:
     return _respond(net, net.objective, min(tangents), shaped)
 
 
-def _respond(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
-    if isinstance(objective, Difference):
+def _respond(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
+    if isinstance(objective, DifferenceObjective):
         whole, part = (_respond(net, one, first, tangents) for one in (objective.whole, objective.part))
         deltas = [a - b for a, b in zip(whole.deltas, part.deltas, strict=True)]
         return Response(first, deltas, whole.inputs)
@@ -50,7 +50,7 @@ def _respond(net: Net, objective: Objective, first: int, tangents: Shifts) -> Re
     return _of_loss(net, objective, first, tangents)
 
 
-def _of_loss(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
+def _of_loss(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
     """Forward over reverse: the derivative of one backward pass, and of what enters each later use."""
     zeros = _zeros(net, first)
 
@@ -65,12 +65,12 @@ def _of_loss(net: Net, objective: Objective, first: int, tangents: Shifts) -> Re
         return result
 
     def response(tangent: Shifts) -> tuple[Shifts, Shifts]:
-        return push(reverse, {row: zeros[row] for row in tangent}, tangent)
+        return directional_derivative(reverse, {row: zeros[row] for row in tangent}, tangent)
 
     return _arranged(net, first, *vmap(response)(tangents))
 
 
-def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts) -> Response:
+def _of_linearised(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
     """δ̇ = JᵀΛJ t: a forward pass of the tangent, the criterion's second derivative, a backward pass. ã stays."""
     zeros = _zeros(net, first)
     model = model_of(objective)
@@ -87,18 +87,20 @@ def _of_linearised(net: Net, objective: Objective, first: int, tangents: Shifts)
     no_change = tuple(torch.zeros_like(f) for f in tensors)
 
     def slope(changes: tuple[Tensor, ...]) -> Any:
-        return grad(lambda c: objective.loss_of(net.params, Linear(here, c), net.batch.targets))(changes)
+        return grad(lambda c: objective.loss_of(net.params, LinearizedOutputs(here, c), net.batch.targets))(
+            changes
+        )
 
     def response(tangent: Shifts) -> Shifts:
         at = {row: zeros[row] for row in tangent}
-        changes = push(lambda shifts: outputs({**zeros, **shifts}), at, tangent)
-        result: Shifts = pull(push(slope, no_change, changes))[0]
+        changes = directional_derivative(lambda shifts: outputs({**zeros, **shifts}), at, tangent)
+        result: Shifts = pull(directional_derivative(slope, no_change, changes))[0]
         return result
 
     return _arranged(net, first, vmap(response)(tangents), {})
 
 
-def mixes_samples(net: Net) -> bool:
+def mixes_samples(net: CapturedNet) -> bool:
     """Whether a sample's δ or ã answers when another sample's z moves, in whatever pattern samples are coupled.
 
     The answer to moves t is linear in them. Where samples are apart, moves that are scaled by a number of each
@@ -128,12 +130,12 @@ def mixes_samples(net: Net) -> bool:
 TOLERANCE = 0.7  # the power of a machine epsilon that answers may be off, relative to the largest
 
 
-def _zeros(net: Net, first: int) -> Shifts:
+def _zeros(net: CapturedNet, first: int) -> Shifts:
     """No move, of every use from `first` on."""
     return {m: net.deltas[m].new_zeros(use.shape) for m, use in enumerate(net.uses) if m >= first}
 
 
-def _arranged(net: Net, first: int, deltas: Shifts, inputs: Shifts) -> Response:
+def _arranged(net: CapturedNet, first: int, deltas: Shifts, inputs: Shifts) -> Response:
     later = range(first, len(net.uses))
     return Response(
         first,
@@ -142,10 +144,10 @@ def _arranged(net: Net, first: int, deltas: Shifts, inputs: Shifts) -> Response:
     )
 
 
-def _moved(net: Net, shifts: Shifts) -> Capture:
+def _moved(net: CapturedNet, shifts: Shifts) -> LinearUseInterceptor:
     """Watches a run of the net in which the outputs of some uses are moved."""
 
     def shift(index: int, z: Tensor) -> Tensor:
         return z + shifts[index] if index in shifts else z
 
-    return Capture(net.params, net.names, shift)
+    return LinearUseInterceptor(net.params, net.names, shift)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.strategy.khatri_rao.accumulator import Contribution, Rows
-from pipeline.strategy.khatri_rao.captured_net import Net
-from pipeline.strategy.khatri_rao.linear_use import Use
+from pipeline.strategy.khatri_rao.captured_net import CapturedNet
+from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.khatri_rao.pair_blocks import Pair, flat_columns, weights_of_units
 from pipeline.strategy.khatri_rao.perturbation import Response
 
@@ -21,7 +21,7 @@ PieceWanted = Callable[[str, Rows, str], bool]
 ROWS_BYTES = 256 * 2**20  # of rows that are made, or left out because they are there, together
 
 
-class Part(NamedTuple):
+class TangentRange(NamedTuple):
     """A use whose columns are made, and the entries that are moved for their rows."""
 
     column: int
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 class UnitTangents:
     """One tangent for each position of these units of use `row`; `entries` are the units."""
 
-    net: Net
+    net: CapturedNet
     row: int
     entries: range
 
@@ -53,7 +53,7 @@ class UnitTangents:
             tangents[i, :, :, unit].fill_diagonal_(1)
         return tangents.flatten(0, 1)[:, None].expand(-1, N, -1, -1)
 
-    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+    def parts(self, is_wanted: PieceWanted) -> list[TangentRange]:
         """What is to be made of the pass. Which units go together does not depend on what is wanted: the same bits."""
         use, found = self.net.uses[self.row], []
         for m in range(self.row, len(self.net.uses)):
@@ -63,10 +63,10 @@ class UnitTangents:
                 units = range(start, min(start + size, self.entries.stop))
                 rows = _rows_of_units(use, units)
                 if any(is_wanted(*each, name) for each in rows for name in self.net.uses[m].names):
-                    found.append(Part(m, units))
+                    found.append(TangentRange(m, units))
         return found
 
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
+    def pieces(self, response: Response, parts: Sequence[TangentRange]) -> Iterator[Contribution]:
         positions = (-1, self.net.uses[self.row].num_positions)
         for m, units in parts:
             pair = Pair(self.net, self.row, m)
@@ -82,7 +82,7 @@ class UnitTangents:
 class _EntryTangents(ABC):
     """One tangent for each of these entries of a parameter of use `row`."""
 
-    net: Net
+    net: CapturedNet
     row: int
     entries: range
     tangents_each: ClassVar[int] = 1
@@ -100,15 +100,15 @@ class _EntryTangents(ABC):
     def _rows(self) -> tuple[str, Rows]:
         """The parameter, and where its entries lie in it."""
 
-    def parts(self, is_wanted: PieceWanted) -> list[Part]:
+    def parts(self, is_wanted: PieceWanted) -> list[TangentRange]:
         name, rows = self._rows
         return [
-            Part(m, self.entries)
+            TangentRange(m, self.entries)
             for m in range(self.row, len(self.net.uses))
             if any(is_wanted(name, rows, column) for column in self.net.uses[m].names)
         ]
 
-    def pieces(self, response: Response, parts: Sequence[Part]) -> Iterator[Contribution]:
+    def pieces(self, response: Response, parts: Sequence[TangentRange]) -> Iterator[Contribution]:
         (name, rows), use = self._rows, self.net.uses[self.row]
         for m, _ in parts:
             column, same = self.net.uses[m], m == self.row
@@ -160,7 +160,7 @@ class BiasTangents(_EntryTangents):
         return bias, slice(self.entries.start, self.entries.stop)
 
 
-def _rows_of_units(use: Use, units: range) -> list[tuple[str, Rows]]:
+def _rows_of_units(use: LinearUse, units: range) -> list[tuple[str, Rows]]:
     rows: list[tuple[str, Rows]] = []
     if use.weight is not None:
         rows.append((use.weight, weights_of_units(use, units)))

@@ -25,7 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
-from pipeline.config import explain
+from pipeline.config import one_line_message
 from pipeline.errors import PipelineError
 from pipeline.sweep.slurm.preemption import clear_away, listen, python
 from pipeline.sweep.slurm.queue import Job, Watch, note, still_queued
@@ -37,7 +37,7 @@ try:
 except ImportError:  # the extra [slurm] is not installed: told when a sweep is launched
     SlurmLauncher = None
 
-NAME = "hydra_plugins.curvature.Slurm"  # as conf/hydra/launcher/slurm.yaml calls it
+LAUNCHER = "hydra_plugins.curvature.Slurm"  # as conf/hydra/launcher/slurm.yaml calls it
 log = logging.getLogger("pipeline")
 
 
@@ -66,7 +66,7 @@ class Slurm(SlurmLauncher or Launcher):  # type: ignore[misc]
         if returned.status == JobStatus.FAILED:
             error = returned._return_value  # `return_value` raises it
             returned.return_value = PipelineError(
-                explain(error) or f"unexpected {type(error).__name__}: {error}"
+                one_line_message(error) or f"unexpected {type(error).__name__}: {error}"
             )
         return returned
 
