@@ -90,9 +90,9 @@ def objective_of(
 ) -> tuple[Objective, Params]:
     """The objective of a module and the weights it is differentiated by, detached from the module.
 
-    The model runs under `DecompositionMode`, so that every strategy sees functions that can be differentiated twice. Each
-    call starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the criterion
-    reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
+    The model runs under `DecompositionMode`, so that every strategy sees functions that can be differentiated twice.
+    Each call starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the
+    criterion reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
 
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
     dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,

@@ -16,9 +16,9 @@ from support.central_differences import CentralDifferences
 from support.command import PROJECT, SMALL, environment, fail, succeed
 from torch import Tensor, nn
 
-from pipeline.compute import certificate
 from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
+from pipeline.objective import certificate
 from pipeline.shards.shard import open_shard
 
 YAML = """# Central differences of the gradient.
