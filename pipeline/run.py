@@ -32,9 +32,9 @@ from pipeline.errors import DamagedFile
 from pipeline.experiment import (
     NEED_MODEL,
     build,
+    build_experiment,
     build_training,
     check_results,
-    instantiate,
     prepare,
     resolved_settings,
 )
@@ -61,7 +61,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         stages, settings = stages_of(config.stages), settings_of(folder)
         tracking: Tracking = build(config, "tracking")
         tracker = tracking.ready()
-        experiment = instantiate(config) if stages & NEED_MODEL else None
+        experiment = build_experiment(config) if stages & NEED_MODEL else None
         if experiment is not None:
             # not before the config is known to be right
             from pipeline.compute import check_resources

@@ -68,6 +68,6 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
 def _experiment(config: str) -> Experiment:
     """Built once in each worker, not once for each batch."""
     from pipeline.cluster import worker_number
-    from pipeline.experiment import as_config, instantiate
+    from pipeline.experiment import as_config, build_experiment
 
-    return instantiate(as_config(yaml.safe_load(config)), worker=worker_number())
+    return build_experiment(as_config(yaml.safe_load(config)), worker=worker_number())

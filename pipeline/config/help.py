@@ -188,7 +188,7 @@ def _about(word: str, folders: Sequence[Path]) -> Iterator[str]:
 def _columns(left: str, right: str, width: int = VALUE_COLUMNS) -> Iterator[str]:
     """Two columns; what is too long for the right one goes on below it."""
     total = min(MOST_COLUMNS, max(shutil.get_terminal_size((MOST_COLUMNS, 24)).columns, width + 40))
-    lines = textwrap.wrap(right, total - width - 1, break_long_words=False) or [""]
+    lines = textwrap.wrap(right, total - width - 1, break_long_words=False, break_on_hyphens=False) or [""]
     if len(left) >= width:
         yield left
         left = ""

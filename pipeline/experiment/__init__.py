@@ -6,9 +6,9 @@ from pipeline.experiment.instantiate import (
     NEED_MODEL,
     as_config,
     build,
+    build_experiment,
     build_training,
     check_results,
-    instantiate,
     prepare,
     resolved_settings,
 )

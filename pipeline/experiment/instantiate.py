@@ -140,7 +140,7 @@ def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     return [(each.key_or_group, None if each.is_delete() else each.value()) for each in parsed]
 
 
-def instantiate(config: DictConfig, worker: int | None = None) -> Experiment:
+def build_experiment(config: DictConfig, worker: int | None = None) -> Experiment:
     """The experiment that a config describes; what the data says of its sizes is put into the config.
 
     worker: the number of this process among the workers of its machine; None in the run itself.

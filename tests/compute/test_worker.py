@@ -8,9 +8,9 @@ import pytest
 import torch
 from support.command import SMALL, succeed
 
+import pipeline.experiment
 from pipeline.compute import worker
 from pipeline.device import Auto, Cuda
-from pipeline.experiment import instantiate
 from pipeline.shards.shard import open_shard
 from pipeline.system.run_folder import RunFolder
 
@@ -78,7 +78,7 @@ def test_a_worker_knows_its_number(monkeypatch, name, number):
     asked = []
     monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
     monkeypatch.setattr(
-        instantiate, "instantiate", lambda config, worker: asked.append((config.seed, worker))
+        pipeline.experiment, "build_experiment", lambda config, worker: asked.append((config.seed, worker))
     )
     worker._experiment.__wrapped__("seed: 3")
     assert asked == [(3, number)]

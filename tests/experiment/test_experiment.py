@@ -13,7 +13,7 @@ import pipeline.run  # registers the schema
 from pipeline.config.schema import Blocks, Keep, Stage, Verify, config_hash
 from pipeline.config.suggestions import CONF
 from pipeline.experiment.experiment import MatrixSpec
-from pipeline.experiment.instantiate import as_config, instantiate
+from pipeline.experiment.instantiate import as_config, build_experiment
 from pipeline.layout import Layout
 from pipeline.matrix import GGN, Hessian
 from pipeline.objective.objective import objective_of
@@ -68,7 +68,7 @@ def composed(*overrides):
 
 
 def built(*overrides):
-    return instantiate(composed(*DIGITS, *overrides))
+    return build_experiment(composed(*DIGITS, *overrides))
 
 
 @pytest.mark.parametrize(("expected", "overrides"), HASHES.items())
@@ -141,7 +141,7 @@ def test_everything_that_was_chosen_is_there():
 
 def test_a_worker_builds_the_same_experiment():
     run = built("model.hidden_sizes=[8]")
-    worker = instantiate(as_config(yaml.safe_load(yaml.safe_dump(dict(run.recipe)))), worker=0)
+    worker = build_experiment(as_config(yaml.safe_load(yaml.safe_dump(dict(run.recipe)))), worker=0)
     assert worker.matrix == run.matrix
     assert worker.recipe == run.recipe
     assert worker.problem.hashes == run.problem.hashes

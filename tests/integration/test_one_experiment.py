@@ -134,7 +134,7 @@ def test_without_an_edit_all_is_taken_as_it_is(root):
     succeed(root / "folder", *HIS, STAGES, paths=[root])
     after = contents(root / "folder")
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed <= {"config.yaml", "summary.json"}
+    assert changed <= {"config.yaml", "summary.json", "spectra/choice.json"}
 
 
 @pytest.mark.parametrize(
