@@ -35,7 +35,7 @@ PARTS = {  # functions and methods, by what they are timed as
     "mean and eigenvalues": ("pipeline.run:aggregate",),
     "Hydra": ("pipeline.run:main",),
     "rest": ("pipeline.run:run",),
-    "data and model": ("pipeline.experiment.instantiate:instantiate",),
+    "data and model": ("pipeline.experiment.instantiate:build_experiment",),
     "plan": ("pipeline.compute.preflight:check_resources",),
     "loss along eigenvectors": ("pipeline.run:slices",),
     "figures and report": ("pipeline.report.report:make_report",),
@@ -49,7 +49,7 @@ PARTS = {  # functions and methods, by what they are timed as
     ),
     "config": (
         "pipeline.experiment.instantiate:prepare",
-        "pipeline.experiment.instantiate:plain",
+        "pipeline.experiment.instantiate:resolved_settings",
         "pipeline.experiment.instantiate:build",
     ),
 }

@@ -218,7 +218,10 @@ def _batches_of(model: nn.Module, inputs: Any, targets: object, dtype: torch.dty
         if targets is not None:
             raise PipelineError("a DataLoader gives its targets itself: leave targets out.")
         return iter(Batches.of(inputs, None, None))
-    own = (value.dtype for value in model.parameters() if value.is_floating_point())
+    weights = (
+        model.parameters() if isinstance(model, nn.Module) else ()
+    )  # `objective_of` refuses anything else
+    own = (value.dtype for value in weights if value.is_floating_point())
     return iter([Batch.of(inputs, targets, dtype or next(own, None))])
 
 

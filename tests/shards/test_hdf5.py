@@ -91,7 +91,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "step-000120.h5"
     write_array_file(target, {"step": 120}, {"x": np.ones(3)})
     ended = run_without_room(
-        5_000, f'write_results(Path({str(target)!r}), {{"step": 121}}, {{"x": np.ones(3000)}})'
+        5_000, f'write_array_file(Path({str(target)!r}), {{"step": 121}}, {{"x": np.ones(3000)}})'
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.fullmatch(r".*\.h5 could not be written \(.*\): make room .* is kept\.\n", ended.stdout)

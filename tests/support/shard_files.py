@@ -67,7 +67,7 @@ def run_without_room(room: int, body: str) -> subprocess.CompletedProcess[str]:
         import numpy as np
         from pipeline.errors import PipelineError
         from pipeline.layout import Layout
-        from pipeline.shards.hdf5 import write_results
+        from pipeline.shards.hdf5 import write_array_file
         from pipeline.shards import write_shard
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
