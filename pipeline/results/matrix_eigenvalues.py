@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ def dense_of(matrix: Any) -> Array:
             f"{type(matrix).__name__} gives products alone: pipeline.eigenpairs gives both ends of its spectrum, "
             "pipeline.density the distribution of all eigenvalues."
         )
+    elif isinstance(matrix, str | PathLike):
+        raise PipelineError(f"{matrix} is a path: open it by pipeline.open_run or pipeline.open_shard first.")
     else:
         dense = np.asarray(matrix)
     if dense.dtype.kind in "iub":

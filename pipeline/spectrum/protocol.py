@@ -27,12 +27,19 @@ class ProductMatrix(Protocol):
 
 
 def checked_matrix(matrix: Any) -> ProductMatrix:
-    """The matrix, if it has products; a plain array as one that has.
+    """The matrix, if it has products; a plain array or tensor as one that has.
 
     Raises:
-        PipelineError: it is neither.
+        PipelineError: it is neither, or an array that is not square or not symmetric to 1e-4 of its largest entry.
     """
-    if isinstance(matrix, np.ndarray) and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+    if hasattr(matrix, "detach"):  # a tensor
+        matrix = matrix.detach().cpu().numpy()
+    if isinstance(matrix, np.ndarray):
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise PipelineError(f"the matrix has shape {matrix.shape}: give a square one, (P, P).")
+        largest = np.abs(matrix).max(initial=0.0)
+        if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4 * largest):
+            raise PipelineError("the matrix is not symmetric: give a symmetric one, such as (A + A.T) / 2.")
         return DenseMatrix(matrix)
     if not (hasattr(matrix, "num_rows") and callable(getattr(matrix, "matvec", None))):
         raise PipelineError(

@@ -83,7 +83,7 @@ def test_of_a_run_without_spectra(tmp_path):
             r"not symmetric: .* by up to 2, the largest is 2; give \(H \+ H.T\) / 2",
         ),
         (np.array([[1.0, np.nan], [np.nan, 1.0]]), "holds NaN or infinity"),
-        ("outputs/2026", "str of dtype <U12 is no real matrix: give a matrix"),
+        ("outputs/2026", "outputs/2026 is a path: open it"),
         (np.eye(2) * 1j, "is no real matrix"),
     ],
 )
