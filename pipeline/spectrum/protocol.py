@@ -37,8 +37,9 @@ def checked_matrix(matrix: Any) -> ProductMatrix:
     if isinstance(matrix, np.ndarray):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise PipelineError(f"the matrix has shape {matrix.shape}: give a square one, (P, P).")
-        largest = np.abs(matrix).max(initial=0.0)
-        if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4 * largest):
+        largest = float(np.abs(matrix).max(initial=0.0))
+        # what is not finite is refused where it is multiplied
+        if np.isfinite(largest) and np.abs(matrix - matrix.T).max(initial=0.0) > 1e-4 * largest:
             raise PipelineError("the matrix is not symmetric: give a symmetric one, such as (A + A.T) / 2.")
         return DenseMatrix(matrix)
     if not (hasattr(matrix, "num_rows") and callable(getattr(matrix, "matvec", None))):

@@ -9,6 +9,7 @@ from torch import nn
 import pipeline
 from pipeline.errors import PipelineError
 from pipeline.spectrum import eigenpairs, extremal_pairs
+from pipeline.spectrum.protocol import DenseMatrix
 
 
 def ends(eigenvalues, top, bottom):
@@ -144,8 +145,10 @@ def test_what_is_no_matrix_and_what_is_not_finite_is_refused():
 
 def test_a_matrix_that_is_not_symmetric_is_refused():
     matrix = np.random.default_rng(0).standard_normal((100, 100))
-    with pytest.raises(PipelineError, match="products with the matrix are symmetric to"):
+    with pytest.raises(PipelineError, match="the matrix is not symmetric"):
         eigenpairs(matrix, 5, 0, block_size=4)
+    with pytest.raises(PipelineError, match="products with the matrix are symmetric to"):
+        eigenpairs(DenseMatrix(matrix), 5, 0, block_size=4)  # of which products alone are known
 
 
 def test_memory_that_holds_no_basis_is_told_before_anything_is_done(monkeypatch):
