@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from pipeline.spectrum import diagonal, eigenpairs, solve, trace
     from pipeline.spectrum.distribution import density
     from pipeline.sweep.jobs import open_sweep
+    from pipeline.system.version import __version__
 
 __all__ = [
+    "__version__",
     "curvature_operator",
     "density",
     "diagonal",
@@ -39,9 +41,9 @@ __all__ = [
     "solve",
     "trace",
 ]
-__version__ = "0.2.0"
 
 _HOMES = {
+    "__version__": "pipeline.system.version",
     "curvature_operator": "pipeline.operator",
     "density": "pipeline.spectrum.distribution",
     "diagonal": "pipeline.spectrum",

@@ -140,6 +140,14 @@ def test_of_another_room_only_public_names_are_imported(module):
     ] == []
 
 
+def test_no_module_imports_what_the_package_hands_to_users():
+    assert [
+        module
+        for module in MODULES
+        if "pipeline" in {name.rpartition(".")[0] or name for name in imports_of(module)}
+    ] == []
+
+
 def test_modules_import_each_other_in_no_circle():
     TopologicalSorter({module: modules_below(module) for module in MODULES}).prepare()  # raises CycleError
 

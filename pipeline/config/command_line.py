@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pipeline
 from pipeline.errors import PipelineError
-from pipeline.system import RunFolder
+from pipeline.system import RunFolder, __version__
 
 SCRIPT = "curvature"  # of pyproject.toml
 MODULE = "python -m pipeline.run"
@@ -105,7 +104,7 @@ def answer(arguments: Sequence[str]) -> str | None:
         PipelineError: there is no page of what is asked for.
     """
     if "--version" in arguments:
-        return f"curvature-pipeline {pipeline.__version__}"
+        return f"curvature-pipeline {__version__}"
     if not {"--help", "-h"} & set(arguments):
         return None
     from pipeline.config.help import page_of  # OmegaConf: who reads what a run left needs none of it

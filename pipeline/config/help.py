@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-import pipeline
 from pipeline.config.suggestions import CONF, near
 from pipeline.errors import PipelineError
+from pipeline.system import __version__
 
 KEY = re.compile(
     r"^(?P<name>[a-z]\w*|_target_(?=: \?)):[ ]*(?P<value>.*?)(?:[ ]+#[ ](?P<comment>.*))?$", re.MULTILINE
@@ -128,7 +128,7 @@ def page_of(words: Sequence[str], program: str, folders: Sequence[Path] = ()) ->
 
 def _overview(program: str, folders: Sequence[Path]) -> Iterator[str]:
     about = "exact Hessians of a neural network's loss, batch by batch, and their spectra."
-    yield f"curvature-pipeline {pipeline.__version__}: {about}"
+    yield f"curvature-pipeline {__version__}: {about}"
     yield ""
     for arguments, meaning in USAGE.items():
         yield from _columns(f"{program} {arguments}", meaning, USAGE_COLUMNS)

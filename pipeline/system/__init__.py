@@ -52,3 +52,4 @@ from pipeline.system.terminal import (
     spelled,
     table,
 )
+from pipeline.system.version import __version__
