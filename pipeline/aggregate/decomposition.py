@@ -12,13 +12,14 @@ import numpy as np
 from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
+from pipeline.aggregate.matrix_views import Scaled, StoredMatrix
 from pipeline.aggregate.moments import TileSums
 from pipeline.aggregate.partial_results import CachedMatrix, PartialResults, remembered
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.results import ModuleBlocks
-from pipeline.shards import Array, Scaled, Shard, StoredMatrix
+from pipeline.shards import Array, Shard
 from pipeline.spectrum import SPEEDUP, Rates, Spectrum, SpectrumMethod, TopK
 from pipeline.system import format_bytes, format_seconds
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.aggregate.matrix_views import Scaled, StoredMatrix
 from pipeline.aggregate.moments import TileSums
 from pipeline.errors import PipelineError
-from pipeline.shards import Array, ArrayFile, Scaled, StoredMatrix, read_array_file, write_array_file
+from pipeline.shards import Array, ArrayFile, read_array_file, write_array_file
 from pipeline.spectrum import Quadrature, Spectrum
 
 SLOW = 2.0  # seconds from which a result is worth a file

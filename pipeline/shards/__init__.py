@@ -2,7 +2,6 @@
 
 from pipeline.shards import row_bands
 from pipeline.shards.hdf5 import Array, ArrayFile, damaged, read_array_file, read_arrays, write_array_file
-from pipeline.shards.matrix_views import Scaled, StoredMatrix
 from pipeline.shards.row_bands import Band, assign_bands
 from pipeline.shards.shard import SHARED, Shard, open_shard
 from pipeline.shards.tile_grid import Tile, TileGrid, file_size, mirrored

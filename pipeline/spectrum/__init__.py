@@ -10,6 +10,7 @@ from pipeline.spectrum.extremal_pairs import Eigenpairs, eigenpairs
 from pipeline.spectrum.linear_systems import Solution, solve
 from pipeline.spectrum.protocol import (
     Array,
+    DenseMatrix,
     ProductMatrix,
     Quadrature,
     Spectrum,

@@ -41,7 +41,7 @@ def checked_matrix(matrix: Any) -> ProductMatrix:
         # what is not finite is refused where it is multiplied
         if np.isfinite(largest) and np.abs(matrix - matrix.T).max(initial=0.0) > 1e-4 * largest:
             raise PipelineError("the matrix is not symmetric: give a symmetric one, such as (A + A.T) / 2.")
-        return DenseMatrix(matrix)
+        return DenseMatrix(np.asarray(matrix, np.float64))
     if not (hasattr(matrix, "num_rows") and callable(getattr(matrix, "matvec", None))):
         raise PipelineError(
             f"the matrix is of type {type(matrix).__name__}: give what curvature_operator or open_shard returns, a "
@@ -53,7 +53,7 @@ def checked_matrix(matrix: Any) -> ProductMatrix:
 
 @dataclass(frozen=True)
 class DenseMatrix:
-    """A symmetric array (P, P)."""
+    """A symmetric array (P, P), multiplied in its own dtype."""
 
     values: Array
 
@@ -61,9 +61,16 @@ class DenseMatrix:
     def num_rows(self) -> int:
         return len(self.values)
 
-    def matvec(self, vectors: Array, /) -> Array:
-        product: Array = self.values @ vectors
+    def dense(self) -> Array:
+        return self.values
+
+    def matvec(self, vectors: Array) -> Array:
+        product: Array = self.values @ vectors.astype(self.values.dtype, copy=False)
         return product
+
+    def held(self) -> DenseMatrix:
+        """Itself: it is in memory."""
+        return self
 
 
 class SymmetricMatrix(Protocol):

@@ -8,13 +8,13 @@ import torch
 from support.shard_cases import ATTRS, LAYOUT, known, write
 from torch import nn
 
+from pipeline.aggregate.matrix_views import Scaled
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Threads
 from pipeline.errors import DamagedFile
 from pipeline.layout import Layout
 from pipeline.results.second_moments import SecondMoments
-from pipeline.shards.matrix_views import DenseMatrix, Scaled
-from pipeline.spectrum import SLQ, Exact, TopK
+from pipeline.spectrum import SLQ, DenseMatrix, Exact, TopK
 from pipeline.system.run_folder import RunFolder
 from pipeline.training.state import second_moments
 

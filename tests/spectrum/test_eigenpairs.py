@@ -8,8 +8,7 @@ from torch import nn
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.spectrum import eigenpairs, extremal_pairs
-from pipeline.spectrum.protocol import DenseMatrix
+from pipeline.spectrum import DenseMatrix, eigenpairs, extremal_pairs
 
 
 def ends(eigenvalues, top, bottom):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shards.hdf5 import Array
-from pipeline.shards.shard import Shard, open_shard
+from pipeline.shards import Array, Shard, open_shard
+from pipeline.spectrum import DenseMatrix
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,3 @@ class Scaled:
     def held(self) -> Scaled:
         """The same matrix with M in memory."""
         return replace(self, matrix=self.matrix.held())
-
-
-@dataclass(frozen=True)
-class DenseMatrix:
-    """A dense symmetric matrix (P, P) in memory, multiplied in its own dtype."""
-
-    values: Array
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.values)
-
-    def dense(self) -> Array:
-        return self.values
-
-    def matvec(self, vectors: Array) -> Array:
-        product: Array = self.values @ vectors.astype(self.values.dtype)
-        return product
-
-    def held(self) -> DenseMatrix:
-        return self
