@@ -22,30 +22,41 @@ def gradient_cosines(results: Mapping[int, SpectraFile], arrays: Arrays) -> Char
     values = {step: each for step, each in values.items() if np.isfinite(each).all()}
     if not values:
         return None
-    highest = max(float(each.max()) for each in values.values())
-    return Chart(
+    return _of_vectors(
         "gradient_cosines",
         "The gradient along each top eigenvector",
         "|gᵀv<sub>j</sub>| / ‖g‖: 1 where the gradient points along an eigenvector, about 1/√P by chance. The squares "
         "add up to the share of the gradient in the top eigenspace.",
-        [_bars(each, step, arrays, "%{y:.4f}") for step, each in values.items()],
-        {"xaxis": _index(len(each) for each in values.values()), "yaxis": _from_zero("cosine", highest)},
-        span=3,
-        height=SMALL,
+        ("cosine", "%{y:.4f}"),
+        values,
+        arrays,
     )
 
 
 def participation(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """Over how many weights each top eigenvector is spread."""
-    values = {step: each.mean.participation for step, each in results.items()}
-    highest = max(float(each.max()) for each in values.values())
-    return Chart(
+    return _of_vectors(
         "participation",
         "Weights that take part in each top eigenvector",
         "1 / Σ<sub>i</sub> v<sub>ij</sub>⁴, the participation number of a unit vector: 1 where it is a single weight, "
         "P where all weights have the same size; P/3 for a random direction.",
-        [_bars(each, step, arrays, "%{y:.4~g} weights") for step, each in values.items()],
-        {"xaxis": _index(len(each) for each in values.values()), "yaxis": _from_zero("weights", highest)},
+        ("weights", "%{y:.4~g} weights"),
+        {step: each.mean.participation for step, each in results.items()},
+        arrays,
+    )
+
+
+def _of_vectors(
+    name: str, title: str, text: str, axis: tuple[str, str], values: Mapping[int, Array], arrays: Arrays
+) -> Chart:
+    """A bar for each top eigenvector, at each step. axis: its name, and how a value is shown."""
+    highest = max(float(each.max()) for each in values.values())
+    return Chart(
+        name,
+        title,
+        text,
+        [_bars(each, step, arrays, axis[1]) for step, each in values.items()],
+        {"xaxis": _index(len(each) for each in values.values()), "yaxis": _from_zero(axis[0], highest)},
         span=3,
         height=SMALL,
     )
