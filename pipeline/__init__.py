@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.system import __version__ as __version__
+
 if TYPE_CHECKING:
     from pipeline.compute.dense import hessian, layer_hessians, sample_hessians
     from pipeline.operator import curvature_operator, gram_spectrum
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
     from pipeline.spectrum import diagonal, eigenpairs, solve, trace
     from pipeline.spectrum.distribution import density
     from pipeline.sweep.jobs import open_sweep
-    from pipeline.system.version import __version__
 
 __all__ = [
-    "__version__",
     "curvature_operator",
     "density",
     "diagonal",
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "__version__": "pipeline.system.version",
     "curvature_operator": "pipeline.operator",
     "density": "pipeline.spectrum.distribution",
     "diagonal": "pipeline.spectrum",
