@@ -134,8 +134,8 @@ def curvature_operator(
     verify: compare products on the first batch with differences of the module's own gradient in float64, at the cost
         of about 15 gradients.
 
-    Cost: one to three gradients a product and vector, see docs/matrix_free.md. Memory: the graph of a gradient for
-    each batch while a fourth of the free memory holds them, else of one.
+    Cost: one to three gradients a product and vector, see docs/howto/matrix_free.md. Memory: the graph of a gradient
+    for each batch while a fourth of the free memory holds them, else of one.
 
     Raises:
         PipelineError: as `hessian`; or it is not known how the batches add up.

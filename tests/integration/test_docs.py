@@ -1,4 +1,4 @@
-"""docs/own_net_and_data.md: its files do what it says, and its commands are commands."""
+"""docs/howto/own_net_and_data.md: its files do what it says, and its commands are commands."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from pipeline.criterion import CrossEntropy
 from pipeline.data import Arrays, samples_of
 from pipeline.training import Pretrained
 
-TEXT = (PROJECT / "docs" / "own_net_and_data.md").read_text()
+TEXT = (PROJECT / "docs" / "howto" / "own_net_and_data.md").read_text()
 FILES = dict(re.findall(r"`(\w+)\.py`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [
     line.replace("\\\n", " ")
@@ -90,4 +90,4 @@ def test_the_choices(folder):
 
 
 def test_the_page_is_linked():
-    assert "(docs/own_net_and_data.md)" in (PROJECT / "README.md").read_text()
+    assert "(docs/howto/own_net_and_data.md)" in (PROJECT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Every row of docs/mistakes.md: the command ends with status 1 and with the line that the page gives."""
+"""Every row of docs/howto/mistakes.md: the command ends with status 1 and with the line that the page gives."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,9 @@ import torch
 from support.command import PROJECT, python, run
 
 NEWCOMER = Path(__file__).parents[1] / "support" / "newcomer"
-ROWS = re.findall(r"^\| `(.+?)` \| (.+) \|$", (PROJECT / "docs" / "mistakes.md").read_text(), re.MULTILINE)
+ROWS = re.findall(
+    r"^\| `(.+?)` \| (.+) \|$", (PROJECT / "docs" / "howto" / "mistakes.md").read_text(), re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""docs/python.md: its command and its examples are run as they stand."""
+"""docs/howto/python.md: its command and its examples are run as they stand."""
 
 import doctest
 import os
@@ -8,7 +8,7 @@ import sys
 
 from support.command import PROJECT, environment
 
-PAGE = PROJECT / "docs" / "python.md"
+PAGE = PROJECT / "docs" / "howto" / "python.md"
 
 
 def parts(language):
