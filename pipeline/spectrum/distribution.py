@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid
+from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.lanczos import BREAKDOWN
 from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, checked_matrix
 from pipeline.system import available_memory
@@ -52,6 +53,7 @@ def density(
     num_vectors: int = 8,
     num_steps: int = 48,
     confidence: float = 0.95,
+    pairs: Eigenpairs | None = None,
     seed: int = 0,
 ) -> SpectralDistribution:
     """The distribution of eigenvalues by Lanczos quadrature, with a band that holds it, and the smoothed density.
@@ -63,7 +65,9 @@ def density(
     with a probability of 1 − δ. Source of both together: Chen, Trogdon and Ubaru 2021, arXiv:2105.06595.
 
     num_vectors: m; on nets of many weights one sees nearly the whole. num_steps: s; the band is as narrow as weights of
-    nodes are small.
+    nodes are small. pairs: eigenpairs of the matrix that are known already: each counts for exactly 1 / P of the
+    eigenvalues, and the vectors see what lies in the space without theirs, so that outliers blur nothing (as in
+    arXiv:2410.21690).
     Cost: m · s products, m at once. Memory: (m · s + 3 m) vectors where half of the free memory holds them, else 3 m.
 
     Raises:
@@ -74,41 +78,84 @@ def density(
     check_count("num_steps", num_steps, minimum=2)
     check_number("confidence", confidence, above=0, below=1)
     check_count("seed", seed, minimum=0)
-    num_rows = matrix.num_rows
-    num_steps = min(num_steps, num_rows)
-    is_kept = 8 * num_rows * num_vectors * (num_steps + 4) <= available_memory() // 2
-    rules = _rules(matrix, num_vectors, num_steps, is_kept, np.random.default_rng([seed, 3]))
-    spread = float(np.sqrt(np.log(2 * num_rows / (1 - confidence)) / (num_vectors * (num_rows + 2))))
-    quadrature = _together(rules, num_rows)
-    points = np.concatenate([[-np.inf], np.unique(quadrature.nodes)])
-    brackets = [_bracket(rule, points) for rule in rules]
-    low, high = np.mean(brackets, axis=0) + np.array([[-spread], [spread]])
-    grid = fit_grid(float(points[1]), float(points[-1]))
+    outliers = _Outliers.of(pairs, matrix.num_rows)
+    num_rest = matrix.num_rows - len(outliers.values)
+    if num_rest == 0:
+        raise PipelineError("all eigenvalues are known already: leave out pairs.")
+    num_steps = min(num_steps, num_rest)
+    is_kept = 8 * matrix.num_rows * num_vectors * (num_steps + 4) <= available_memory() // 2
+    rng = np.random.default_rng([seed, 3])
+    rules = _rules(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng)
+    spread = float(np.sqrt(np.log(2 * num_rest / (1 - confidence)) / (num_vectors * (num_rest + 2))))
+    rest = _together(rules, num_rest)
+    points = np.concatenate([[-np.inf], np.unique([*rest.nodes, *outliers.low, *outliers.high])])
+    low, high = np.mean([_bracket(rule, points) for rule in rules], axis=0) + np.array([[-spread], [spread]])
+    low, high = outliers.with_rest(points, low.clip(0, 1), high.clip(0, 1))
+    quadrature = outliers.quadrature(rest)
+    grid = fit_grid(float(quadrature.nodes[0]), float(quadrature.nodes[-1]))
     values, error = estimate(quadrature, grid, WIDTH)
-    num_products = num_vectors * num_steps
     return SpectralDistribution(
-        points,
-        low.clip(0, 1),
-        high.clip(0, 1),
-        spread,
-        quadrature,
-        grid,
-        values,
-        error,
-        is_kept,
-        num_products,
+        points, low, high, spread, quadrature, grid, values, error, is_kept, num_vectors * num_steps
     )
 
 
+@dataclass(frozen=True)
+class _Outliers:
+    """Eigenvalues that are known, k of P: each within its residual, with the vectors (P, k) that the rest lacks."""
+
+    values: Array  # (k,) ascending
+    low: Array
+    high: Array
+    vectors: Array
+
+    @staticmethod
+    def of(pairs: Eigenpairs | None, num_rows: int) -> _Outliers:
+        """Raises a PipelineError for pairs of another matrix."""
+        if pairs is None:
+            return _Outliers(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((num_rows, 0)))
+        if len(pairs.vectors) != num_rows:
+            raise PipelineError(
+                f"pairs are of P = {len(pairs.vectors):,} weights, the matrix is of {num_rows:,}."
+            )
+        order = np.argsort(pairs.values)
+        values, residuals = pairs.values[order], pairs.residuals[order]
+        return _Outliers(values, np.sort(values - residuals), np.sort(values + residuals), pairs.vectors)
+
+    def with_rest(self, points: Array, low: Array, high: Array) -> tuple[Array, Array]:
+        """The band of all eigenvalues, from that of the rest."""
+        num_known, num_rows = self.vectors.shape[1], len(self.vectors)
+        share = (num_rows - num_known) / num_rows
+        surely = np.searchsorted(self.high, points, side="right") / num_rows
+        possibly = np.searchsorted(self.low, points, side="right") / num_rows
+        return surely + share * low, possibly + share * high
+
+    def quadrature(self, rest: Quadrature) -> Quadrature:
+        """Nodes and weights of all eigenvalues, from those of the rest."""
+        num_rows, num_vectors = len(self.vectors), len(rest.weights)
+        nodes = np.concatenate([self.values, rest.nodes])
+        known = np.full((num_vectors, len(self.values)), 1 / num_rows)
+        weights = np.concatenate([known, rest.weights * (rest.num_rows / num_rows)], axis=1)
+        order = np.argsort(nodes, kind="stable")
+        return Quadrature(nodes[order], weights[:, order], num_rows)
+
+
 def _rules(
-    matrix: ProductMatrix, num_vectors: int, num_steps: int, is_kept: bool, rng: np.random.Generator
+    matrix: ProductMatrix,
+    known: Array,
+    num_vectors: int,
+    num_steps: int,
+    is_kept: bool,
+    rng: np.random.Generator,
 ) -> list[tuple[Array, Array]]:
     """Nodes and weights of the Gauss quadrature of each random vector: all recurrences go side by side.
+
+    known: (P, k) eigenvectors, without which the vectors go.
 
     Raises:
         PipelineError: a product is not finite.
     """
     now = rng.standard_normal((matrix.num_rows, num_vectors))
+    now -= known @ (known.T @ now)
     now /= np.linalg.norm(now, axis=0)
     before, beta = np.zeros_like(now), np.zeros(num_vectors)
     basis: list[Array] = []
@@ -119,6 +166,7 @@ def _rules(
         image = np.asarray(matrix.matvec(now), np.float64) - beta * before
         alpha = (now * image).sum(axis=0)
         image = image - alpha * now
+        image -= known @ (known.T @ image)
         for _ in range(2 if is_kept else 0):
             for earlier in basis:
                 image -= earlier * (earlier * image).sum(axis=0)

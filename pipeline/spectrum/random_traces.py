@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Traces:
-    """The trace of a matrix, those of the diagonal blocks of its layers where these are known, and its norm ‖H‖_F."""
+    """The trace of a matrix, those of the diagonal blocks of its layers and parameters, and its norm ‖H‖_F.
+
+    layers, parameters: by name; none where it is not known which rows are whose.
+    """
 
     trace: Estimate
     layers: Mapping[str, Estimate]
+    parameters: Mapping[str, Estimate]
     frobenius_norm: Estimate
     num_products: int
 
@@ -62,24 +66,29 @@ def trace(
     interval is Student's, by their spread. The norm: ‖H‖² = ‖HQ‖² + E ‖H (I − QQᵀ) z‖².
 
     num_products: vectors to multiply, at least 12; where there are as many as P, all is exact. pairs: eigenpairs of the
-    matrix that are known already; they cost nothing, and make intervals narrow. Memory: 2/3 num_products vectors.
+    matrix that are known already; they cost nothing, and make intervals narrow. Memory: 2/3 num_products vectors, or
+        those of `pairs`.
 
     Raises:
         PipelineError: an option is wrong, or a product is not finite.
     """
     check_number("confidence", confidence, above=0, below=1)
-    sample = _sampled(matrix, num_products, pairs, seed)
     layout = getattr(matrix, "layout", None)
-    spans = layout.layers() if layout is not None else {}
-    parts = {name: sample.sums(span) for name, span in spans.items()}
-    known = sample.exact_square
-    squares = _interval(sample.squares, known, confidence)
+    layers, parameters = ({}, {}) if layout is None else (layout.layers(), layout.slices())
+    spans = [slice(None), *layers.values(), *parameters.values()]
+    sample = _sums(matrix, num_products, pairs, seed, spans)
+    whole, *parts = [
+        _interval(each, exact, confidence) for exact, each in zip(sample.exact, sample.each.T, strict=True)
+    ]
+    of_layers, of_parameters = parts[: len(layers)], parts[len(layers) :]
+    squares = _interval(sample.squares, sample.exact_square, confidence)
     norm = Estimate(
         *(float(np.sqrt(max(value, 0.0))) for value in (squares.value, squares.low, squares.high))
     )
     return Traces(
-        _interval(sample.sums(slice(None))[1], sample.sums(slice(None))[0], confidence),
-        {name: _interval(each, exact, confidence) for name, (exact, each) in parts.items()},
+        whole,
+        dict(zip(layers, of_layers, strict=True)),
+        dict(zip(parameters, of_parameters, strict=True)),
         norm,
         sample.num_products,
     )
@@ -96,64 +105,111 @@ def diagonal(
     Raises:
         PipelineError: an option is wrong, or a product is not finite.
     """
-    sample = _sampled(matrix, num_products, pairs, seed)
-    if sample.each is None:
-        return Diagonal(sample.exact, np.zeros_like(sample.exact), sample.num_products)
-    errors: Array = sample.each.std(axis=0, ddof=1) / np.sqrt(len(sample.each))
-    return Diagonal(sample.exact + sample.each.mean(axis=0), errors, sample.num_products)
+    known = _Known.of(matrix, num_products, pairs, seed)
+    number, mean, squares = 0, np.zeros_like(known.diagonal), np.zeros_like(known.diagonal)
+    for products, _ in known.rest():  # Welford's recurrence, so that no more than a few columns are held
+        for column in products.T:
+            number += 1
+            change = column - mean
+            mean += change / number
+            squares += change * (column - mean)
+    if not number:
+        return Diagonal(known.diagonal, squares, known.num_products)
+    errors: Array = np.sqrt(squares / max(1, number - 1) / number)
+    return Diagonal(known.diagonal + mean, errors, known.num_products)
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """What products have told: H = what is exact + the mean of what each random vector gives.
+    """What products have told: a number of H = what is exact of it + the mean of what each random vector gives.
 
-    exact: (P,), of the diagonal. each: (m, P), of the diagonal by each of m vectors; None where all is exact.
-    exact_square, squares (m,): of ‖H‖_F².
+    exact: (S,), of the trace, and of each part of the diagonal that was asked for. each: (m, S), by each of m vectors;
+    no rows where all is exact. exact_square, squares (m,): of ‖H‖_F².
     """
 
     exact: Array
-    each: Array | None
+    each: Array
     exact_square: float
     squares: Array
     num_products: int
 
-    def sums(self, span: slice) -> tuple[float, Array]:
-        """The sum of the diagonal over rows: what is exact, and what each vector gives."""
-        exact = float(self.exact[span].sum())
-        return exact, np.zeros(0) if self.each is None else self.each[:, span].sum(axis=1)
 
+def _sums(
+    matrix: ProductMatrix, number: int, pairs: Eigenpairs | None, seed: int, spans: list[slice]
+) -> _Sample:
+    """Sums of the diagonal over each span of rows."""
+    known = _Known.of(matrix, number, pairs, seed)
 
-def _sampled(matrix: ProductMatrix, num_products: int, pairs: Eigenpairs | None, seed: int) -> _Sample:
-    matrix = checked_matrix(matrix)
-    check_count("num_products", num_products, minimum=FEWEST)
-    check_count("seed", seed, minimum=0)
-    num_rows = matrix.num_rows
-    if num_products >= num_rows:
-        dense = _times(matrix, np.eye(num_rows))
-        return _Sample(np.diag(dense).copy(), None, float((dense**2).sum()), np.zeros(0), num_rows)
-    rng = np.random.default_rng([seed, 2])
-    space: Array
-    image: Array
-    if pairs is not None:
-        space, image, used = pairs.vectors, pairs.vectors * pairs.values, 0
-        if len(space) != num_rows:
-            raise PipelineError(f"pairs are of P = {len(space):,} weights, the matrix is of {num_rows:,}.")
-    else:
-        used = num_products // 3
-        space = np.asarray(np.linalg.qr(_times(matrix, _signs(rng, num_rows, used)))[0])
-        image = _times(matrix, space)
-        used *= 2
-    small = space.T @ image
-    exact = 2 * (space * image).sum(axis=1) - ((space @ small) * space).sum(axis=1)
-    each, squares = [], []
-    for first in range(used, num_products, AT_ONCE):
-        signs = _signs(rng, num_rows, min(AT_ONCE, num_products - first))
-        product = _times(matrix, signs - space @ (space.T @ signs))
-        squares.append((product**2).sum(axis=0))
-        each.append((signs * (product - space @ (space.T @ product))).T)
+    def sums(diagonal: Array) -> Array:
+        return np.array([diagonal[span].sum(axis=0) for span in spans])  # (S,) or (S, b)
+
+    each: list[Array] = [np.zeros((0, len(spans)))]
+    squares: list[Array] = [np.zeros(0)]
+    for products, norms in known.rest():
+        each.append(sums(products).T)
+        squares.append(norms)
     return _Sample(
-        exact, np.concatenate(each), float((image**2).sum()), np.concatenate(squares), num_products
+        sums(known.diagonal), np.concatenate(each), known.square, np.concatenate(squares), known.num_products
     )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What H does in a space Q with orthonormal columns, which is exact; `rest` estimates the rest.
+
+    diagonal: (P,), of what is exact. square: its part of ‖H‖_F². used: products of `num_products` that it took.
+    """
+
+    matrix: ProductMatrix
+    space: Array
+    diagonal: Array
+    square: float
+    used: int
+    num_products: int
+    rng: np.random.Generator
+
+    @staticmethod
+    def of(matrix: ProductMatrix, num_products: int, pairs: Eigenpairs | None, seed: int) -> _Known:
+        matrix = checked_matrix(matrix)
+        check_count("num_products", num_products, minimum=FEWEST)
+        check_count("seed", seed, minimum=0)
+        num_rows, rng = matrix.num_rows, np.random.default_rng([seed, 2])
+        space: Array
+        image: Array
+        if num_products >= num_rows:
+            dense = _times(matrix, np.eye(num_rows))
+            nothing = np.zeros((num_rows, 0))
+            square = float((dense**2).sum())
+            return _Known(matrix, nothing, np.diag(dense).copy(), square, num_rows, num_rows, rng)
+        if pairs is not None:
+            space, image, used = pairs.vectors, pairs.vectors * pairs.values, 0
+            if len(space) != num_rows:
+                raise PipelineError(
+                    f"pairs are of P = {len(space):,} weights, the matrix is of {num_rows:,}."
+                )
+        else:
+            used = num_products // 3
+            space = np.asarray(np.linalg.qr(_times(matrix, _signs(rng, num_rows, used)))[0])
+            image = _times(matrix, space)
+            used *= 2
+        small = space.T @ image
+        exact: Array = 2 * (space * image).sum(axis=1) - ((space @ small) * space).sum(axis=1)
+        return _Known(matrix, space, exact, float((image**2).sum()), used, num_products, rng)
+
+    def rest(self) -> Iterator[tuple[Array, Array]]:
+        """Of a few random vectors at once: what each gives of the diagonal, (P, b), and of ‖H‖_F², (b,)."""
+        width = _width(self.matrix)
+        for first in range(self.used, self.num_products, width):
+            signs = _signs(self.rng, self.matrix.num_rows, min(width, self.num_products - first))
+            product = _times(self.matrix, signs - self.space @ (self.space.T @ signs))
+            squares = (product**2).sum(axis=0)
+            rest: Array = signs * (product - self.space @ (self.space.T @ product))
+            yield rest, squares
+
+
+def _width(matrix: ProductMatrix) -> int:
+    """Vectors of a product: fewer of an operator, which are long, and of which each costs a product."""
+    return min(AT_ONCE, int(getattr(matrix, "columns_per_pass", AT_ONCE)))
 
 
 def _signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
@@ -162,14 +218,15 @@ def _signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
 
 
 def _times(matrix: ProductMatrix, vectors: Array) -> Array:
-    """The product, AT_ONCE vectors at once.
+    """The product, a few vectors at once.
 
     Raises:
         PipelineError: it is not finite.
     """
+    width = _width(matrix)
     parts = [
-        np.asarray(matrix.matvec(vectors[:, first : first + AT_ONCE]), np.float64)
-        for first in range(0, vectors.shape[1], AT_ONCE)
+        np.asarray(matrix.matvec(vectors[:, first : first + width]), np.float64)
+        for first in range(0, vectors.shape[1], width)
     ]
     product = np.hstack(parts)
     if not np.isfinite(product).all():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
+from pipeline import eigenpairs
 from pipeline.errors import PipelineError
 from pipeline.spectrum.distribution import density
 
@@ -32,6 +33,30 @@ def test_the_band_holds_the_distribution_in_95_of_100_seeds(name, num_steps):
         for seed in range(100)
     )
     assert held >= 95
+
+
+@pytest.mark.parametrize("num_steps", [5, 25])
+def test_the_band_holds_with_known_pairs_and_is_exact_beyond_them(num_steps):
+    eigenvalues = CASES["hessian"]
+    matrix = Stored(np.diag(eigenvalues))
+    pairs = eigenpairs(matrix, top=8, bottom=2, tolerance=1e-10)
+    held = 0
+    for seed in range(100):
+        found = density(matrix, num_vectors=4, num_steps=num_steps, pairs=pairs, seed=seed)
+        held += is_held(found, eigenvalues)
+        low, high = found.at((eigenvalues[-8:-1] + eigenvalues[-7:]) / 2)  # between outliers
+        np.testing.assert_allclose(low, 1 - np.arange(7, 0, -1) / 300 - (1 - low[0] - 7 / 300), atol=1e-12)
+        np.testing.assert_allclose(high, 1 - np.arange(7, 0, -1) / 300, atol=1e-12)
+    assert held >= 95
+    shares = found.quadrature.weights[:, -8:]
+    np.testing.assert_allclose(shares, 1 / 300, rtol=1e-12)
+    np.testing.assert_allclose(found.quadrature.weights.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_pairs_of_another_matrix_are_refused():
+    pairs = eigenpairs(Stored(np.diag(np.arange(20.0))), top=2, bottom=0)
+    with pytest.raises(PipelineError, match=r"pairs are of P = 20 weights, the matrix is of 300"):
+        density(Stored(np.diag(CASES["hessian"])), pairs=pairs)
 
 
 def test_without_the_spread_it_does_not_hold():

@@ -8,6 +8,7 @@ from torch import nn
 
 import pipeline
 from pipeline.errors import PipelineError
+from pipeline.layout import Layout
 from pipeline.spectrum import diagonal, eigenpairs, trace
 
 MATRICES = {
@@ -23,13 +24,8 @@ class Layered(Stored):
 
     @property
     def layout(self):
-        class Layout:
-            @staticmethod
-            def layers():
-                n = self.num_rows
-                return {"one": slice(0, n // 2), "two": slice(n // 2, n - 3), "three": slice(n - 3, n)}
-
-        return Layout()
+        n = self.num_rows
+        return Layout(("one.weight", "two.weight", "three.weight"), ((n // 2,), (n - 3 - n // 2,), (3,)))
 
 
 @pytest.mark.parametrize("name", MATRICES)
