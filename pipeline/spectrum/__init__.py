@@ -16,6 +16,7 @@ from pipeline.spectrum.protocol import (
     Spectrum,
     SpectrumMethod,
     SymmetricMatrix,
+    Watch,
 )
 from pipeline.spectrum.random_traces import Diagonal, Estimate, Traces, diagonal, trace
 from pipeline.spectrum.slq import SLQ

@@ -10,7 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.lanczos import BREAKDOWN
-from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, checked_matrix
+from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, Watch, checked_matrix
 from pipeline.system import available_memory
 from pipeline.validation import check_count, check_number
 
@@ -55,6 +55,7 @@ def density(
     confidence: float = 0.95,
     pairs: Eigenpairs | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> SpectralDistribution:
     """The distribution of eigenvalues by Lanczos quadrature, with a band that holds it, and the smoothed density.
 
@@ -67,7 +68,7 @@ def density(
     num_vectors: m; on nets of many weights one sees nearly the whole. num_steps: s; the band is as narrow as weights of
     nodes are small. pairs: eigenpairs of the matrix that are known already: each counts for exactly 1 / P of the
     eigenvalues, and the vectors see what lies in the space without theirs, so that outliers blur nothing (as in
-    arXiv:2410.21690).
+    arXiv:2410.21690). watch: is called after each step with the number of products so far, and NaN for a residual.
     Cost: m · s products, m at once. Memory: (m · s + 3 m) vectors where half of the free memory holds them, else 3 m.
 
     Raises:
@@ -85,7 +86,7 @@ def density(
     num_steps = min(num_steps, num_rest)
     is_kept = 8 * matrix.num_rows * num_vectors * (num_steps + 4) <= available_memory() // 2
     rng = np.random.default_rng([seed, 3])
-    rules = _rules(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng)
+    rules = _rules(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng, watch)
     spread = float(np.sqrt(np.log(2 * num_rest / (1 - confidence)) / (num_vectors * (num_rest + 2))))
     rest = _together(rules, num_rest)
     points = np.concatenate([[-np.inf], np.unique([*rest.nodes, *outliers.low, *outliers.high])])
@@ -146,6 +147,7 @@ def _rules(
     num_steps: int,
     is_kept: bool,
     rng: np.random.Generator,
+    watch: Watch | None,
 ) -> list[tuple[Array, Array]]:
     """Nodes and weights of the Gauss quadrature of each random vector: all recurrences go side by side.
 
@@ -160,7 +162,7 @@ def _rules(
     before, beta = np.zeros_like(now), np.zeros(num_vectors)
     basis: list[Array] = []
     diagonals, sides = [], []
-    for _ in range(num_steps):
+    for step in range(num_steps):
         if is_kept:
             basis.append(now)
         image = np.asarray(matrix.matvec(now), np.float64) - beta * before
@@ -177,6 +179,8 @@ def _rules(
             )
         diagonals.append(alpha)
         sides.append(beta)
+        if watch is not None:
+            watch((step + 1) * num_vectors, float("nan"))
         before, now = now, image / np.where(beta > 0, beta, 1.0)
     return [_rule(alpha, beta) for alpha, beta in zip(np.array(diagonals).T, np.array(sides).T, strict=True)]
 

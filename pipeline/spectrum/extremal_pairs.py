@@ -18,7 +18,7 @@ from pipeline.spectrum.lanczos import (
     ritz_pairs,
     start,
 )
-from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix
+from pipeline.spectrum.protocol import Array, ProductMatrix, Watch, checked_matrix
 from pipeline.system import available_memory, format_bytes
 from pipeline.validation import check_count, check_number
 
@@ -52,6 +52,7 @@ def eigenpairs(
     block_size: int | None = None,
     max_columns: int | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Eigenpairs:
     """The `top` largest and `bottom` smallest eigenpairs of a symmetric matrix that is known by its products.
 
@@ -64,7 +65,9 @@ def eigenpairs(
     capped by P. block_size: vectors multiplied at once; by default 4 of
     an operator, of which each costs a product, and twice the larger of both numbers of a stored matrix, of which a pass
     costs the same for one as for many. max_columns: vectors of
-    the basis, at which it restarts; more of them mean fewer products.
+    the basis, at which it restarts; more of them mean fewer products. watch: is called after each block of products
+    with their number so far, and the largest residual of the pairs that are wanted over |λ|max, about; infinity while
+    the basis is too small to hold them.
 
     Cost: on Hessians of trained nets some five to ten products a pair, checks included. Memory: the basis and its
     images, 16 · P · max_columns bytes, and half as much again at a restart.
@@ -88,7 +91,7 @@ def eigenpairs(
     block_size = min(block_size or own, matrix.num_rows)
     check_count("max_columns", max_columns, minimum=top + bottom + 3 * block_size, or_null="by memory")
     columns = max_columns or _columns_in_memory(matrix.num_rows, top + bottom, block_size)
-    search = _Search(matrix, top, bottom, tolerance, max_products, block_size, columns, seed)
+    search = _Search(matrix, top, bottom, tolerance, max_products, block_size, columns, seed, watch)
     return search.run()
 
 
@@ -104,6 +107,7 @@ class _Search:
     block_size: int
     max_columns: int
     seed: int
+    watch: Watch | None = None
     num_products: int = 0
 
     def run(self) -> Eigenpairs:
@@ -156,7 +160,15 @@ class _Search:
                 f"products with the matrix are symmetric to {relative:.1e} of its largest eigenvalue only, and "
                 f"tolerance={self.tolerance:g} asks for more: raise it to {10 * relative:.0e}, or compute in float64."
             )
+        if self.watch is not None:
+            self.watch(self.num_products, self._largest_residual(state))
         return state
+
+    def _largest_residual(self, state: LanczosState) -> float:
+        if state.num_columns < self.top + self.bottom:
+            return float("inf")
+        values, residuals = estimated_residuals(state, self.top, self.bottom)
+        return float(residuals.max() / (np.abs(values).max() or 1.0))
 
     def _look_beyond(self, pairs: RitzPairs, before: LanczosState) -> tuple[LanczosState, bool]:
         """Search the space without the pairs, from a random block: the state then, and whether nothing is there."""

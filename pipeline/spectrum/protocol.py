@@ -13,6 +13,9 @@ from pipeline.errors import PipelineError
 
 Array = NDArray[np.floating]
 Matvec = Callable[[Array], Array]  # (P, m) -> (P, m): the symmetric matrix times m vectors, one pass over it
+Watch = Callable[
+    [int, float], None
+]  # is told the number of products so far, and the largest residual, or NaN
 
 
 class ProductMatrix(Protocol):

@@ -94,6 +94,13 @@ def test_the_density_integrates_to_one():
     assert found.high[-1] == 1
 
 
+def test_watch_is_told_the_products():
+    told = []
+    density(Stored(np.diag(CASES["wigner"])), 4, 6, watch=lambda *numbers: told.append(numbers))
+    assert [number for number, _ in told] == [4, 8, 12, 16, 20, 24]
+    assert all(np.isnan(residual) for _, residual in told)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

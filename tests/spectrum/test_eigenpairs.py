@@ -106,6 +106,17 @@ def test_products_in_single_precision_to_what_they_allow():
         eigenpairs(Single(single), top=10, tolerance=1e-10)
 
 
+def test_watch_is_told_products_and_residuals():
+    told = []
+    matrix = Stored(with_spectrum(like_a_hessian(400)))
+    found = eigenpairs(matrix, 10, 0, block_size=2, watch=lambda *numbers: told.append(numbers))
+    counts, residuals = zip(*told, strict=True)
+    assert list(counts) == sorted(set(counts))
+    assert counts[-1] <= found.num_products
+    assert residuals[0] == np.inf
+    assert min(residuals) <= 1e-6
+
+
 def test_one_seed_one_result():
     matrix = with_spectrum(SPECTRA["wigner"])
     first, second = (eigenpairs(matrix, 6, seed=5) for _ in range(2))
