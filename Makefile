@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test test-faults test-fuzz test-slurm check dashboard bench clean
+.PHONY: run test test-faults test-fuzz test-slurm check dashboard bench reproduce clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
@@ -28,6 +28,9 @@ dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
 bench: $(STAMP)  ## every strategy and other tools side by side, half an hour; NETS=mlp,conv for some nets only
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python scripts/benchmark.py $(if $(NETS),--nets $(NETS))
+
+reproduce: $(STAMP)  ## every experiment that measures a law, and one table of what holds; NAMES="duality symmetries" for some
+	$(BIN)/python scripts/reproduce.py $(NAMES)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

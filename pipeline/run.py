@@ -2,7 +2,7 @@
 
     python -m pipeline.run model=mlp strategy=func
 
-Config -> experiment -> train, compute, aggregate, slices, report, in a folder that no other process works in.
+Config -> experiment -> train, compute, aggregate, slices, law, report, in a folder that no other process works in.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from pipeline.system import RunFolder, prepare_terminal, print_line, recorded_st
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
     from pipeline.experiment import Experiment
+    from pipeline.law import Law
     from pipeline.report import RunRecorder
     from pipeline.spectrum import SpectrumMethod
     from pipeline.tracking import Tracking
@@ -87,6 +88,8 @@ def run(config: DictConfig, folder: RunFolder) -> None:
                 aggregate(recorder, build(config, "spectrum"), build(config, "cluster"), config.num_batches)
             if experiment is not None and Stage.slices in stages and experiment.slice_points is not None:
                 slices(recorder, experiment, experiment.slice_points)
+            if config.law is not None and Stage.law in stages:
+                law(recorder, build(config, "law"))
             if Stage.report in stages:
                 with recorder.stage(Stage.report):
                     make_report(folder, config.figure_formats)
@@ -136,6 +139,14 @@ def slices(recorder: RunRecorder, experiment: Experiment, num_points: int) -> No
 
     with recorder.stage(Stage.slices):
         compute_slices(recorder.folder, experiment, num_points)
+
+
+def law(recorder: RunRecorder, measured: Law) -> None:
+    """The law of an experiment, and whether it holds: law.h5."""
+    from pipeline.law import measure
+
+    with recorder.stage(Stage.law):
+        recorder.log(measure(recorder.folder, measured).metrics, 0)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

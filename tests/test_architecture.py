@@ -20,7 +20,7 @@ FLOORS = [  # a room imports rooms of lower floors only
     {"data", "matrix", "results", "strategy"},
     {"aggregate", "experiment", "operator", "tracking", "training"},
     {"compute", "report"},
-    {"sweep"},
+    {"law", "sweep"},
     {"run"},
 ]
 FLAT = {"errors", "layout", "validation", "run"}

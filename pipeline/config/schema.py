@@ -56,6 +56,7 @@ class Stage(Enum):
     compute = "compute"
     aggregate = "aggregate"
     slices = "slices"
+    law = "law"
     report = "report"
 
 
@@ -85,6 +86,7 @@ class Config:
     spectrum: Any = MISSING
     cluster: Any = MISSING
     tracking: Any = MISSING
+    law: Any = None
     experiment: Any = None
 
 

@@ -91,7 +91,7 @@ def prepare(config: DictConfig) -> None:
         "training": Stage.train not in stages,
         **dict.fromkeys(("model", "data", "criterion", "device"), not stages & NEED_MODEL),
     }
-    for group in GROUPS:
+    for group in GROUPS if config.law is None else (*GROUPS, "law"):
         needed = not unneeded.get(group, False)
         target = config[group].get("_target_") if isinstance(config[group], DictConfig) else None
         trim(config, group, given, partial(_locate, group, str(target)) if needed else None)
@@ -105,7 +105,8 @@ def check_results(config: DictConfig, folder: RunFolder) -> None:
     """
     for group in ("matrix", "strategy", "storage", "spectrum"):
         build(config, group)  # a value that is wrong is refused, whatever the stages
-    if not folder.holds_results:
+    measures = config.law is not None and Stage.law in stages_of(config.stages)
+    if not (folder.holds_results or measures):
         raise PipelineError(
             f"stages={','.join(config.stages)} goes on with what a run left, and {folder.path} holds none: "
             "name the folder of one with hydra.run.dir=FOLDER."

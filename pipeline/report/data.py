@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.results import LandscapeFile, SpectraFile, StabilityLimit
+    from pipeline.results import LandscapeFile, LawFile, SpectraFile, StabilityLimit
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,14 @@ class ReportData:
 
     results: the spectra by step, ascending. history: columns of the training curve by name; empty if there is none.
     limits: lines beside numbers that are followed along training, by the key of the number. slices: the loss along
-    eigenvectors, of those steps that have it.
+    eigenvectors, of those steps that have it. law: that which was measured, if one was.
     """
 
     results: Mapping[int, SpectraFile]
     history: Mapping[str, NDArray[Any]]
     limits: Mapping[str, StabilityLimit]
     slices: Mapping[int, LandscapeFile]
+    law: LawFile | None = None
 
     @property
     def last_step(self) -> int:

@@ -38,6 +38,7 @@ PICTURES = {  # name of the file: the charts that stand in it side by side
     "layer_steps": ("layers_along_lambda_max", "layers_along_trace"),
     "density_steps": ("density_steps",),
     "overlap_steps": ("overlap_steps",),
+    "law": ("law_1", "law_2", "law_3"),
 }
 WIDTHS = {1: 8.0, 2: 10.0, 3: 12.5}  # inches, by the number of charts side by side
 PIXELS = 92.0  # of a page to an inch of a picture

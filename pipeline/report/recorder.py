@@ -55,6 +55,8 @@ class RunRecorder:
             numbers |= {key: float(value) for key, value in last.items() if key != "step" and value}
         if run.spectra:
             numbers |= run.spectra[max(run.spectra)].metrics
+        if run.law is not None:
+            numbers |= run.law.metrics
         return numbers
 
     def close(self) -> None:
@@ -74,7 +76,8 @@ class RunRecorder:
             for stage in Stage
             if f"seconds_{stage.value}" in numbers
         ]
-        table("Hessian spectrum", rows)
+        if rows:
+            table("Hessian spectrum", rows)
         report, path = self.folder.report, self.folder.path
         for line in (", ".join(seconds), f"report: {report}" if report.exists() else f"run folder: {path}"):
             print_line(line)

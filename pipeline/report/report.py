@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import SavedConfig, figure_formats
 from pipeline.errors import PipelineError
@@ -16,9 +16,9 @@ from pipeline.system import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from pipeline.report.charts import Sections
-    from pipeline.report.page.page import Arrays
+    from pipeline.report.page.page import Arrays, Chart
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE, LAW_TEMPLATE = "report.html.jinja", "law.html.jinja"
 EXTENT = {
     "exact": "every eigenvalue of the mean matrix",
     "topk": "the extreme eigenvalues of the mean matrix (spectrum=exact gets all)",
@@ -35,25 +35,71 @@ def make_report(folder: RunFolder, formats: str | Sequence[str] = ("png",)) -> P
     at all.
 
     Raises:
-        PipelineError: there are no spectra yet, or a file of the folder is damaged.
+        PipelineError: there are neither spectra nor a law yet, or a file of the folder is damaged.
     """
-    from pipeline.report.charts import charts_of
     from pipeline.report.page.page import Arrays
-    from pipeline.system import progress
 
-    config, formats = SavedConfig.of(folder), figure_formats(formats)
-    found, arrays = _data(folder, config), Arrays()
+    config, formats, arrays = SavedConfig.of(folder), figure_formats(formats), Arrays()
+    if folder.law.exists() and not folder.spectrum_steps():
+        return _report_law(folder, arrays, formats)
+    from pipeline.report.charts import charts_of
+
+    found = _data(folder, config)
     sections = charts_of(found, arrays)
     folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
     page = _page(folder, config, found, sections, arrays)
-    from pipeline.report.figures import PICTURES, draw_pictures  # matplotlib: not before it is needed
-
     charts = [chart for charts in sections.values() for chart in charts]
-    drawn = draw_pictures(charts, arrays, _choice(found), _context(found), folder.figures, formats)
-    for _ in progress(drawn, "report", total=len(PICTURES) * len(formats)):
-        pass
+    _draw(folder, charts, arrays, _choice(found), _context(found), formats)
     write_atomically(folder.report, page)
     return folder.report
+
+
+def _draw(
+    folder: RunFolder,
+    charts: Sequence[Chart],
+    arrays: Arrays,
+    choice: Mapping[str, str],
+    context: str,
+    formats: Sequence[str],
+) -> None:
+    from pipeline.report.figures import PICTURES, draw_pictures  # matplotlib: not before it is needed
+    from pipeline.system import progress
+
+    drawn = draw_pictures(charts, arrays, choice, context, folder.figures, formats)
+    for _ in progress(drawn, "report", total=len(PICTURES) * len(formats)):
+        pass
+
+
+def _report_law(folder: RunFolder, arrays: Arrays, formats: Sequence[str]) -> Path:
+    """The page and the figure of a law that was measured without a run of the pipeline."""
+    from pipeline.report.charts.law import panels
+    from pipeline.report.page.page import render
+    from pipeline.results import LawFile
+
+    law = LawFile.read(folder.law)
+    charts = panels(law, arrays)
+    folder.figures.mkdir(parents=True, exist_ok=True)  # the page names it
+    page = render(
+        LAW_TEMPLATE,
+        charts,
+        arrays,
+        {},
+        sections={"law": charts},
+        law=law,
+        options=[[key, str(value)] for key, value in law.options.items()],
+        files=tables.files(folder),
+        versions=tables.versions({}),
+        **_about(folder),
+    )
+    _draw(folder, charts, arrays, {}, f"{law.title}  ·  {law.verdict}", formats)
+    write_atomically(folder.report, page)
+    return folder.report
+
+
+def _about(folder: RunFolder) -> dict[str, Any]:
+    """What every page says of its folder and of the time."""
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return {"name": folder.path.resolve().name, "path": folder.path, "written": written}
 
 
 def _choice(found: ReportData) -> dict[str, str]:
@@ -77,7 +123,7 @@ def _context(found: ReportData) -> str:
 
 def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
     """What the files of the folder hold; of the loss along eigenvectors what belongs to the spectra of now."""
-    from pipeline.results import LandscapeFile, SpectraFile, limits_of
+    from pipeline.results import LandscapeFile, LawFile, SpectraFile, limits_of
 
     steps = folder.spectrum_steps()
     if not steps:
@@ -92,6 +138,7 @@ def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
         tables.read_history(folder.history),
         limits_of(name, options, results[steps[-1]].matrix),
         {step: each for step, each in slices.items() if each.inputs_hash == results[step].inputs_hash},
+        LawFile.read(folder.law) if folder.law.exists() else None,
     )
 
 
@@ -113,8 +160,6 @@ def _page(
         arrays,
         _choice(found),
         sections=sections,
-        name=folder.path.resolve().name,
-        path=folder.path,
         step=last,
         all_steps=list(results),
         attrs=file.attrs,
@@ -133,6 +178,7 @@ def _page(
         files=tables.files(folder),
         shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
         spectrum=folder.spectrum(last),
-        versions=tables.versions(file),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        versions=tables.versions(file.origin),
+        law=found.law,
+        **_about(folder),
     )

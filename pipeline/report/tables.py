@@ -114,17 +114,15 @@ def steps(results: Mapping[int, SpectraFile]) -> tuple[list[str], Rows]:
     return ["step", *column_heads(STEP_TABLE)], rows
 
 
-def versions(file: SpectraFile) -> Rows:
-    """What the report was written with; a version that the shards recorded is the one that computed them."""
+def versions(origin: Mapping[str, Any]) -> Rows:
+    """What the report was written with; a version that the shards recorded (`origin`) is the one that computed them."""
     rows = [["Python", platform.python_version()]]
     for package in PACKAGES:
         try:
             rows.append([package, metadata.version(package)])
         except metadata.PackageNotFoundError:
             continue
-    recorded = [
-        [key.replace("_", " "), str(file.origin[key])] for key in ("torch_version",) if key in file.origin
-    ]
+    recorded = [[key.replace("_", " "), str(origin[key])] for key in ("torch_version",) if key in origin]
     return [*rows, *recorded, *([key, value] for key, value in machine().items())]
 
 
@@ -134,6 +132,7 @@ def files(folder: RunFolder) -> Rows:
         "shards": "the matrices: one HDF5 file a step and batch, and the mean of each step",
         "spectra": "all arrays behind these figures: one HDF5 file a step",
         "slices": "the loss along the top eigenvectors: one HDF5 file a step",
+        "law.h5": "the law that was measured: checks with their verdicts, and the curves of its figure",
         "checkpoints": "weights as safetensors at each step, and the training history",
         "figures": "figures for papers and slides, in the formats of figure_formats: png, pdf, svg",
         "config.yaml": "the config with every choice resolved, its hash, and the command",

@@ -10,6 +10,7 @@ from pipeline.results.evolution import (
     overlaps,
     stability_limit,
 )
+from pipeline.results.law_file import Check, LawFile, Outcome, Panel, Series
 from pipeline.results.matrix_eigenvalues import eigenvalues, last_spectra
 from pipeline.results.number_format import UNKNOWN, matrix_name, number, short
 from pipeline.results.quantities import (

@@ -1,8 +1,9 @@
-"""What each dataset of a spectra or landscape file says of itself, for readers that have nothing but h5py.
+"""What each dataset of a spectra, landscape or law file says of itself, for readers that have nothing but h5py.
 
 The attributes of a dataset are `description`, `unit`, `shape` in symbols, and, where it is a function of something that
 lies beside it, `coordinate`: the path of that dataset. P: weights; k: top eigenvectors; B: batches; m: parameters; M:
-layers; G: points of the grid of densities; n: points of a line.
+layers; G: points of the grid of densities; n: points of a line; C: checks of a law; D: diagrams of its figure; S: their
+series.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 LOSS, SLOPE, CURVATURE = "loss", "loss / weight", "loss / weight^2"
 PER_DECADE = "1 / decade: integrates to 1 over the coordinate"
 GRID, T = "eigenvalue of each point", "/density/coordinate"
-TOP, NAMES = "/mean/top_eigenvalues", "/parameters/names"
+TOP, NAMES, KEY = "/mean/top_eigenvalues", "/parameters/names", "/checks/key"
 
 # name: description, unit, shape, coordinate
 DATASETS = {
@@ -104,6 +105,29 @@ DATASETS = {
     "plane/first": ("distances along the first eigenvector", "weight", "(n,)", ""),
     "plane/second": ("distances along the second eigenvector", "weight", "(n,)", ""),
     "plane/losses": ("loss on the plane, a row for each distance along the second", LOSS, "(n, n)", ""),
+    "checks/key": ("short name of each check of the law", "", "(C,)", ""),
+    "checks/name": ("what each check compares", "", "(C,)", KEY),
+    "checks/measured": ("value that was computed", "as its check/name says", "(C,)", KEY),
+    "checks/relation": ("relation of measured to expected that is to hold", "", "(C,)", KEY),
+    "checks/expected": ("value that the law gives", "as its check/name says", "(C,)", KEY),
+    "checks/tolerance": ("absolute difference that is allowed", "as its check/name says", "(C,)", KEY),
+    "checks/held": ("1 where the relation holds within the tolerance, else 0", "1", "(C,)", KEY),
+    "panels/title": ("title of each diagram of the figure", "", "(D,)", ""),
+    "panels/x_label": ("label of its horizontal axis", "", "(D,)", ""),
+    "panels/y_label": ("label of its vertical axis", "", "(D,)", ""),
+    "panels/reading": ("how to read it", "", "(D,)", ""),
+    "panels/logarithmic": ("its logarithmic axes: x, y, xy or none", "", "(D,)", ""),
+    "series/panel": ("diagram of each series, from 0", "1", "(S,)", ""),
+    "series/name": ("name of each series", "", "(S,)", ""),
+    "series/drawn": ("how it is drawn: line, dashes or points", "", "(S,)", ""),
+    "series/offsets": (
+        "where the points of each series begin in x and y, and their number",
+        "1",
+        "(S + 1,)",
+        "",
+    ),
+    "series/x": ("horizontal coordinates of all points", "as its diagram's x_label says", "(n,)", ""),
+    "series/y": ("vertical coordinates of all points", "as its diagram's y_label says", "(n,)", ""),
 }
 
 

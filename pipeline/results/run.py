@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import is_config
 from pipeline.errors import PipelineError
+from pipeline.results.law_file import LawFile
 from pipeline.results.quantities import QUANTITIES
 from pipeline.results.spectra_file import SpectraFile
 from pipeline.shards import Shard, open_shard
@@ -46,6 +47,11 @@ class Run:
         """The spectra file of each step: `.mean.eigenvalues`, `.numbers["trace"]`, and so on."""
         return {step: SpectraFile.read(self.folder.spectrum(step)) for step in self.folder.spectrum_steps()}
 
+    @cached_property
+    def law(self) -> LawFile | None:
+        """The law that was measured, with its verdict: `.law.outcome.held`; None where the run has none."""
+        return LawFile.read(self.folder.law) if self.folder.law.exists() else None
+
     @property
     def table(self) -> pd.DataFrame:
         """A row for each step that has spectra: its headline numbers, those of the report first."""
@@ -71,13 +77,13 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open a run folder: `.shards`, `.spectra`, `.summary`.
+    """Open a run folder: `.shards`, `.spectra`, `.law`, `.summary`.
 
     Raises:
         PipelineError: there is no such folder, or no run has written to it.
     """
     run = RunFolder(Path(folder))
     refuse_file(run.path, "a run folder")
-    if not run.shards.exists() and not run.spectra.exists() and not is_config(run.config):
+    if not any(path.exists() for path in (run.shards, run.spectra, run.law)) and not is_config(run.config):
         raise PipelineError(f"{folder} is not a run folder: it has neither config.yaml nor shards.")
     return Run(run)

@@ -101,6 +101,11 @@ class RunFolder:
         """The loss along the top eigenvectors."""
         return self.path / "slices" / f"step-{step:06d}.h5"
 
+    @property
+    def law(self) -> Path:
+        """The law that was measured, and its verdict."""
+        return self.path / "law.h5"
+
     def unfinished(self, step: int) -> Path:
         """What the aggregation of a step has found before its spectra file is whole."""
         return self.spectra / f".step-{step:06d}"
@@ -126,7 +131,7 @@ class RunFolder:
     @property
     def holds_results(self) -> bool:
         """Whether a run has left anything that a later stage can begin with."""
-        return self.config.exists() or bool(self.shard_steps() or self.spectrum_steps())
+        return self.config.exists() or self.law.exists() or bool(self.shard_steps() or self.spectrum_steps())
 
     def missing(self) -> list[Path]:
         """The folder, and those above it, that are not there yet: the deepest first."""

@@ -86,7 +86,7 @@ def test_a_training_without_steps_has_step_zero_alone():
         ({"checkpoint_steps": None}, r"^checkpoint_steps=None: give a list"),
         (
             {"stages": []},
-            r"^stages=\[\]: choose one of train, compute, aggregate, slices, report, or a list of them\.$",
+            r"^stages=\[\]: choose one of train, compute, aggregate, slices, law, report, or a list of them\.$",
         ),
     ],
 )

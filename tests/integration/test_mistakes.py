@@ -16,11 +16,11 @@ MISTAKES = {
     "wrong type": (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
     "bad stage": (
         ["stages=[trian]"],
-        "stages=trian: choose one of train, compute, aggregate, slices, report, or a list of them.",
+        "stages=trian: choose one of train, compute, aggregate, slices, law, report, or a list of them.",
     ),
     "no stage": (
         ["stages=[]"],
-        "stages=[]: choose one of train, compute, aggregate, slices, report, or a list of them.",
+        "stages=[]: choose one of train, compute, aggregate, slices, law, report, or a list of them.",
     ),
     "names that are none": (
         ["parameters=[1,2]"],

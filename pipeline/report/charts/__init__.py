@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.report.charts import batches, directions, evolution, layers, loss_landscape, spectrum
+from pipeline.report.charts import batches, directions, evolution, law, layers, loss_landscape, spectrum
 from pipeline.report.page.page import Arrays, Chart
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
     results, slices = found.results, found.slices
     kinds = ("loss", "accuracy")
     return {
+        "law": law.panels(found.law, arrays) if found.law is not None else [],
         "spectrum": _drawn(
             spectrum.density(results, arrays),
             spectrum.by_rank(results, arrays),
