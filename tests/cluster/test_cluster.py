@@ -1,6 +1,7 @@
 """Where aggregation runs changes nothing of what it finds, and leaves nothing behind."""
 
 import os
+import sys
 
 import dask
 import numpy as np
@@ -8,6 +9,7 @@ import psutil
 import pytest
 from dask.delayed import delayed
 from support.shard_cases import known, write
+from threadpoolctl import threadpool_info
 
 from pipeline.aggregate.stage import aggregate
 from pipeline.cluster import Local, Threads
@@ -19,9 +21,10 @@ CLUSTERS = pytest.mark.parametrize("cluster", [Threads, Local])
 
 
 def workers():
-    """Processes under this one, but for multiprocessing's own helper, which lives as long as this one."""
+    """Processes under this one, but for multiprocessing's own two helpers, which live as long as this one."""
     children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline())}
+    helpers = {child.pid for child in psutil.Process().children() if "-c" in child.cmdline()}
+    return {child.pid for child in children} - helpers
 
 
 @pytest.mark.slow
@@ -58,6 +61,21 @@ def test_processes_listen_on_this_machine_alone_and_leave_nothing_behind(tmp_pat
     assert set(listening) == {"127.0.0.1"}
     assert workers() == before
     assert not scratch.exists()
+
+
+def test_processes_are_forks_of_one_that_has_imported_what_this_one_has(tmp_path):
+    """So that the imports, seconds of a core, are made once; each has one thread for linear algebra all the same."""
+    assert "pipeline.aggregate.stage" in sys.modules
+
+    def look():
+        threads = {each["num_threads"] for each in threadpool_info()}
+        return os.getppid(), "pipeline.aggregate.stage" in sys.modules, threads
+
+    with Local(2).open(tmp_path / ".dask"):
+        found = dask.compute(*[delayed(lambda _: look())(i) for i in range(8)])
+    assert len({parent for parent, _, _ in found}) == 1
+    assert all(imported and threads == {1} for _, imported, threads in found)
+    assert found[0][0] != os.getpid()
 
 
 def test_processes_go_when_the_work_fails(tmp_path):

@@ -48,14 +48,10 @@ def copied(source, target):
 
 
 def workers_of(process):
-    """The processes of Dask's workers: those that were spawned, but for the one that keeps count of resources."""
-    found = []
+    """The processes of Dask's workers: the children of the one that forks them."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "spawn_main" in " ".join(child.cmdline()):
-                    found.append(child)
-    return found
+        return [each for child in psutil.Process(process.pid).children() for each in child.children()]
+    return []
 
 
 def wait_for_workers(process, number):

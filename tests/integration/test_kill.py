@@ -4,13 +4,13 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
-from support.command import command, environment, succeed
+from support.command import command, environment, fork, succeed
 from support.outcome import differing, results
 
 from pipeline.system.run_folder import RunFolder
@@ -75,26 +75,19 @@ def durations(folder):
 def kill_within(folder, stage, delay):
     """Start the command and kill it `delay` seconds after the stage's first trace; whether it was still alive."""
     before = traces(folder, stage)
-    process = subprocess.Popen(
-        command(folder, *OPTIONS),
-        cwd=folder.parent,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while process.poll() is None and traces(folder, stage) == before:
+    server, pid = fork(command(folder, *OPTIONS), folder.parent, environment())
+    while psutil.pid_exists(pid) and traces(folder, stage) == before:
         time.sleep(0.001)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+        os.killpg(pid, signal.SIGKILL)
+    return int(server.stdout.readline()) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill") / "undisturbed"
-    succeed(folder, *OPTIONS, fresh=True)  # as those that are killed: their seconds are to be alike
+    succeed(folder, *OPTIONS)
     return folder
 
 

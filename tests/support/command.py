@@ -100,16 +100,21 @@ def _run_fresh(arguments, cwd, variables):
 
 
 def _run_forked(arguments, cwd, variables):
-    server = _server()
     with tempfile.NamedTemporaryFile("r") as output:
-        request = {"overrides": arguments[3:], "cwd": cwd, "environment": variables, "output": output.name}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
+        server, _ = fork(arguments, cwd, variables, output.name)
         if not select.select([server.stdout], [], [], PATIENCE)[0]:
             server.kill()
             _server.cache_clear()
             raise subprocess.TimeoutExpired(arguments, PATIENCE, output.read())
         return subprocess.CompletedProcess(arguments, int(server.stdout.readline()), output.read())
+
+
+def fork(arguments, cwd, variables, output=os.devnull):
+    """It at work in a child of `command_server`: the server, whose next line is the exit status, and its number."""
+    server = _server()
+    request = {"overrides": arguments[3:], "cwd": str(cwd), "environment": variables, "output": output}
+    server.stdin.write(json.dumps(request).encode() + b"\n")
+    return server, int(server.stdout.readline())
 
 
 @cache
@@ -120,7 +125,7 @@ def _server():
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # or a line that is read ahead would be waited for in vain
     )
     atexit.register(server.communicate)  # closes its input, and waits
     return server

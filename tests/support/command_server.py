@@ -1,8 +1,10 @@
 """Imports what runs import, once, then forks a child for each command: imports take most of a small run's time.
 
-    python command_server.py      # each line of standard input asks for a run; its exit status is a line of the output
+    python command_server.py      # each line of standard input asks for a run; the output has a line with the child's
+                                  # number, as soon as it runs, and one with its exit status
 
-The child is the command as `python -m pipeline.run` is, from its first line to the end of the interpreter.
+The child is the command as `python -m pipeline.run` is, from its first line to the end of the interpreter, in a session
+of its own. Workers of cluster=local are forks of one process for all runs, as they are for all waves of one run.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import os
 import runpy
 import sys
 from importlib import import_module
+from multiprocessing import forkserver
+
+from pipeline.cluster.local import IMPORTED as IMPORTED_BY_WORKERS
 
 IMPORTED = (  # what a run imports on its way, but for `pipeline.run` itself; none of these starts a thread
     "dask.threaded",
@@ -35,17 +40,27 @@ IMPORTED = (  # what a run imports on its way, but for `pipeline.run` itself; no
 
 def serve() -> dict:
     """Answer requests until there are none; returns, in a child, the request that it is to carry out."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what workers print is no answer
     for line in sys.stdin:
         request = json.loads(line)
+        if "cluster=local" in request["overrides"]:
+            forkserver.ensure_running()
         pid = os.fork()
         if pid == 0:
+            os.close(answers)
             return request
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        os.write(answers, b"%d\n" % pid)
+        os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 
 def become(request: dict) -> None:
-    """Take the output, folder, environment and search path that the command would be started with."""
+    """Take the session, output, folder, environment and search path that the command would be started with."""
+    os.setsid()
+    forkserver._forkserver.ensure_running = lambda: (
+        None
+    )  # it runs; that it is no child of this process is no matter
     for target, flags, stream in (
         (os.devnull, os.O_RDONLY, 0),
         (request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1),
@@ -62,6 +77,7 @@ def become(request: dict) -> None:
 
 
 if __name__ == "__main__":
+    forkserver.set_forkserver_preload(["distributed", *IMPORTED_BY_WORKERS])
     for name in IMPORTED:
         import_module(name)
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
