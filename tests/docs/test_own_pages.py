@@ -1,4 +1,4 @@
-"""docs/howto/own_net_and_data.md: its files do what it says, and its commands are commands."""
+"""The pages about what a user brings: their files do what they say, and their commands are commands."""
 
 import re
 import shlex
@@ -17,7 +17,8 @@ from pipeline.criterion import CrossEntropy
 from pipeline.data import Arrays, samples_of
 from pipeline.training import Pretrained
 
-TEXT = (PROJECT / "docs" / "howto" / "own_net_and_data.md").read_text()
+PAGES = ("own_data", "own_net", "own_loss", "huggingface", "checkpoint")
+TEXT = "\n".join((PROJECT / "docs" / "howto" / f"{name}.md").read_text() for name in PAGES)
 FILES = dict(re.findall(r"`(\w+)\.py`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [
     line.replace("\\\n", " ")
@@ -89,5 +90,11 @@ def test_the_choices(folder):
         assert np.all(spectrum.residuals < 1e-8)
 
 
-def test_the_page_is_linked():
-    assert "(docs/howto/own_net_and_data.md)" in (PROJECT / "README.md").read_text()
+def test_every_page_has_a_command():
+    assert sorted(FILES) == ["his_choices", "his_package"]
+    assert len(COMMANDS) >= 11
+
+
+def test_the_pages_are_linked():
+    readme = (PROJECT / "README.md").read_text()
+    assert [name for name in PAGES if f"(docs/howto/{name}.md)" not in readme] == []

@@ -1,0 +1,52 @@
+"""Sphinx's settings for this site: `make docs` builds it into build/docs."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from generators import filled  # noqa: E402
+
+from pipeline.system import __version__  # noqa: E402
+
+project = "Curvature Pipeline"
+author = "the authors of Curvature Pipeline"
+version = release = __version__
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["generators", "gallery/[!i]*.md"]
+myst_enable_extensions = ["colon_fence", "attrs_inline"]
+myst_heading_anchors = 4
+nitpicky = True
+
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"Curvature Pipeline {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_show_copyright = False
+html_last_updated_fmt = None
+html_theme_options = {
+    "navbar_align": "left",
+    "header_links_before_dropdown": 8,
+    "show_prev_next": True,
+    "footer_start": [],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "navigation_with_keys": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+
+def _fill(app, name, source):
+    source[0] = filled(source[0])
+
+
+def setup(app):
+    """Pages get what is generated when Sphinx reads them."""
+    app.connect("source-read", _fill)
+    return {"parallel_read_safe": True}
