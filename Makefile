@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test test-faults test-fuzz test-slurm check dashboard bench reproduce clean
+.PHONY: run test test-faults test-fuzz test-slurm check dashboard bench docs reproduce clean
 
 run: $(STAMP)  ## the main job: train, Hessians, spectra, report
 	$(BIN)/python -m pipeline.run model=mlp strategy=func
@@ -28,6 +28,12 @@ dashboard: $(STAMP)  ## the MLflow dashboard on 127.0.0.1
 bench: $(STAMP)  ## every strategy and other tools side by side, half an hour; NETS=mlp,conv for some nets only
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python scripts/benchmark.py $(if $(NETS),--nets $(NETS))
+
+docs: $(STAMP)  ## the site in build/docs, after its examples have been run; open build/docs/index.html
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
+	@echo "the site: build/docs/index.html"
 
 reproduce: $(STAMP)  ## every experiment that measures a law, and one table of what holds; NAMES="duality symmetries" for some
 	$(BIN)/python scripts/reproduce.py $(NAMES)

@@ -15,7 +15,7 @@ author = "the authors of Curvature Pipeline"
 version = release = __version__
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["generators", "gallery/[!i]*.md"]
+exclude_patterns = ["generators", "gallery/verdicts.md"]
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
 nitpicky = True

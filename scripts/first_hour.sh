@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a newcomer brings in a first hour, from an empty folder: a net, samples, a checkpoint, a loss and a strategy of one's own.
-# Each ends in a spectrum of certified matrices, or this ends with status 1. docs/howto/own_net_and_data.md explains the commands.
+# Each ends in a spectrum of certified matrices, or this ends with status 1. docs/howto/own_data.md and its neighbors explain the commands.
 #   scripts/first_hour.sh                     all (those whose library is not installed are left out, and named)
 #   scripts/first_hour.sh dataset focal       these alone
 #   PYTHON=…/python scripts/first_hour.sh     another environment than .venv

@@ -1,6 +1,6 @@
 """Run the notebooks of docs/notebooks/ and keep what they gave: `python scripts/notebooks.py [NAME]`.
 
-What differs from run to run (counters of executions, times) is not kept, so that a notebook changes only if its results do.
+What differs from run to run is not kept: counters of executions. So a notebook changes only if its results do.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from generators.markdown import code, table
-
 from pipeline.config.help import EXPERIMENT, LAUNCHER, Key, Option, groups, keys_of, options_of
 from pipeline.config.suggestions import CONF
 
@@ -14,7 +13,10 @@ def configuration() -> str:
     """The keys of no group, then each group with its options, the default one first."""
     keys = keys_of((CONF / "config.yaml").read_text(encoding="utf-8"))
     parts = ["## Keys of no group", _table(keys)]
-    for group, (default, comment) in {**groups(), LAUNCHER: ("", "how the jobs of a sweep are started")}.items():
+    for group, (default, comment) in {
+        **groups(),
+        LAUNCHER: ("", "how the jobs of a sweep are started"),
+    }.items():
         if group != EXPERIMENT:
             parts += [f"## `{group}`: {comment}", *_options(group, default)]
     parts += [f"## `{EXPERIMENT}`: {groups()[EXPERIMENT][1]}", _experiments()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from generators.markdown import code, table
-
 from pipeline.results.dataset_attributes import DATASETS
 
 

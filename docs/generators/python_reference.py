@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import pipeline
+from generators.markdown import escaped
 from pipeline import errors
 
 TOPICS = {
@@ -64,7 +65,9 @@ def classes() -> list[type]:
 
 def _exceptions() -> list[type]:
     return [
-        each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.PipelineError)
+        each
+        for _, each in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(each, errors.PipelineError)
     ]
 
 
@@ -77,12 +80,14 @@ def _function(name: str) -> Iterator[str]:
 
 def _class(kind: type, topic: str = "") -> Iterator[str]:
     yield f"### `{kind.__name__}`"
-    names = [field.name for field in fields(kind) if not field.name.startswith("_")] if is_dataclass(kind) else []
+    names = (
+        [field.name for field in fields(kind) if not field.name.startswith("_")] if is_dataclass(kind) else []
+    )
     yield from _docstring(kind.__doc__ or "", set(names))
     if undescribed := [name for name in names if not re.search(rf"\b{name}\b[^.]*:", kind.__doc__ or "")]:
         comments = _comments(kind)
         yield "\n".join(
-            f"- **{name}**" + (f": {_escaped(comments[name])}" if name in comments else "")
+            f"- **{name}**" + (f": {escaped(comments[name])}" if name in comments else "")
             for name in undescribed
         )
     for name, member in vars(kind).items():
@@ -118,12 +123,18 @@ def _signature(name: str, function: Any, without_self: bool = False) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(
+        parameter.kind, ""
+    )
     annotation = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
     default = parameter.default
     if default is parameter.empty:
         return f"{stars}{parameter.name}{annotation}"
-    shown = repr(default) if isinstance(default, str | int | float | bool | None) else f"{type(default).__name__}()"
+    shown = (
+        repr(default)
+        if isinstance(default, str | int | float | bool | None)
+        else f"{type(default).__name__}()"
+    )
     return f"{parameter.name}{annotation}{' = ' if annotation else '='}{shown}"
 
 
@@ -152,7 +163,7 @@ def _docstring(text: str, names: set[str]) -> Iterator[str]:
 def _raises(block: str) -> Iterator[str]:
     items = re.split(r"\n(?=    \S)", block)[1:]
     told = [" ".join(item.split()).partition(": ") for item in items]
-    yield "\n".join(f"- **Raises** `{name}`: {_escaped(why)}" for name, _, why in told)
+    yield "\n".join(f"- **Raises** `{name}`: {escaped(why)}" for name, _, why in told)
 
 
 def _paragraph(block: str, names: set[str]) -> str:
@@ -183,18 +194,10 @@ def _split(text: str, names: set[str]) -> list[str]:
     """The text before the first name, and an item for each name or group of names."""
     cuts = [match for match in NAMES.finditer(text) if set(match[1].split(", ")) <= names]
     if not cuts:
-        return [_escaped(text)] if text else []
-    parts = [_escaped(text[: cuts[0].start()].strip())] if cuts[0].start() else []
+        return [escaped(text)] if text else []
+    parts = [escaped(text[: cuts[0].start()].strip())] if cuts[0].start() else []
     ends = [*(match.start() for match in cuts[1:]), len(text)]
     for match, end in zip(cuts, ends, strict=True):
         shown = ", ".join(name if name in PARTS else f"`{name}`" for name in match[1].split(", "))
-        parts.append(f"- **{shown}**: {_escaped(text[match.end() : end].strip())}")
+        parts.append(f"- **{shown}**: {escaped(text[match.end() : end].strip())}")
     return parts
-
-
-def _escaped(text: str) -> str:
-    """Text in which what Markdown would take for its own is escaped, outside of code."""
-    parts = text.split("`")
-    for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"([*<|\[\]_~])", r"\\\1", parts[i])
-    return "`".join(parts)

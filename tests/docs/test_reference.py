@@ -1,4 +1,4 @@
-"""The reference has every public name, config key, metric and array; read here in another way than its generators do."""
+"""The reference has every public name, config key, metric and array; the generators read them in another way."""
 
 import ast
 import html
@@ -12,7 +12,7 @@ from generators.python_reference import classes, python_reference
 from support.command import PROJECT
 
 import pipeline
-from pipeline.config import groups
+from pipeline.config.help import groups
 from pipeline.results import QUANTITIES
 
 DOCS, CONF = PROJECT / "docs", PROJECT / "conf"
@@ -35,7 +35,9 @@ def keys_of(path, prefix):
 
 
 GROUPS = {  # every folder of conf/ that holds options
-    path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir() and any(path.glob("*.yaml"))
+    path.relative_to(CONF).as_posix()
+    for path in CONF.rglob("*")
+    if path.is_dir() and any(path.glob("*.yaml"))
 } - {"hydra/job_logging"}  # how the terminal looks is Hydra's own
 
 
@@ -48,7 +50,9 @@ def test_every_config_key_is_in_the_reference_with_its_comment():
             section = text.partition(f"### `{group}={path.stem}`")[2].partition("\n### ")[0]
             assert section, path
             there = rows(section)
-            assert [key for key in keys_of(path, f"{group.replace('/', '.')}.") if key not in there] == [], path
+            assert [key for key in keys_of(path, f"{group.replace('/', '.')}.") if key not in there] == [], (
+                path
+            )
             comments = re.findall(r"^\w+:.*?  # (.*)$", path.read_text(), re.MULTILINE)
             shown = section.replace("\\|", "|")
             assert [each for each in comments if each not in shown and "Hydra takes" not in each] == [], path
@@ -86,7 +90,15 @@ def test_every_public_name_is_in_the_reference_with_its_arguments():
 def test_classes_that_functions_return_are_in_the_reference_with_their_fields():
     text = page("python")
     found = {kind.__name__ for kind in classes()}
-    assert {"CurvatureOperator", "Eigenpairs", "SpectralDistribution", "Traces", "Shard", "Run", "Sweep"} <= found
+    assert {
+        "CurvatureOperator",
+        "Eigenpairs",
+        "SpectralDistribution",
+        "Traces",
+        "Shard",
+        "Run",
+        "Sweep",
+    } <= found
     for kind in classes():
         section = text.partition(f"### `{kind.__name__}`\n")[2].partition("\n### ")[0]
         shown = [field.name for field in fields(kind) if not field.name.startswith("_")]
@@ -100,7 +112,9 @@ def test_no_text_of_a_docstring_is_lost():
             assert word in shown, (name, word)
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.relative_to(DOCS).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.relative_to(DOCS).as_posix()
+)
 def test_every_mark_of_a_page_is_filled(path):
     text = path.read_text()
     assert len(MARK.findall(text)) == text.count("<!-- generated:")
