@@ -16,23 +16,27 @@ version = release = __version__
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["generators", "gallery/verdicts.md"]
-myst_enable_extensions = ["colon_fence", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "substitution"]
 myst_heading_anchors = 4
+myst_substitutions = {"version": __version__}
 nitpicky = True
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 
 
 html_theme = "pydata_sphinx_theme"
-html_title = f"Curvature Pipeline {__version__}"
+html_title = project
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_copyright = False
+html_show_search_summary = False  # these are fetched, which browsers refuse for pages of a folder
 html_last_updated_fmt = None
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 8,
     "show_prev_next": True,
+    "show_toc_level": 2,
     "footer_start": [],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
