@@ -20,6 +20,7 @@ myst_enable_extensions = ["colon_fence", "substitution"]
 myst_heading_anchors = 4
 myst_substitutions = {"version": __version__}
 nitpicky = True
+smartquotes = False  # quotes of messages stay as they are
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 
 
