@@ -7,6 +7,7 @@ is tested at both; numbers with a decimal point and texts are tested at their de
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,12 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SIZES = (1, 3, 10_000)  # of chunks: one, a ragged number, more than there are
 
 
+@cache
 def options(name: str) -> dict[str, Any]:
     return dict(OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml")))
 
 
+@cache
 def strategy(name: str, **changes: Any) -> Strategy:
     return instantiate(options(name), **changes)
 
