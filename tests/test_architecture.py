@@ -16,8 +16,8 @@ PACKAGE = ROOT / "pipeline"
 FLOORS = [  # a room imports rooms of lower floors only
     {"errors", "layout"},
     {"system", "validation"},
-    {"cluster", "config", "criterion", "device", "model", "objective", "shards", "spectrum", "storage"},
-    {"data", "matrix", "results", "strategy"},
+    {"cluster", "config", "criterion", "device", "model", "objective", "shards", "spectrum"},
+    {"data", "matrix", "results", "storage", "strategy"},
     {"aggregate", "experiment", "operator", "tracking", "training"},
     {"compute", "report"},
     {"law", "sweep"},

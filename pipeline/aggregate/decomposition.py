@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -53,22 +53,22 @@ def spectra_of_step(
     unfinished: PartialResults,
 ) -> StepSpectra:
     """Decompose the batches' matrices and the mean's diagonal blocks side by side, then the mean with all threads."""
-    in_memory, of_batch = method.in_memory, method.of_batch()
+    in_memory, of_batch, bare = method.in_memory, method.of_batch(), replace(mean)
     spans = affordable_spans(mean, mean.parameters.slices(), in_memory)
     layers = layers_of_several(mean, in_memory)
     kept = (in_memory, unfinished)
     batches = [
-        delayed(decompose)(StoredMatrix(shard.path, None, of_batch.single), of_batch, *kept, shard.path.stem)
+        delayed(decompose)(
+            StoredMatrix(replace(shard), None, of_batch.single), of_batch, *kept, shard.path.stem
+        )
         for shard in (shards if len(shards) > 1 else ())
     ]
     blocks = [
-        delayed(decompose)(StoredMatrix(mean.path, span, method.single), method, *kept, f"rows-{span.start}")
+        delayed(decompose)(StoredMatrix(bare, span, method.single), method, *kept, f"rows-{span.start}")
         for span in spans.values()
     ]
     largest = [
-        delayed(largest_eigenvalue)(
-            StoredMatrix(mean.path, span, LARGEST.single), *kept, f"layer-{span.start}"
-        )
+        delayed(largest_eigenvalue)(StoredMatrix(bare, span, LARGEST.single), *kept, f"layer-{span.start}")
         for span in layers.values()
     ]
     # Here too, as tasks that overlap in threads would put back each other's limit of one, and `whole` be slow.
@@ -79,7 +79,7 @@ def spectra_of_step(
             [*islice(made, len(tasks))] for tasks in (batches, blocks, largest)
         )
     _announce(mean, method)
-    whole = decompose(StoredMatrix(mean.path, None, method.single), method, *kept, "mean", num_threads=None)
+    whole = decompose(StoredMatrix(bare, None, method.single), method, *kept, "mean", num_threads=None)
     eigenvalues = {name: block.eigenvalues for name, block in zip(spans, of_blocks, strict=True)}
     modules = module_blocks(
         mean.parameters, moments.layer_traces, eigenvalues, dict(zip(layers, of_layers, strict=True))
@@ -150,7 +150,7 @@ def preconditioned_sharpness(
     """
     if diagonal is None:
         return {}
-    matrix = Scaled(StoredMatrix(mean.path, None, LARGEST.single), 1 / np.sqrt(diagonal))
+    matrix = Scaled(StoredMatrix(mean, None, LARGEST.single), 1 / np.sqrt(diagonal))
     largest = largest_eigenvalue(matrix, in_memory, unfinished, "preconditioned", num_threads=None)
     return {"lambda_max_preconditioned": largest} if math.isfinite(largest) else {}
 

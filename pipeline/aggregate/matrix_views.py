@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.shards import Array, Shard, open_shard
+from pipeline.shards import Array, Shard
 from pipeline.spectrum import DenseMatrix
 
 
@@ -16,25 +14,21 @@ from pipeline.spectrum import DenseMatrix
 class StoredMatrix:
     """A principal submatrix of a stored matrix, or all of it if `rows` is None; it can be sent to other processes."""
 
-    path: Path
+    shard: Shard
     rows: slice | None = None
     single: bool = False
 
-    @cached_property
-    def _shard(self) -> Shard:
-        return open_shard(self.path)
-
     @property
     def num_rows(self) -> int:
-        return self._shard.num_rows if self.rows is None else self.rows.stop - self.rows.start
+        return self.shard.num_rows if self.rows is None else self.rows.stop - self.rows.start
 
     def dense(self) -> Array:
-        return self._shard.dense() if self.rows is None else self._shard.block(self.rows, self.rows)
+        return self.shard.dense() if self.rows is None else self.shard.block(self.rows, self.rows)
 
     def matvec(self, vectors: Array) -> Array:
         """The product, in float64; with `single` tiles are multiplied in their own dtype, and summed in float64."""
-        taken = vectors.astype(self._shard.dtype) if self.single else np.asarray(vectors, np.float64)
-        return self._shard.matvec(taken, self.rows)
+        taken = vectors.astype(self.shard.dtype) if self.single else np.asarray(vectors, np.float64)
+        return self.shard.matvec(taken, self.rows)
 
     def held(self) -> DenseMatrix:
         """The same matrix in memory."""

@@ -28,8 +28,8 @@ from pipeline.aggregate.step_summary import batch_spectra, headline_of
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
-from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile
-from pipeline.shards import SHARED, Array, Shard, Tile, open_shard, write_shard
+from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile, store_of
+from pipeline.shards import SHARED, Array, Shard, Tile, TileStore, open_shard, write_shard
 from pipeline.spectrum import Auto, SpectrumMethod, sign_threshold
 from pipeline.system import RunFolder, check_memory, difference, shared_evidence
 
@@ -54,9 +54,10 @@ def aggregate(
     steps = folder.shard_steps()
     if not steps:
         raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
+    store = store_of(folder)
     with cluster.open(folder.path / ".dask") as num_workers:
         for step in steps:
-            shards = [open_shard(path) for path in folder.shard_paths(step)][:num_batches]
+            shards = [open_shard(path, store) for path in folder.shard_paths(step)][:num_batches]
             _check_together(shards, num_batches)
             about = (shards[0].parameters, shards[0].dtype, len(steps), len(shards))
             spectrum = settled(folder, spectrum, *about)
@@ -237,12 +238,12 @@ def write_mean(
                     unfinished.save_sums(moments, ends[index])
                     saved = time.monotonic()
 
-    there = first if len(shards) == 1 else _mean_of(folder.mean(step), unfinished.identity)
+    there = first if len(shards) == 1 else _mean_of(folder.mean(step), first.store, unfinished.identity)
     if there is not None:
         for _ in pooled(range(num_summed, len(groups))):
             pass
         if len(shards) == 1 and first.path != folder.mean(step):
-            folder.mean(step).unlink(missing_ok=True)  # of more batches, once
+            first.store.remove(folder.mean(step))  # of more batches, once
         return there, moments
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
@@ -253,9 +254,8 @@ def write_mean(
         "gradient_norm": float(np.linalg.norm(gradient)),
     }
     attrs["inputs_hash"] = unfinished.identity
-    with write_shard(
-        folder.mean(step), first.parameters, str(first.dtype), attrs, gradient, first.tile, identity=attrs
-    ) as writer:
+    about = first.parameters, str(first.dtype), attrs, gradient, first.tile
+    with write_shard(folder.mean(step), *about, identity=attrs, store=first.store) as writer:
         grid = first.grid
         missing = [any(writer.wanted(grid.span(i), grid.span(j)) for i, j in group) for group in groups]
         if not all(missing):
@@ -264,13 +264,13 @@ def write_mean(
             for tile, values in means:
                 writer.put(tile, values)
         unfinished.save_sums(moments, ends[-1])  # before the mean has its name: what is complete stays
-    return open_shard(folder.mean(step)), moments
+    return open_shard(folder.mean(step), first.store), moments
 
 
-def _mean_of(path: Path, inputs_hash: str) -> Shard | None:
+def _mean_of(path: Path, store: TileStore, inputs_hash: str) -> Shard | None:
     """The mean that is there, if it is of these inputs."""
     try:
-        mean = open_shard(path) if path.exists() else None
+        mean = open_shard(path, store) if path.exists() else None
     except PipelineError:  # damaged: it is made again
         return None
     return mean if mean is not None and mean.attrs.get("inputs_hash") == inputs_hash else None

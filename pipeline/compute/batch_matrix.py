@@ -27,8 +27,8 @@ from pipeline.shards import (
     ShardWriter,
     TileGrid,
     TileJournal,
+    TileStore,
     open_shard,
-    read_arrays,
     row_bands,
     write_shard,
 )
@@ -65,7 +65,7 @@ class BatchMatrix:
         Raises:
             PipelineError: it is of another config or experiment or of other weights.
         """
-        if (shard := shard_at(path or self.path)) is not None:
+        if (shard := shard_at(path or self.path, self.spec.storage.store)) is not None:
             check_same(shard, self.identity, self.evidence)
             TileJournal.beside(
                 shard.path, {}
@@ -91,7 +91,7 @@ class BatchMatrix:
             PipelineError: as `write`; nothing is certified before all bands are there.
         """
         path, own = band.path(self.path), {**band.attrs, "tile": self._grid.size}
-        if (there := shard_at(path)) is not None:
+        if (there := shard_at(path, self.spec.storage.store)) is not None:
             check_same(there, {**self.identity, **own}, self.evidence)
             return there
 
@@ -101,7 +101,7 @@ class BatchMatrix:
                 writer.kept["products"] = writer.products
 
         self._by_a_way_that_does(write)
-        return open_shard(path)
+        return open_shard(path, self.spec.storage.store)
 
     @cached_property
     def evidence(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class BatchMatrix:
     def _join(self, number: int) -> dict[str, Any]:
         """Write the manifest of bands, after those that are missing."""
         found = [self.write_band(Band(index, number)) for index in range(number)]
-        products = sum(read_arrays(band.path, ["products"])["products"] for band in found)
+        products = sum(band.array("products") for band in found)
         own = ("band", "num_bands", "checksum")
         attrs = {key: value for key, value in found[0].attrs.items() if key not in own}
         attrs["num_batches"] = self.identity["num_batches"]  # it may have grown since the band was written
@@ -155,7 +155,8 @@ class BatchMatrix:
             if attrs["strategy"] == self.identity["strategy"]:
                 raise PipelineError(f"{self.name}: {error}") from error
             return self._write_whole([(attrs["strategy"], error)])
-        row_bands.join(self.path, self._layout, self._grid, attrs, found[0].gradient, number)
+        store = self.spec.storage.store
+        row_bands.join(self.path, self._layout, self._grid, attrs, found[0].gradient, number, store)
         return attrs
 
     def _measured(self) -> tuple[dict[str, Any], Array]:
@@ -202,6 +203,7 @@ class BatchMatrix:
             part=None if band is None else band.tiles(self._grid),
             computed=computed,
             packed=storage.compression,
+            store=storage.store,
         ) as writer:
             if writer.num_there:
                 name, there, to_do = path.name, writer.num_there, writer.num_to_do
@@ -228,10 +230,10 @@ class BatchMatrix:
         return TileGrid.of(self._layout, self.spec.storage.tile, self.spec.blocks.value)
 
 
-def shard_at(path: Path) -> Shard | None:
+def shard_at(path: Path, store: TileStore) -> Shard | None:
     """A shard that is there; one that is damaged is set aside."""
     try:
-        return open_shard(path) if path.exists() else None
+        return open_shard(path, store) if path.exists() else None
     except DamagedFile as damage:
         log.warning("%s", set_aside(damage, "it is computed again"))
         return None

@@ -21,7 +21,8 @@ from pipeline.aggregate import Weighting
 from pipeline.compute.batch_matrix import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
 from pipeline.objective import joined_hash
-from pipeline.shards import SHARED, Array, Shard, TileJournal, open_shard, read_arrays, row_bands, write_shard
+from pipeline.results import store_of
+from pipeline.shards import SHARED, Array, Shard, TileJournal, open_shard, row_bands, write_shard
 from pipeline.system import RunFolder, check_evidence, progress, shared_evidence
 
 OF_BATCHES = ("loss", "gradient_norm", "num_samples", "probe_error")  # kept of each batch, (B,)
@@ -44,10 +45,10 @@ def keep_mean(
     so_far = _so_far(folder, step, matrices)
     num_there = so_far.attrs["num_batches"] if so_far else 0
     for matrix in matrices[:num_there]:
-        _remove(matrix.path)  # of a process that was killed when it had been added
+        _remove(matrix)  # of a process that was killed when it had been added
     if so_far:
         log.info("step %d: the mean of %d of %d batches is there already.", step, num_there, len(matrices))
-        kept = read_arrays(so_far.path, [f"batch_{name}" for name in OF_BATCHES])
+        kept = {f"batch_{name}": so_far.array(f"batch_{name}") for name in OF_BATCHES}
         for index in range(num_there):
             numbers = {name: kept[f"batch_{name}"][index].item() for name in OF_BATCHES}
             yield {"batch_index": index, **{k: v for k, v in numbers.items() if not np.isnan(v)}}
@@ -57,16 +58,17 @@ def keep_mean(
         shard, attrs = _shard_of(folder, step, index, matrices, elsewhere)
         is_last = index == len(matrices) - 1
         so_far = _added(so_far, shard, folder.mean(step) if is_last else folder.running_mean(step))
-        _remove(matrices[index].path)
+        _remove(matrices[index])
         yield attrs
-    _remove(folder.running_mean(step))
+    matrices[0].spec.storage.store.remove(folder.running_mean(step))
 
 
 def num_in_mean(folder: RunFolder, step: int) -> int:
     """Of how many batches there is a mean, with keep=mean."""
+    store = store_of(folder)
     for path in (folder.mean(step), folder.running_mean(step)):
         with suppress(PipelineError):  # damaged: told and set aside later
-            if path.exists() and "keep" in (attrs := open_shard(path).attrs):
+            if path.exists() and "keep" in (attrs := open_shard(path, store).attrs):
                 return int(attrs["num_batches"])
     return 0
 
@@ -74,7 +76,7 @@ def num_in_mean(folder: RunFolder, step: int) -> int:
 def _so_far(folder: RunFolder, step: int, matrices: Sequence[BatchMatrix]) -> Shard | None:
     """The mean of the first so many batches, if there is one."""
     for path in (folder.mean(step), folder.running_mean(step)):
-        shard = shard_at(path)
+        shard = shard_at(path, matrices[0].spec.storage.store)
         if shard is None or "keep" not in shard.attrs:  # a mean that the stage aggregate has made of shards
             continue
         of_all = {key: matrices[0].identity[key] for key in SHARED if key in matrices[0].identity}
@@ -106,7 +108,7 @@ def _shard_of(
     if (shard := matrix.there()) is not None:
         return shard, shard.attrs
     attrs = matrix.write()
-    return open_shard(matrix.path), attrs
+    return open_shard(matrix.path, matrix.spec.storage.store), attrs
 
 
 def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
@@ -135,12 +137,13 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
         shard.tile,
         identity={"of": [each.attrs["checksum"] for each in both]},
         packed=shard.attrs.get("compression"),
+        store=shard.store,
     ) as writer:
         tiles = [tile for tile in shard.tile_indices() if writer.wanted(*map(shard.grid.span, tile))]
         for tile, *values in zip(tiles, *(each.tiles(tiles) for each in both), strict=True):
             writer.put(tile, weighting.mean([each for _, each in values]).astype(shard.dtype))
         writer.kept |= _of_batches(so_far, shard)
-    return open_shard(path)
+    return open_shard(path, shard.store)
 
 
 def _hash_of_all(both: Sequence[Shard]) -> str | None:
@@ -152,15 +155,15 @@ def _hash_of_all(both: Sequence[Shard]) -> str | None:
 def _of_batches(so_far: Shard | None, shard: Shard) -> dict[str, Array]:
     """What is kept of each batch, with one more."""
     names = [f"batch_{name}" for name in OF_BATCHES]
-    before = read_arrays(so_far.path, names) if so_far else {name: np.zeros(0) for name in names}
+    before = {name: so_far.array(name) if so_far else np.zeros(0) for name in names}
     return {
         name: np.append(before[name], float(shard.attrs.get(name.removeprefix("batch_"), np.nan)))
         for name in names
     }
 
 
-def _remove(path: Path) -> None:
-    """Delete a shard, with its bands and its journal."""
-    path.unlink(missing_ok=True)
-    TileJournal.beside(path, {}).remove()
-    row_bands.remove(path)
+def _remove(matrix: BatchMatrix) -> None:
+    """Delete a batch's shard, with its bands and its journal."""
+    matrix.spec.storage.store.remove(matrix.path)
+    TileJournal.beside(matrix.path, {}).remove()
+    row_bands.remove(matrix.path)

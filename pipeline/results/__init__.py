@@ -25,7 +25,7 @@ from pipeline.results.quantities import (
     TILES,
     Quantity,
 )
-from pipeline.results.run import Run, open_run
+from pipeline.results.run import Run, open_run, store_of
 from pipeline.results.second_moments import SecondMoments
 from pipeline.results.spectra_file import (
     BatchSpectra,

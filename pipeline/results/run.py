@@ -6,14 +6,15 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import is_config
+from pipeline.config import is_config, settings_of
 from pipeline.errors import PipelineError
 from pipeline.results.law_file import LawFile
 from pipeline.results.quantities import QUANTITIES
 from pipeline.results.spectra_file import SpectraFile
-from pipeline.shards import Shard, open_shard
+from pipeline.shards import HDF5, Shard, TileStore, open_shard
 from pipeline.system import RunFolder, refuse_file
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Run:
     def shards(self) -> dict[int, list[Shard]]:
         """The shards of each step, in batch order."""
         return {
-            step: [open_shard(path) for path in self.folder.shard_paths(step)]
+            step: [open_shard(path, store_of(self.folder)) for path in self.folder.shard_paths(step)]
             for step in self.folder.shard_steps()
         }
 
@@ -74,6 +75,29 @@ class Run:
             raise PipelineError(
                 f"{path} is damaged ({error}): delete it and run the stage report again."
             ) from error
+
+
+def store_of(folder: RunFolder) -> TileStore:
+    """The storage format of a run's shards, by the option `storage` in its config.yaml; HDF5 where there is none.
+
+    Raises:
+        PipelineError: the option is a class of somebody's own that cannot be imported here.
+    """
+    options = dict(settings_of(folder).get("storage") or {})
+    target = str(options.pop("_target_", "pipeline.storage.Plain"))
+    if target.startswith("pipeline."):
+        return HDF5
+    try:
+        option = resolve_name(target)
+        if not (isinstance(option, type) and hasattr(option, "store")):  # nothing else is called
+            raise ValueError(f"{target} is no class with a store")
+        store: TileStore = option(**options).store
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise PipelineError(
+            f"{folder.config} has storage._target_={target}, which cannot be used ({error}): "
+            "check that its folder is on PYTHONPATH."
+        ) from error
+    return store
 
 
 def open_run(folder: str | Path) -> Run:

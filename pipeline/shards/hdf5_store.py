@@ -1,4 +1,4 @@
-"""Shards in HDF5 files: the tiles are the chunks of `/matrix`. Runs use this `pipeline.shards.tile_store.TileStore`."""
+"""Shards in HDF5 files: the tiles are the chunks of `/matrix`. A `pipeline.shards.tile_store.TileStore`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotAShard, PipelineError
 from pipeline.shards.hdf5 import (
     Output,
     Packer,
@@ -52,6 +52,10 @@ class HDF5Store:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[_Stored]:
+        if path.is_dir():
+            raise NotAShard(
+                f"{path} is a folder, not a shard: pipeline.open_run(FOLDER) opens that of a run."
+            )
         with reading(path) as file:
             yield _Stored(file)
 
@@ -63,6 +67,9 @@ class HDF5Store:
             raise PipelineError(f"{path}: no such file.")
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
 
 
 HDF5 = HDF5Store()

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.shards.hdf5 import read_arrays
 from pipeline.shards.hdf5_store import HDF5
 from pipeline.shards.tile_grid import Tile, TileGrid
-from pipeline.shards.tile_store import Array, TileForm
+from pipeline.shards.tile_store import Array, TileForm, TileStore
 from pipeline.shards.writer import finish
 from pipeline.system import partial_of
 
@@ -84,12 +83,18 @@ def assign_bands(shards: Sequence[Path], grid: TileGrid, num_workers: int) -> li
 
 
 def join(
-    shard: Path, layout: Layout, grid: TileGrid, attrs: Mapping[str, Any], gradient: Array, number: int
+    shard: Path,
+    layout: Layout,
+    grid: TileGrid,
+    attrs: Mapping[str, Any],
+    gradient: Array,
+    number: int,
+    store: TileStore = HDF5,
 ) -> None:
     """Write the manifest of a matrix whose bands are all whole."""
     bands = [Band(index, number) for index in range(number)]
     paths = [band.path(shard) for band in bands]
-    each = [read_arrays(path, ["checksums"])["checksums"] for path in paths]
+    each = [_checksums_in(path, store) for path in paths]
     checksums: Array = np.bitwise_or.reduce(each)  # those of other bands' tiles are zeros in each
     starts = [band.tile_rows(grid).start for band in bands]
     ends = [*(start * grid.size for start in starts[1:]), grid.num_rows]
@@ -97,9 +102,14 @@ def join(
     spans = [slice(start * grid.size, end) for start, end in zip(starts, ends, strict=True)]
     told = {**attrs, "tile": grid.size, "bands": json.dumps(list(zip(names, starts, strict=True)))}
     form = TileForm(grid.num_rows, grid.size, np.dtype(attrs["dtype"]))
-    with HDF5.create(shard, form, checksums.nbytes + gradient.nbytes + 2**20) as output:
+    with store.create(shard, form, checksums.nbytes + gradient.nbytes + 2**20) as output:
         output.link(list(zip(names, spans, strict=True)))
         finish(output, layout, checksums, gradient, told)
+
+
+def _checksums_in(path: Path, store: TileStore) -> Array:
+    with store.open(path) as file:
+        return file.array("checksums")
 
 
 def files_of(shard: Path, attrs: Mapping[str, Any]) -> list[tuple[Path, int]]:

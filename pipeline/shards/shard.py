@@ -71,8 +71,12 @@ class Shard:
     @cached_property
     def gradient(self) -> Array:
         """(P,), the gradient of the loss on this shard's batch."""
+        return self.array("gradient")
+
+    def array(self, name: str) -> Array:
+        """An array that the file has beside the tiles."""
         with self.store.open(self.path) as file:
-            return file.array("gradient")
+            return file.array(name)
 
     def tiles(
         self, wanted: Iterable[Tile] | None = None, into: Array | None = None
@@ -100,6 +104,9 @@ class Shard:
                 _, values, checksum = next(found)
                 if values is None or checksum != checksums[tile]:
                     raise damaged(files.path(tile), f"tile {tile} does not match its checksum")
+                if into is not None and not np.may_share_memory(values, into):  # the store has not used it
+                    into[...] = values
+                    values = into
                 yield tile, values[:height, :width]
 
     def announce(self, wanted: Iterable[Tile]) -> None:
@@ -189,8 +196,6 @@ def open_shard(path: str | Path, store: TileStore = HDF5) -> Shard:
             program (`NotAShard`), or a newer version wrote it.
     """
     path = Path(path)
-    if path.is_dir():
-        raise NotAShard(f"{path} is a folder, not a shard: pipeline.open_run(FOLDER) opens that of a run.")
     ours = is_of_shards(path)  # where shards lie: then it was one, whatever it is now
     try:
         with store.open(path) as file:
@@ -235,7 +240,7 @@ def _opened(path: Path, file: StoredFile, store: TileStore) -> Shard:
     attrs.setdefault("blocks", ALL)
     if "bands" in attrs:
         for band, _ in files_of(path, attrs):
-            if not band.is_file():
+            if not band.exists():
                 raise damaged(path, f"its band {band.parent.name}/{band.name} is missing")
         # what links to them is no part of this program, and HDF5 has no checksum for it
         return Shard(path, attrs, layout, attrs["tile"], np.dtype(attrs["dtype"]), store)

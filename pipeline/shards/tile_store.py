@@ -1,7 +1,7 @@
 """What a storage format must do so that shards can be kept in it: the one seam between shards and files.
 
-`pipeline.shards.hdf5_store.HDF5` is the implementation that runs use. Another one is handed to `write_shard` and
-`open_shard`.
+`pipeline.shards.hdf5_store.HDF5` is the one that `storage=plain` and `storage=blosc2` lead to. Another one is the
+`store` of a storage option, or is handed to `write_shard` and `open_shard`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TileReader(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
     def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
-        """Each tile in turn; into: (b, b), memory for every one of them, good until the next is asked for."""
+        """Each tile in turn; into: (b, b), memory that may be used for every one, good until the next is asked for."""
 
     def announce(self, tile: Tile) -> None:
         """Tell that a tile will be read soon; may do nothing."""
@@ -98,6 +98,8 @@ class TileReader(Protocol):
 class TileStore(Protocol):
     """A storage format. It must be picklable, and hashable, as a `Shard` holds it.
 
+    Paths end in `.h5` in every format, as the names in a run folder do not depend on it; what is at a path may be a
+    folder. A file is written at `pipeline.system.partial_of(path)`, and takes its name when it is whole.
     All methods raise PipelineError, in one line, where a file cannot be read or written, and DamagedFile where its
     content is not what was written.
     """
@@ -125,3 +127,6 @@ class TileStore(Protocol):
 
     def stamp(self, path: Path) -> Hashable:
         """Something that differs when another file is at `path`."""
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, if it is there."""

@@ -1,12 +1,15 @@
 """How a matrix lies in its file. Readers see the numbers, whatever the choice is.
 
-To add one: a file here with a frozen dataclass, its name below, and `conf/storage/<name>.yaml`.
+To add one: a file here with a frozen dataclass, its name below, and `conf/storage/<name>.yaml`. A class of your own
+that is on PYTHONPATH is chosen by `storage._target_=module.Class`: one derived from `Plain` with a `store` of its own
+keeps shards in another format than HDF5.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from pipeline.shards import TileStore
 from pipeline.storage.blosc2 import Blosc2
 from pipeline.storage.plain import Plain
 
@@ -27,6 +30,11 @@ class Storage(Protocol):
     @property
     def compression(self) -> str | None:
         """What each tile is packed with."""
+        ...
+
+    @property
+    def store(self) -> TileStore:
+        """What writes and reads the files."""
         ...
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.shards import HDF5, TileStore
 from pipeline.validation import check_choice, check_count
 
 
@@ -17,6 +18,7 @@ class Plain:
     tile: int = 512
     precision: str | None = None
     compression: ClassVar[str | None] = None
+    store: ClassVar[TileStore] = HDF5
 
     def __post_init__(self) -> None:
         check_count("storage.tile", self.tile)
