@@ -1,5 +1,10 @@
 """Laws of curvature matrices and published results: each is measured on nets, and compared with what is known of it."""
 
+from pipeline.law.class_blocks import ClassBlocks
+from pipeline.law.deep_linear_rank import DeepLinearRank
 from pipeline.law.duality import Duality
+from pipeline.law.marchenko_pastur import MarchenkoPastur
+from pipeline.law.piecewise_linear import PiecewiseLinear
 from pipeline.law.protocol import Law
 from pipeline.law.stage import measure
+from pipeline.law.symmetries import Symmetries

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute import hessian
+from pipeline.layout import Layout
 from pipeline.objective import Criterion
 from pipeline.results import Check
 from pipeline.shards import Array
@@ -19,10 +20,15 @@ ROUNDING = 1e-10  # of float64 sums, relative to the largest entry or eigenvalue
 
 
 def matrix(
-    net: nn.Module, criterion: Criterion, inputs: Tensor, targets: Tensor, which: str = "hessian"
+    net: nn.Module,
+    criterion: Criterion,
+    inputs: Tensor,
+    targets: Tensor,
+    which: str = "hessian",
+    parameters: str | None = None,
 ) -> Tensor:
     """The matrix of a small net, (P, P), by Hessian-vector products; certified as everything that `hessian` gives."""
-    return hessian(net, criterion, inputs, targets, strategy="hvp", matrix=which)
+    return hessian(net, criterion, inputs, targets, strategy="hvp", matrix=which, parameters=parameters)
 
 
 def perceptron(sizes: Sequence[int], activation: nn.Module | None = None, bias: bool = True) -> nn.Sequential:
@@ -33,6 +39,22 @@ def perceptron(sizes: Sequence[int], activation: nn.Module | None = None, bias: 
         if activation is not None:
             layers.append(activation)
     return nn.Sequential(*layers[: -1 if activation is not None else None])
+
+
+def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ ‖f − y‖², the mean over samples: its second derivative by the outputs of a sample is I / N."""
+    return (outputs - targets).square().sum() / (2 * len(outputs))
+
+
+def gradient(net: nn.Module, criterion: Criterion, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of the loss by the weights, (P,), by a plain backward pass."""
+    parts = torch.autograd.grad(criterion(net(inputs), targets), tuple(net.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def spans(net: nn.Module) -> dict[str, slice]:
+    """The rows of each layer (what a module has of its own), by its name."""
+    return dict(Layout.of(dict(net.named_parameters())).layers())
 
 
 def normal(*shape: int) -> Tensor:

@@ -45,8 +45,8 @@ class Check:
     def held(self) -> bool:
         difference = self.measured - self.expected
         if self.relation == "=":
-            return abs(difference) <= self.tolerance
-        return (difference if self.relation == "≤" else -difference) <= self.tolerance
+            return bool(abs(difference) <= self.tolerance)
+        return bool((difference if self.relation == "≤" else -difference) <= self.tolerance)
 
     @property
     def verdict(self) -> str:
