@@ -98,7 +98,8 @@ def say(name: str, verdict: dict[str, Any]) -> None:
     """The checks of one experiment, a line each."""
     print(f"{name} ({verdict['seconds']:.0f} s): {verdict.get('sentence') or verdict['error']}")
     for check in verdict.get("checks", []):
-        values = f"{check['here']} {check['relation']} {check['value']} ± {check['tolerance']}"
+        allowed = f" ± {check['tolerance']}" if check["tolerance"] != "0" else ""
+        values = f"{check['here']} {check['relation']} {check['value']}{allowed}"
         print(f"  {check['verdict']:<9} {check['name']}: {values}", flush=True)
 
 
