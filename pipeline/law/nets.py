@@ -62,6 +62,15 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def exponent(x: Array, y: Array) -> float:
+    """K of y ∝ x^k, by least squares of logarithms.
+
+    >>> round(exponent(np.array([1.0, 2.0, 4.0]), np.array([3.0, 24.0, 192.0])), 6)
+    3.0
+    """
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def agree(
     key: str,
     name: str,
