@@ -1,6 +1,7 @@
 """Laws of curvature matrices and published results: each is measured on nets, and compared with what is known of it."""
 
 from pipeline.law.attention_scales import AttentionScales
+from pipeline.law.batch_extremes import BatchExtremes
 from pipeline.law.catapult import Catapult
 from pipeline.law.class_blocks import ClassBlocks
 from pipeline.law.deep_linear_rank import DeepLinearRank
