@@ -6,6 +6,7 @@ from pipeline.law.catapult import Catapult
 from pipeline.law.class_blocks import ClassBlocks
 from pipeline.law.deep_linear_rank import DeepLinearRank
 from pipeline.law.duality import Duality
+from pipeline.law.edge_of_stability import EdgeOfStability
 from pipeline.law.fisher_width import FisherWidth
 from pipeline.law.marchenko_pastur import MarchenkoPastur
 from pipeline.law.piecewise_linear import PiecewiseLinear
