@@ -9,6 +9,7 @@ from pipeline.law.duality import Duality
 from pipeline.law.edge_of_stability import EdgeOfStability
 from pipeline.law.fisher_width import FisherWidth
 from pipeline.law.marchenko_pastur import MarchenkoPastur
+from pipeline.law.optimizer_edges import OptimizerEdges
 from pipeline.law.piecewise_linear import PiecewiseLinear
 from pipeline.law.protocol import Law
 from pipeline.law.stage import measure
