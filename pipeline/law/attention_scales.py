@@ -22,6 +22,7 @@ LARGE = np.logspace(-0.75, 1, 8)  # beyond it, for the figure
 DOUBLED = np.array([0.5, 1.0, 2.0])  # σ for linear attention, which is homogeneous
 EXPONENTS = {"value_outer": 2.0, "query_outer": 6.0, "query_functional": 5.0}  # of softmax attention
 SLOPE_TOLERANCE = 0.1
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class SelfAttention(nn.Module):
@@ -185,7 +186,7 @@ def _panel(scales: Array, norms: dict[str, Array]) -> Panel:
         name = key.replace("_", " ")
         series += [
             Series(name, scales, norms[key], "points"),
-            Series(f"σ^{power:g}", scales, norms[key][0] * (scales / scales[0]) ** power, "dashes"),
+            Series(_power(power), scales, norms[key][0] * (scales / scales[0]) ** power, "dashes"),
         ]
     reading = "Below σ = 0.1 the norms follow the powers; above it attention is no longer uniform."
     return Panel(
@@ -193,13 +194,17 @@ def _panel(scales: Array, norms: dict[str, Array]) -> Panel:
     )
 
 
+def _power(power: float) -> str:
+    return "∝ σ" + f"{power:g}".translate(SUPERSCRIPT)
+
+
 def _linear_panel(norms: list[Array]) -> Panel:
     series = []
     for num_layers, each in enumerate(norms, start=1):
         power = 2 * 3**num_layers
         series += [
-            Series(f"{num_layers} layers", DOUBLED, each, "points"),
-            Series(f"σ^{power}", DOUBLED, each[0] * (DOUBLED / DOUBLED[0]) ** power, "dashes"),
+            Series(f"{num_layers} layer{'s' * (num_layers > 1)}", DOUBLED, each, "points"),
+            Series(_power(power), DOUBLED, each[0] * (DOUBLED / DOUBLED[0]) ** power, "dashes"),
         ]
     reading = (
         "Each layer of linear attention cubes the scale: the value outer block grows as σ to the 2 · 3^D."

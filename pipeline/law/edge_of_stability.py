@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.results import Check, Outcome, Panel, Series, open_run
+from pipeline.shards import Array
 from pipeline.system import RunFolder
 from pipeline.validation import check_count, check_number
 
@@ -61,24 +62,17 @@ class EdgeOfStability:
             f"{since.capitalize()} λmax is {mean:.3f} · 2/η = {mean * edge:.3g} in the mean, and the loss falls to "
             f"{checks[-1].measured:.2f} of what it was."
         )
-        panels = [
-            Panel(
-                "Largest eigenvalue",
-                "step",
-                "λmax",
-                [
-                    Series("λmax", steps, largest, "points"),
-                    Series("2/η", steps[[0, -1]], [edge, edge], "dashes"),
-                ],
-                "λmax comes to 2/η and stays near it.",
-            ),
-            Panel(
-                "Loss",
-                "step",
-                "loss",
-                [Series("loss", steps, losses)],
-                "The loss while λmax is near 2/η.",
-                "y",
-            ),
-        ]
-        return Outcome(sentence, checks, panels)
+        return Outcome(sentence, checks, _panels(steps, largest, losses, edge))
+
+
+def _panels(steps: Array, largest: Array, losses: Array, edge: float) -> list[Panel]:
+    eigenvalues = [
+        Series("λmax", steps, largest, "points"),
+        Series("2/η", steps[[0, -1]], [edge, edge], "dashes"),
+    ]
+    return [
+        Panel("Largest eigenvalue", "step", "λmax", eigenvalues, "λmax comes to 2/η and stays near it."),
+        Panel(
+            "Loss", "step", "loss", [Series("loss", steps, losses)], "The loss while λmax is near 2/η.", "y"
+        ),
+    ]

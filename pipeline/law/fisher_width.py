@@ -34,13 +34,13 @@ class FisherWidth:
     SOURCE: ClassVar[str] = "Karakida, Akaho and Amari 2019, arXiv:1806.01316"
 
     seed: int
-    widths: Sequence[int] = (64, 128, 256, 512, 1024)
+    widths: Sequence[int] = (128, 256, 512, 1024)
     num_samples: int = 100
     num_layers: int = 3
     num_outputs: int = 2
     weight_variance: float = 3.0
     bias_variance: float = 0.64
-    num_nets: int = 4
+    num_nets: int = 6
 
     def __post_init__(self) -> None:
         check_counts("law.widths", self.widths, minimum=2)
