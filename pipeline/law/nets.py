@@ -63,7 +63,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def exponent(x: Array, y: Array) -> float:
-    """K of y ∝ x^k, by least squares of logarithms.
+    """The exponent k of y ∝ x^k, by least squares of logarithms.
 
     >>> round(exponent(np.array([1.0, 2.0, 4.0]), np.array([3.0, 24.0, 192.0])), 6)
     3.0
