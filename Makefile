@@ -29,9 +29,9 @@ bench: $(STAMP)  ## every strategy and other tools side by side, half an hour; N
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python scripts/benchmark.py $(if $(NETS),--nets $(NETS))
 
-docs: $(STAMP)  ## the site in build/docs, after its examples have been run; open build/docs/index.html
+docs: $(STAMP)  ## the site: build/docs/index.html, after its examples have been run (TESTED=1: they have been already)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[docs]"
-	$(BIN)/python -m pytest tests/docs
+	$(if $(TESTED),,$(BIN)/python -m pytest tests/docs)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
 	@echo "the site: build/docs/index.html"
 
