@@ -28,6 +28,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_sidebars = {"index": [], "comparison": []}  # pages that are a section of their own
 html_show_sourcelink = False
 html_copy_source = False
 html_show_copyright = False
