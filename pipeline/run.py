@@ -65,11 +65,12 @@ def run(config: DictConfig, folder: RunFolder) -> None:
         experiment = build_experiment(config) if stages & NEED_MODEL else None
         if experiment is not None:
             # not before the config is known to be right
-            from pipeline.compute import check_resources
+            from pipeline.compute import check_resources, settle_strategy
 
             settings = merge_with_saved(
                 folder, resolved_settings(config), experiment.problem.hashes, experiment.environment()
             )
+            experiment = settle_strategy(folder, experiment)
             training = build(config, "training") if config.training.get("num_steps") else None
             check_resources(folder, experiment, training, sweep_folder(), config.cluster.get("num_workers"))
             save_settings(folder, settings)
@@ -109,12 +110,15 @@ def train(recorder: RunRecorder, experiment: Experiment, config: DictConfig, tra
 
 
 def compute(recorder: RunRecorder, experiment: Experiment, cluster: Cluster) -> None:
-    """Shards: one for each batch at each checkpoint, or their mean alone."""
+    """Shards: one for each batch at each checkpoint, or their mean alone; or spectra, where no matrix fits."""
     from pipeline.compute import compute as compute_shards
-    from pipeline.compute import processes_of
+    from pipeline.compute import estimate_spectra, processes_of
 
-    processes = processes_of(cluster, experiment, recorder.folder)
     with recorder.stage(Stage.compute):
+        if not experiment.matrix.is_computed:
+            estimate_spectra(recorder.folder, experiment)
+            return
+        processes = processes_of(cluster, experiment, recorder.folder)
         compute_shards(recorder.folder, experiment, recorder.tracked.log_metrics, processes)
     recorder.tracked.set_tags({"shards": str(recorder.folder.shards)})
 

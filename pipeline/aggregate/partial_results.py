@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate.matrix_views import Scaled, StoredMatrix
 from pipeline.aggregate.moments import TileSums
 from pipeline.errors import PipelineError
 from pipeline.shards import Array, ArrayFile, read_array_file, write_array_file
-from pipeline.spectrum import Quadrature, Spectrum
+from pipeline.spectrum import Quadrature, Spectrum, SymmetricMatrix
 
 SLOW = 2.0  # seconds from which a result is worth a file
 log = logging.getLogger(__name__)
@@ -72,16 +71,27 @@ class PartialResults:
 
 @dataclass
 class CachedMatrix:
-    """A matrix whose slow products are kept, and taken from the disk where the same vectors come again."""
+    """A matrix whose slow products are kept, and taken from the disk where the same vectors come again.
 
-    matrix: StoredMatrix | Scaled
+    slow: seconds from which a product is worth a file; None for SLOW. num_taken: passes whose product was on the disk.
+    """
+
+    matrix: SymmetricMatrix
     unfinished: PartialResults
     name: str
+    slow: float | None = None
+    num_taken: int = field(default=0, init=False)
     _num_products: int = field(default=0, init=False)
 
     @property
     def num_rows(self) -> int:
         return self.matrix.num_rows
+
+    def __getattr__(self, name: str) -> Any:
+        """What an operator has besides: its layout, and how many vectors it multiplies at once."""
+        if name in {"layout", "columns_per_pass"}:
+            return getattr(self.matrix, name)
+        raise AttributeError(name)
 
     def dense(self) -> Array:
         return self.matrix.dense()
@@ -94,11 +104,16 @@ class CachedMatrix:
         told = {"vectors": zlib.crc32(vectors.data)}
         found = self.unfinished.load(name)
         if found is not None and found.attrs["vectors"] == told["vectors"]:
-            log.info("%s: pass %d is there already.", self.name, self._num_products)
+            self.num_taken += 1
+            log.log(
+                logging.INFO if self.num_taken == 1 else logging.DEBUG,
+                "%s: pass %d is on the disk already, and taken from there.",
+                *(self.name, self._num_products),
+            )
             return found.arrays["product"]
         start = time.monotonic()
         product = np.ascontiguousarray(self.matrix.matvec(vectors))
-        if time.monotonic() - start >= SLOW:
+        if time.monotonic() - start >= (SLOW if self.slow is None else self.slow):
             self.unfinished.save(name, told, {"product": product})
         return product
 

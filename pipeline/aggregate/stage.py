@@ -44,7 +44,8 @@ def aggregate(
 ) -> Iterator[SpectraFile]:
     """Write the spectra file of each step that has shards, and give it.
 
-    A spectra file that was made from the same shards by the same choices is taken as it is.
+    A spectra file that was made from the same shards by the same choices is taken as it is. Where no matrix was stored,
+    the files that the stage compute has written are given.
     num_batches: aggregate the first so many batches; None takes all that were computed.
 
     Raises:
@@ -52,6 +53,9 @@ def aggregate(
             the matrices do not fit into memory.
     """
     steps = folder.shard_steps()
+    if not steps and (estimated := _estimated(folder)):
+        yield from estimated
+        return
     if not steps:
         raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
     store = store_of(folder)
@@ -82,6 +86,12 @@ def aggregate(
                     "the matrix at step %d is zero: look at the loss, and for units that are saturated.", step
                 )
             yield file
+
+
+def _estimated(folder: RunFolder) -> list[SpectraFile]:
+    """The spectra files of the folder that were made from products."""
+    files = [SpectraFile.read(folder.spectrum(step)) for step in folder.spectrum_steps()]
+    return [file for file in files if file.is_estimated]
 
 
 def _check_memory(shard: Shard, spectrum: SpectrumMethod, num_workers: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.aggregate import SpectrumChoice, choose
-from pipeline.compute.stage_costs import StageCost, Work
+from pipeline.compute.stage_costs import StageCost, Work, memory_of_products
 from pipeline.compute.ways_out import bytes_on_disk, stored_itemsize, ways_in_memory, ways_on_disk
 from pipeline.config import Stage
 from pipeline.experiment import Experiment
@@ -55,14 +55,16 @@ def check_resources(
     stored, batches, steps = stored_itemsize(experiment), experiment.batches(), _steps(experiment)
     needs, num_files, num_matrices = {}, 0, 0
     bytes_each = bytes_on_disk(experiment)
-    if Stage.compute in experiment.stages:
+    if not experiment.matrix.is_computed:
+        needs["strategy=matrix_free"] = memory_of_products(experiment.spectrum, num_parameters)
+    elif Stage.compute in experiment.stages:
         num_matrices, num_files = _to_make(folder, experiment)
         ways = partial(ways_on_disk, experiment, lambda one: _to_make(folder, one)[1])
         check_disk(folder.path, num_parameters, bytes_each, num_files, ways)
-        strategy = experiment.matrix.strategy
+        strategy = experiment.matrix.computed_by
         needs[f"strategy={name_of(strategy, STRATEGIES)}"] = strategy.memory(num_parameters, itemsize)
     choice = None
-    if Stage.aggregate in experiment.stages:
+    if Stage.aggregate in experiment.stages and experiment.matrix.is_computed:
         experiment, choice = _with_spectrum(folder, experiment, len(steps), len(batches), stored, sweep)
         name = type(experiment.spectrum).__name__.lower()
         needs[f"spectrum={name}"] = experiment.spectrum.memory(num_parameters, stored)
@@ -111,7 +113,10 @@ def _costs(work: Work, is_trained: bool) -> list[StageCost]:
         costs.append(work.train())
     if work.num_matrices:
         costs.append(work.matrices())
-    if work.num_steps and Stage.aggregate in stages:
+    if not experiment.matrix.is_computed:
+        if work.num_steps and Stage.compute in stages:
+            costs.append(work.products())
+    elif work.num_steps and Stage.aggregate in stages:
         costs += [work.mean(), work.spectrum()]
     if work.num_steps and Stage.slices in stages and experiment.slice_points is not None:
         costs.append(work.landscape(experiment.slice_points))

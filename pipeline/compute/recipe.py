@@ -57,7 +57,7 @@ class DiagonalBlock:
         self, spec: MatrixSpec, batch: Batch, products: Tensor, stored: torch.dtype
     ) -> Certificate:
         """Of the products with the whole matrix, (P, m), those rows that are of this part."""
-        matrix, declared = spec.matrix, tolerance_of(spec.strategy, next(iter(self.params.values())).dtype)
+        matrix, declared = spec.matrix, tolerance_of(spec.computed_by, next(iter(self.params.values())).dtype)
         about = (self.model, self.criterion, list(self.params))
         reference = Reference(*about, batch)
         exact = objective_of(*about, reference.dtype)
@@ -101,7 +101,7 @@ def blocks_of(
         return wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
 
     tried = {name for name, _ in failures}
-    ways = choices_of(spec.strategy, transformed, part.params, drawn)
+    ways = choices_of(spec.computed_by, transformed, part.params, drawn)
     choice = next((way for way in ways if way.name not in tried), None)
     if choice is None:
         raise refusal(failures)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from pipeline.compute.batch_matrix import BatchMatrix
 from pipeline.compute.distribution import Processes, RemoteShards
+from pipeline.compute.identity import identity_of
 from pipeline.compute.recipe import parts_of
 from pipeline.compute.running_mean import keep_mean
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment, MatrixSpec
-from pipeline.matrix import MATRICES
-from pipeline.objective import NUM_FIRST, Batch, Params, Problem, hash_of, objective_of, observed
+from pipeline.objective import NUM_FIRST, Batch, Problem, hash_of, objective_of, observed
 from pipeline.shards import TileGrid
-from pipeline.strategy import STRATEGIES
 from pipeline.system import RunFolder, progress
-from pipeline.validation import name_of
 
 MEASURED = ("loss", "gradient_norm", "probe_error", "seconds")  # of each batch, for the tracker
 log = logging.getLogger(__name__)
@@ -100,18 +95,7 @@ def matrices_of(
     about = (problem.model, problem.criterion, spec.parameters)
     at = objective_of(*about)
     parts = parts_of(*about, spec.blocks)
-    names = {
-        "strategy": name_of(spec.strategy, STRATEGIES),
-        "matrix": name_of(spec.matrix, MATRICES),
-        "reduction": str(getattr(problem.criterion, "reduction", "mean")),
-        "config_hash": spec.hash(),
-        "train_hash": problem.hashes["train_hash"],
-        "blocks": spec.blocks.value,
-        "step": step,
-        "weights_hash": _hash(at[1]),
-        "torch_version": str(torch.__version__),
-        "num_batches": len(batches),
-    }
+    names = {**identity_of(problem, spec, at[1], step), "num_batches": len(batches)}
     first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
     place = folder.passing if spec.keeps_mean(len(batches)) else folder.shard
     return [
@@ -132,11 +116,3 @@ def matrices_of(
         for index, batch in enumerate(batches)
         if only in (None, index)
     ]
-
-
-def _hash(params: Params) -> str:
-    """16 hexadecimal digits of the SHA-256 of the weights: two shards are of one checkpoint if these agree."""
-    digest = hashlib.sha256()
-    for value in params.values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

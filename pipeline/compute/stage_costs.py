@@ -22,12 +22,16 @@ from pipeline.compute.recipe import parts_of
 from pipeline.config import Verify
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Objective, Params, objective_of
-from pipeline.spectrum import SPEEDUP, Exact, Rates, SpectrumMethod, TopK
+from pipeline.operator import COLUMNS_PER_PASS
+from pipeline.spectrum import SLQ, SPEEDUP, Exact, Rates, SpectrumMethod, TopK
+from pipeline.strategy import MatrixFree
 from pipeline.training import Adam, GradientTraining, trial_of
 
 LOOP = 3.4e-3  # seconds of the processor for `_loop`, with which the following constants go
 A_MATRIX = 0.08  # seconds, beside derivatives and bytes: guards, evidence, a file that is forced to the disk
 A_STAGE = 0.1  # seconds in which a stage starts
+PRODUCTS_A_PAIR = 10  # the check that none is missing included
+GRADIENTS_A_PRODUCT = 2.5
 GRADIENTS = 18  # in float64, of a certificate of two vectors
 WRITING = 0.6e9  # bytes a second and core: tiles, checksums, the disk's cache
 POOLING = (
@@ -77,7 +81,7 @@ class Work:
         plans = []
         for part in parts_of(problem.model, problem.criterion, spec.parameters, spec.blocks):
             transformed, drawn = spec.matrix.problem(part.objective, part.params, self.batches[0])
-            plans.append(Plan.of(spec.strategy, transformed, part.params, drawn))
+            plans.append(Plan.of(spec.computed_by, transformed, part.params, drawn))
         return Plan.together(plans)
 
     @property
@@ -112,8 +116,25 @@ class Work:
         checks = 0.0 if spec.verify is Verify.off else GRADIENTS * self._gradient[0]
         each = derivatives + checks + (self.bytes_each / WRITING + A_MATRIX) * slowness()
         seconds = self.num_matrices * each + A_STAGE * slowness()
-        memory = spec.strategy.memory(self.num_rows, self.experiment.problem.dtype.itemsize)
+        memory = spec.computed_by.memory(self.num_rows, self.experiment.problem.dtype.itemsize)
         return StageCost("matrices", f"{self.num_matrices} of {self.plan}", seconds, memory)
+
+    def products(self) -> StageCost:
+        """Products with the matrix of all batches: for eigenpairs, for the density, and for traces."""
+        strategy, method = self.experiment.matrix.strategy, self.experiment.spectrum
+        assert isinstance(strategy, MatrixFree), "matrices are computed"
+        number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
+        number += strategy.num_trace_products
+        if isinstance(method, SLQ):
+            number += strategy.num_density_vectors * strategy.num_density_steps
+        objective, params = self._objective()
+        first = self.batches[0]
+        gradient = fastest(lambda: objective.gradient(params, first), self._place)
+        gradient *= sum(batch.num_samples for batch in self.batches) / first.num_samples
+        seconds = self.num_steps * (number * GRADIENTS_A_PRODUCT * gradient + GRADIENTS * self._gradient[0])
+        work = f"about {number:,} with the matrix of {len(self.batches)} batches{self._at}"
+        memory = memory_of_products(method, self.num_rows)
+        return StageCost("products", work, seconds + A_STAGE * slowness(), memory)
 
     def mean(self) -> StageCost:
         """Every tile of every batch read and added up, and the mean written where there are several."""
@@ -212,6 +233,12 @@ class Work:
         threads = 1 if num_threads == 1 or held else rates.num_threads
         passes = rates.passes(num_rows, width, number, 0 if held else self.itemsize)
         return seconds + passes / float(threads**SPEEDUP)
+
+
+def memory_of_products(method: SpectrumMethod, num_rows: int) -> int:
+    """Bytes of the basis with which eigenpairs are sought, and of its images."""
+    wanted = method.num_top + getattr(method, "num_bottom", 0)
+    return 8 * num_rows * min(num_rows, 3 * (wanted + 3 * COLUMNS_PER_PASS))
 
 
 @cache

@@ -105,16 +105,15 @@ HASHED = (
     "strategy",
     "storage",
 )
-NOT_HASHED = (  # how fast, how often looked at, how often saved
+# How fast, how often looked at, how often saved; and estimates, which are no part of a shard.
+OF_STRATEGIES = (
+    *("chunk_size", "few_weights", "megabytes", "rows_at_once", "some_weights", "tangents_per_product"),
+    *("very_few_weights", "keep_products", "num_density_steps", "num_density_vectors", "num_trace_products"),
+)
+NOT_HASHED = (
     "storage._target_",
     "storage.tile",
-    "strategy.chunk_size",
-    "strategy.few_weights",
-    "strategy.megabytes",
-    "strategy.rows_at_once",
-    "strategy.some_weights",
-    "strategy.tangents_per_product",
-    "strategy.very_few_weights",
+    *(f"strategy.{option}" for option in OF_STRATEGIES),
     "training.evaluate_every",
     "training.save_every",
 )

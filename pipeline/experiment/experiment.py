@@ -14,7 +14,7 @@ from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Problem
 from pipeline.spectrum import SpectrumMethod
 from pipeline.storage import AS_COMPUTED, Storage
-from pipeline.strategy import Strategy
+from pipeline.strategy import MatrixFree, Strategy
 from pipeline.system import git_commit, machine
 
 
@@ -30,7 +30,7 @@ class MatrixSpec:
     """
 
     matrix: Matrix
-    strategy: Strategy
+    strategy: Strategy | MatrixFree
     parameters: Sequence[str] | None = None
     verify: Verify = Verify.error
     blocks: Blocks = Blocks.all
@@ -41,6 +41,17 @@ class MatrixSpec:
     def hash(self) -> str:
         """16 hexadecimal digits: two shards are of one config if these agree."""
         return config_hash(self.settings)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether there are matrices; else spectra are estimated from products."""
+        return not isinstance(self.strategy, MatrixFree)
+
+    @property
+    def computed_by(self) -> Strategy:
+        """The strategy, where matrices are computed."""
+        assert not isinstance(self.strategy, MatrixFree), "no matrix is computed"
+        return self.strategy
 
     def keeps_mean(self, num_batches: int) -> bool:
         """Whether a batch's matrix goes when it has been added to the mean; that of one batch is the mean."""

@@ -1,15 +1,6 @@
 """Products with a curvature matrix that is never formed, and Gram matrices in its place."""
 
 from pipeline.operator.batches import Batches
-from pipeline.operator.curvature_operator import CurvatureOperator, curvature_operator
+from pipeline.operator.curvature_operator import COLUMNS_PER_PASS, CurvatureOperator, curvature_operator
 from pipeline.operator.gram_spectrum import GramSpectrum, gram_spectrum
 from pipeline.operator.loss_terms import LossTerms
-
-__all__ = [
-    "Batches",
-    "CurvatureOperator",
-    "GramSpectrum",
-    "LossTerms",
-    "curvature_operator",
-    "gram_spectrum",
-]

@@ -139,15 +139,35 @@ class BatchSum:
             return None
         return LossTerms.of(self.objective, self.params, self.first)
 
-    def select(self, certified: Certified | None) -> Selected:
-        """Find the way by a trial on the first batch.
+    def select(self, certified: Certified | None, name: str | None = None) -> Selected:
+        """Find the way by a trial on the first batch. name: of the only one that is tried.
 
         Raises:
             NoWay: none gives right products.
         """
         columns = min(MOST_AT_ONCE, Layout.of(self.params).num_parameters, self.room // self.bytes_of_a_graph)
         ways: list[Way] = [ReverseOverReverse(self.is_kept), ForwardOverReverse(max(1, columns))]
+        ways = [way for way in ways if name in (None, way.name)]
         return self._take(select_way(ways, self.problem, self.is_kept, certified))
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The loss of all batches and its gradient, (P,) in float64.
+
+        Raises:
+            PipelineError: it is not known how the batches add up.
+        """
+        loss, terms = 0.0, 0.0
+        gradient = torch.zeros(Layout.of(self.params).num_parameters, dtype=torch.float64)
+        for batch in self.batches:
+            if (weight := self._weight(batch)) == 0:
+                continue
+            with torch.no_grad():
+                loss += weight * float(self.objective.loss(self.params, batch))
+            gradient += weight * self.objective.gradient(self.params, batch).double().cpu()
+            terms += weight
+        if self.terms is None or self.terms.is_sum or terms == 0:
+            return loss, gradient
+        return loss / terms, gradient / terms
 
     def by_differences(self, certified: Certified | None) -> Selected:
         """Take differences of gradients.

@@ -18,6 +18,7 @@ from pipeline.objective import Certificate, Criterion, check_loss, device_named,
 from pipeline.operator.batch_sum import BatchSum, Net
 from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
+from pipeline.system import check_memory
 from pipeline.validation import named
 
 COLUMNS_PER_PASS = 4
@@ -97,6 +98,22 @@ class CurvatureOperator:
     def __matmul__(self, vectors: Vectors) -> Vectors:
         return self.matvec(vectors)
 
+    def dense(self) -> np.ndarray[Any, Any]:
+        """All entries, (P, P), by P products.
+
+        Raises:
+            PipelineError: they do not fit into memory.
+        """
+        check_memory(self.num_rows, {"all entries of the operator": 3 * 8 * self.num_rows**2})
+        width, identity = 16, np.eye(self.num_rows)
+        spans = [slice(first, first + width) for first in range(0, self.num_rows, width)]
+        return np.hstack([self.matvec(identity[:, span]) for span in spans])
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The loss over all batches, and its gradient, (P,) in float64 on the CPU. Cost: one gradient."""
+        with torch.inference_mode(False), torch.enable_grad(), full_precision():
+            return self._sum.loss_and_gradient()
+
     def to_scipy(self) -> Any:
         """The same operator as a `scipy.sparse.linalg.LinearOperator`."""
         from scipy.sparse.linalg import LinearOperator
@@ -121,6 +138,7 @@ def curvature_operator(
     device: torch.device | str | None = None,
     verify: bool = True,
     randomness: int | None = None,
+    way: str | None = None,
 ) -> CurvatureOperator:
     """Products with the curvature matrix of a loss over batches, at any number of weights: P² numbers are never held.
 
@@ -131,6 +149,7 @@ def curvature_operator(
     batches: one pair (inputs, targets), a list of such pairs, or what can be iterated over again and again, such as a
         DataLoader, in any order. Inputs and targets are as `hessian` takes them.
     model, criterion, matrix, parameters, dtype, device, randomness: as for `hessian`.
+    way: how a product is computed, by the name that `.way` of an operator has; None takes the fastest that is right.
     verify: compare products on the first batch with differences of the module's own gradient in float64, at the cost
         of about 15 gradients.
 
@@ -155,7 +174,7 @@ def curvature_operator(
 
         verification = Verification(net, total)
         try:
-            selected = total.select(verification if verify else None)
+            selected = total.select(verification if verify else None, way)
         except NoWay as none:
             if verification.double.dtype != total.dtype:
                 total = total.at(net, torch.float64)

@@ -24,6 +24,7 @@ from pipeline.results import number
 
 PICTURES = {  # name of the file: the charts that stand in it side by side
     "density": ("density",),
+    "distribution": ("distribution",),
     "eigenvalues": ("eigenvalues",),
     "directions": ("gradient_cosines", "participation"),
     "layers": ("layer_lambda_max", "layer_trace"),

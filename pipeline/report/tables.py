@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.system import RunFolder
 
 Array = NDArray[Any]
+HALF_WIDTH = "_half_width"  # of a 95 % interval: ends the key of an estimate's
 Rows = list[list[str]]
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "dask", "hydra-core", "mlflow", "plotly", "matplotlib")
 
@@ -62,8 +63,9 @@ def headline(file: SpectraFile, history: Mapping[str, Array]) -> list[tuple[str,
     numbers = file.numbers | {key: value for key, value in ends.items() if np.isfinite(value)}
     groups: dict[str, list[Number]] = {}
     for key, quantity in QUANTITIES.items():
-        if key in numbers:
-            row = Number(quantity, quantity.text(numbers[key]), repr(numbers[key]))
+        if key in numbers and not key.endswith(HALF_WIDTH):
+            half = numbers.get(f"{key}{HALF_WIDTH}", np.nan)
+            row = Number(quantity, quantity.text_with_interval(numbers[key], half), repr(numbers[key]))
             groups.setdefault(quantity.group, []).append(row)
     return list(groups.items())
 
@@ -95,13 +97,47 @@ def batches(file: SpectraFile) -> tuple[list[str], Rows]:
 
 
 def layers(file: SpectraFile) -> Rows:
-    """A row a parameter: name, shape, weights; trace, largest eigenvalue and norm of its diagonal block."""
+    """A row a parameter: name, shape, weights; trace, largest eigenvalue and norm of its diagonal block.
+
+    A trace that is estimated has the half-width of its 95 % interval beside it.
+    """
     blocks, rows = file.layers, []
     for i, (name, shape) in enumerate(zip(blocks.names, blocks.shapes, strict=True)):
         eigenvalues = blocks.eigenvalues.get(name, np.empty(0))
-        largest = float(eigenvalues.max()) if len(eigenvalues) else None
-        values = (int(blocks.sizes[i]), float(blocks.trace[i]), largest, float(blocks.block_norms[i, i]))
-        rows.append([name, " × ".join(map(str, shape)) or "scalar", *map(number, values)])
+        trace = number(float(blocks.trace[i]))
+        if blocks.trace_half_width is not None:
+            trace += f" ± {number(float(blocks.trace_half_width[i]), 2)}"
+        largest = number(float(eigenvalues.max()) if len(eigenvalues) else None)
+        norm = number(None if blocks.block_norms is None else float(blocks.block_norms[i, i]))
+        size = number(int(blocks.sizes[i]))
+        rows.append([name, " × ".join(map(str, shape)) or "scalar", size, trace, largest, norm])
+    return rows
+
+
+def estimates(file: SpectraFile) -> Rows:
+    """What was estimated from products and how well; no rows where a matrix was computed."""
+    if not file.is_estimated:
+        return []
+    values, residuals = file.mean.top_eigenvalues, file.mean.residuals
+    scale = float(np.abs(file.mean.eigenvalues).max()) or 1.0
+    rows = [
+        [
+            f"top {len(values)} eigenvalues and their vectors",
+            f"‖H v − λ v‖ ≤ {number(float(residuals.max()) / scale, 2)} |λ|max; a search in the space without them "
+            "found none that was missed",
+        ]
+    ]
+    numbers = file.numbers
+    for key, words in (("trace", "trace"), ("frobenius_norm", "Frobenius norm")):
+        if (half := numbers.get(f"{key}{HALF_WIDTH}")) is not None:
+            rows.append([words, f"± {number(half, 2)} with 95 % confidence"])
+    if "distribution_band_width" in numbers:
+        width = number(numbers["distribution_band_width"], 2)
+        words = f"in a band {width} wide on average, everywhere at once with 95 % confidence"
+        rows.append(["distribution of the eigenvalues", words])
+    if "largest_probe_error" in numbers:
+        error = f"{numbers['largest_probe_error']:.1e}"
+        rows.append(["products H v", f"in float64 within {error} of differences of the model's own gradient"])
     return rows
 
 

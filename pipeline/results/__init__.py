@@ -30,6 +30,7 @@ from pipeline.results.second_moments import SecondMoments
 from pipeline.results.spectra_file import (
     BatchSpectra,
     Density,
+    DistributionBand,
     LandscapeFile,
     LayerBlocks,
     Lines,

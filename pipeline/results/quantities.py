@@ -48,6 +48,10 @@ class Quantity:
             return percent(value)
         return number(value, 2 if self.format.endswith("e}") else 4)
 
+    def text_with_interval(self, value: float, half_width: float) -> str:
+        """An estimate on a page, with the half-width of its interval; without where there is none."""
+        return self.text(value) if isnan(half_width) else f"{self.text(value)} ± {number(half_width, 2)}"
+
     def text_with_deviation(self, mean: float, deviation: float) -> str:
         """A mean and the standard deviation beside it on a page; the mean alone where there is none."""
         return self.text(mean) if isnan(deviation) else f"{self.text(mean)} ± {self.text(deviation)}"
@@ -111,8 +115,26 @@ _REGISTERED = (
         "Sum of all eigenvalues: P times the mean curvature.",
     ),
     Quantity(
+        "trace_half_width", "The mean matrix", "half-width of the trace's interval", "trace, ±", "", "", "{:.3g}",
+        "Half of the 95 % interval, where the trace is estimated from products.",
+    ),
+    Quantity(
         "frobenius_norm", "The mean matrix", "Frobenius norm", "Frobenius norm", "‖H‖<sub>F</sub>", "",
         "{:.6g}", "Root of the sum of all squared eigenvalues.",
+    ),
+    Quantity(
+        "frobenius_norm_half_width", "The mean matrix", "half-width of the Frobenius norm's interval",
+        "Frobenius norm, ±", "", "", "{:.3g}",
+        "Half of the 95 % interval, where the norm is estimated from products.",
+    ),
+    Quantity(
+        "distribution_band_width", "The mean matrix", "width of the distribution's band", "band width", "", "",
+        "{:.3g}",
+        "How far apart the bounds of the share of eigenvalues up to a point are, on average over the density's grid.",
+    ),
+    Quantity(
+        "num_products", "The mean matrix", "products with the matrix", "products", "", "", "{:,.0f}",
+        "Vectors that were multiplied, where no matrix was stored.",
     ),
     Quantity(
         "num_negative_eigenvalues", "The mean matrix", "negative eigenvalues", "negative λ", "", "", "{:,.0f}",
@@ -153,7 +175,9 @@ _REGISTERED = (
 QUANTITIES = {quantity.key: quantity for quantity in _REGISTERED}
 
 TABLE = tuple(  # of the terminal, and the columns of summary.csv
-    key for key in QUANTITIES if key not in ("loss", "gradient_norm", "num_zero_rows", "stable_rank")
+    key
+    for key in QUANTITIES
+    if key not in ("loss", "gradient_norm", "num_zero_rows", "stable_rank", "frobenius_norm_half_width")
 )
 TILES = (  # the first things that a reader wants to know, at the top of the page
     "lambda_max",

@@ -61,6 +61,19 @@ class Density(Columns):
 
 
 @dataclass(frozen=True, repr=False)
+class DistributionBand(Columns):
+    """Bounds of the share of eigenvalues that are at most x, from each point up to the next, with 95 % confidence.
+
+    They hold everywhere at once.
+    """
+
+    GROUP = "distribution"
+    points: Array  # (n,) ascending
+    low: Array  # (n,)
+    high: Array  # (n,)
+
+
+@dataclass(frozen=True, repr=False)
 class BatchSpectra(Columns):
     """Numbers of each of B batches' own matrix."""
 
@@ -87,14 +100,18 @@ class BatchSpectra(Columns):
 
 @dataclass(frozen=True, repr=False)
 class LayerBlocks:
-    """The parameters of the model, m of them, and the blocks of the mean matrix that belong to them."""
+    """The parameters of the model, m of them, and the blocks of the mean matrix that belong to them.
+
+    What products with the matrix do not give is None; what they estimate has the half-width of a 95 % interval.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     offsets: Array  # (m + 1,): where the rows of each begin
-    block_norms: Array  # (m, m): the Frobenius norm of each block
+    block_norms: Array | None  # (m, m): the Frobenius norm of each block
     trace: Array  # (m,) of the diagonal blocks
     eigenvalues: Mapping[str, Array]  # of the diagonal blocks that were decomposed, by the parameter's name
+    trace_half_width: Array | None = None  # (m,)
 
     def __repr__(self) -> str:
         return f"LayerBlocks({shapes(self)})"
@@ -106,14 +123,16 @@ class LayerBlocks:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        return {
+        found = {
             "parameters/names": list(self.names),
             "parameters/shapes": [str(shape) for shape in self.shapes],
             "parameters/offsets": self.offsets,
             "layers/block_norms": self.block_norms,
             "layers/trace": self.trace,
+            "layers/trace_half_width": self.trace_half_width,
             **{f"layers/{name}/eigenvalues": values for name, values in self.eigenvalues.items()},
         }
+        return {name: values for name, values in found.items() if values is not None}
 
     @classmethod
     def _of(cls, arrays: Mapping[str, Array]) -> Self:
@@ -123,9 +142,10 @@ class LayerBlocks:
             names,
             tuple(tuple(map(int, re.findall(r"\d+", shape))) for shape in arrays["parameters/shapes"]),
             arrays["parameters/offsets"],
-            arrays["layers/block_norms"],
+            arrays.get("layers/block_norms"),
             arrays["layers/trace"],
             {name: values for name, values in eigenvalues.items() if values is not None},
+            arrays.get("layers/trace_half_width"),
         )
 
 
@@ -138,10 +158,11 @@ class ModuleBlocks(Columns):
     sizes: Array  # (M,): weights
     trace: Array  # (M,)
     lambda_max: Array  # (M,), NaN where it was not computed
+    trace_half_width: Array | None = None  # (M,), where the trace is an estimate
 
     @classmethod
     def _of(cls, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> Self:
-        found = super()._of(arrays, optional)
+        found = super()._of(arrays, ("trace_half_width", *optional))
         return replace(found, names=found.names.astype(str))
 
 
@@ -151,7 +172,7 @@ class SpectraFile(ResultFile):
 
     spectrum: how the mean was decomposed. inputs_hash: of all that the file is made from. numbers: every number of the
     whole, the headline among them, by its key. origin: the texts and lists that shards share (matrix, config_hash, …).
-    density, batches: None in a file that has none; modules: in one of a version before 0.3.
+    density, batches, distribution: None in a file that has none; modules: in one of a version before 0.3.
     """
 
     step: int
@@ -165,6 +186,7 @@ class SpectraFile(ResultFile):
     density: Density | None = None
     batches: BatchSpectra | None = None
     modules: ModuleBlocks | None = None
+    distribution: DistributionBand | None = None
 
     def __repr__(self) -> str:
         parts = [
@@ -179,6 +201,11 @@ class SpectraFile(ResultFile):
     @property
     def num_top(self) -> int:
         return len(self.mean.top_eigenvalues)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether it was made from products with a matrix that was never formed."""
+        return "num_products" in self.numbers
 
     @property
     def several_batches(self) -> BatchSpectra | None:
@@ -205,7 +232,7 @@ class SpectraFile(ResultFile):
 
     @property
     def arrays(self) -> dict[str, Any]:
-        parts = (self.mean, self.layers, self.batches, self.density, self.modules)
+        parts = (self.mean, self.layers, self.batches, self.density, self.modules, self.distribution)
         return {name: values for part in parts if part is not None for name, values in part.arrays.items()}
 
     @classmethod
@@ -225,6 +252,7 @@ class SpectraFile(ResultFile):
             density=Density._of(arrays, ("standard_error", "coordinate")) if Density.GROUP in has else None,
             batches=BatchSpectra._of(arrays) if BatchSpectra.GROUP in has else None,
             modules=ModuleBlocks._of(arrays) if ModuleBlocks.GROUP in has else None,
+            distribution=DistributionBand._of(arrays) if DistributionBand.GROUP in has else None,
         )
 
 

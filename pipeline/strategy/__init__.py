@@ -2,7 +2,7 @@
 
 To add one: a file here with a frozen dataclass that has `blocks`, `cost` and `memory`, and `tolerance` if it is not
 exact to rounding; its name in `STRATEGIES`, and `conf/strategy/<name>.yaml`. The tests find it there and hold it to
-every case.
+every case. Where no matrix is computed, `ESTIMATES` holds the choice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pipeline.strategy.func import Func
 from pipeline.strategy.hvp import HVP, count_numbers
 from pipeline.strategy.khatri_rao import KhatriRao
 from pipeline.strategy.khatri_rao.gram import gram_matrix
+from pipeline.strategy.matrix_free import MatrixFree
 from pipeline.strategy.per_sample import hessians_of_samples
 from pipeline.strategy.protocol import Approximate, Cost, Strategy, tolerance_of
 from pipeline.strategy.triangular import Triangular
@@ -29,3 +30,4 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "hvp": HVP,
     "khatri_rao": KhatriRao,
 }
+ESTIMATES = {"matrix_free": MatrixFree}  # choices of the same group that compute no matrix: spectra alone

@@ -48,6 +48,7 @@ from pipeline.system.terminal import (
     prepare_terminal,
     print_line,
     print_rows,
+    product_counter,
     progress,
     spelled,
     table,

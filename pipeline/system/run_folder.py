@@ -97,6 +97,11 @@ class RunFolder:
         """What `spectrum=auto` stands for here."""
         return self.spectra / "choice.json"
 
+    @property
+    def strategy_choice(self) -> Path:
+        """That `strategy=auto` computes no matrix here, and why."""
+        return self.spectra / "strategy.json"
+
     def slices(self, step: int) -> Path:
         """The loss along the top eigenvectors."""
         return self.path / "slices" / f"step-{step:06d}.h5"

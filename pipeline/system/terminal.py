@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import accumulate
 from typing import TypeVar
@@ -115,6 +115,28 @@ def progress(
         for item in iterable:
             yield item
             bar.advance(task)
+
+
+@contextmanager
+def product_counter(description: str) -> Iterator[Callable[[int, float], None]]:
+    """A line on the terminal that counts products with a matrix, and shows how far the largest residual has come.
+
+    What it yields takes the number of products so far, and the residual; NaN where there is none.
+    """
+    columns = (
+        TextColumn("{task.description:<28}"),
+        TextColumn("{task.completed}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console(), disable=not console().is_terminal) as line:
+        task = line.add_task(description, total=None, note="")
+
+        def count(number: int, residual: float) -> None:
+            note = f"largest residual {residual:.1e} of the largest eigenvalue" if residual >= 0 else ""
+            line.update(task, completed=number, note=note)
+
+        yield count
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:

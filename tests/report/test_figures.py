@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm, to_rgba
 from PIL import Image
-from support.report_cases import CASES, bowl, spectra
+from support.report_cases import CASES, bowl, estimated, spectra
 
 from pipeline.report.charts import charts_of
 from pipeline.report.data import ReportData
@@ -246,7 +246,18 @@ def test_one_step_has_no_pictures_of_an_evolution():
 def test_every_chart_of_a_run_stands_in_one_picture(several):
     further = {"effective_rank": 3.0, "lambda_max_preconditioned": 20.0}
     charts, _ = described(*(replace(file, numbers=file.numbers | further) for file in several))
+    of_estimates, _ = described(estimated())
+    charts["distribution"] = of_estimates["distribution"]
+    assert set(of_estimates) <= set(charts)
     assert sorted(charts) == sorted(part for parts in PICTURES.values() for part in parts)
+
+
+def test_the_band_of_the_distribution_has_the_bounds_of_the_file():
+    file, (axes,) = estimated(), drawn("distribution", estimated())
+    points, high = line(axes, "95 % band")
+    near(points, np.repeat(file.distribution.points, 2)[1:])
+    near(high, np.repeat(file.distribution.high, 2)[:-1])
+    assert len(axes.collections) == 1  # what lies between the bounds
 
 
 def inside(figure, text):
@@ -344,7 +355,8 @@ def test_pngs_are_whole_have_their_names_and_a_resolution(several, tmp_path, mon
     charts, arrays = described(*several, slices={})
     paths = list(draw_pictures(list(charts.values()), arrays, STEP, CONTEXT, tmp_path))
     assert {path.stem for path in paths} == set(PICTURES)
-    assert {path.stem for path in tmp_path.iterdir()} == set(PICTURES) - {"landscape", "sharpness_steps"}
+    missing = {"landscape", "sharpness_steps", "distribution"}
+    assert {path.stem for path in tmp_path.iterdir()} == set(PICTURES) - missing
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             image.load()

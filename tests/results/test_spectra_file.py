@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.report_cases import bowl, spectra
+from support.report_cases import bowl, estimated, spectra
 
 from pipeline.errors import DamagedFile
 from pipeline.results import quantities
@@ -36,10 +36,12 @@ def assert_equal(one, other):
             assert mine == its, field.name
 
 
-@pytest.mark.parametrize("case", ["whole", "estimated", "without batches and density", "one weight"])
+@pytest.mark.parametrize("case", ["whole", "with an error", "from products", "without batches and density", "one weight"])
 def test_a_spectra_file_is_read_as_it_was_written(tmp_path, case):
     file = spectra(num_layers=3)
-    if case == "estimated":
+    if case == "from products":
+        file = estimated(num_layers=3)
+    elif case == "with an error":
         file = replace(file, density=replace(file.density, standard_error=0.1 * file.density.values))
     elif case == "without batches and density":
         file = replace(file, batches=None, density=None)
@@ -50,7 +52,8 @@ def test_a_spectra_file_is_read_as_it_was_written(tmp_path, case):
     assert_equal(file, found)
     assert found.attrs == file.attrs
     assert found.metrics == {**file.numbers, "step": 120}
-    assert (found.batches is None) == (case == "without batches and density")
+    assert (found.batches is None) == (case in {"without batches and density", "from products"})
+    assert found.is_estimated == (case == "from products")
 
 
 def test_cosines_of_the_gradient_are_those_of_angles_and_have_no_sign():
@@ -120,8 +123,11 @@ def test_a_damaged_file_is_set_aside_and_told(tmp_path, caplog):
 
 
 def test_names_of_arrays_are_spelled_in_one_module():
-    groups = {name.partition("/")[0] + "/" for name in {**spectra().arrays, **bowl().arrays}} - {OF_SHARDS}
-    assert groups == {"mean/", "batches/", "layers/", "modules/", "density/", "lines/", "plane/"}
+    groups = {name.partition("/")[0] + "/" for name in {**estimated().arrays, **bowl().arrays}} - {OF_SHARDS}
+    groups.add("batches/")
+    assert groups == {
+        *("mean/", "batches/", "layers/", "modules/", "density/", "distribution/", "lines/", "plane/")
+    }
     spelled = {
         f"{path.name}: {quote}{group}"
         for folder in ("pipeline", "scripts", "tests")
@@ -137,7 +143,7 @@ def test_names_of_arrays_are_spelled_in_one_module():
 def test_what_the_report_tells_of_a_file_is_in_it():
     text = (ROOT / "pipeline" / "report" / "page" / "report.html.jinja").read_text(encoding="utf-8")
     told = [part.partition('"]')[0] for part in text.split('file["')[1:]]
-    assert len(told) == 2
+    assert len(told) == 4
     assert set(told) <= set(spectra().arrays)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import yaml
 
 from pipeline.results.spectra_file import (
     BatchSpectra,
     Density,
+    DistributionBand,
     LandscapeFile,
     LayerBlocks,
     Lines,
@@ -136,6 +139,31 @@ def spectra(
             values=density(values, grid, 1e-3),
             batches=np.array([density(pair[0], grid, 1e-3) for pair in own]),
         ),
+    )
+
+
+def estimated(**options):
+    """What the stage compute writes where no matrix is computed."""
+    file = spectra(spectrum="slq", **options)
+    half = {"trace_half_width": 0.21, "frobenius_norm_half_width": 0.03}
+    width = {"num_products": 435, "distribution_band_width": 0.04, "largest_probe_error": 6.6e-12}
+    numbers = {key: value for key, value in file.numbers.items() if key != "mean_overlap_between_batches"}
+    points = np.sort(np.concatenate([file.density.grid[::30], file.mean.eigenvalues]))
+    share = np.linspace(0.02, 1, len(points))
+    return replace(
+        file,
+        origin={**file.origin, "strategy": "matrix_free", "way": "reverse over reverse, graph kept"},
+        numbers={**numbers, **half, **width},
+        batches=None,
+        density=replace(file.density, batches=np.zeros((0, len(file.density.grid)))),
+        distribution=DistributionBand(points, (share - 0.02).clip(0), (share + 0.02).clip(max=1)),
+        layers=replace(
+            file.layers,
+            block_norms=None,
+            eigenvalues={},
+            trace_half_width=np.full(len(file.layers.names), 0.05),
+        ),
+        modules=replace(file.modules, lambda_max=np.full(len(file.modules.names), np.nan)),
     )
 
 

@@ -15,10 +15,22 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pipeline.strategy import HVP, Auto, Autograd, Func, KhatriRao, Strategy, Triangular, tolerance_of
+from pipeline.strategy import (
+    ESTIMATES,
+    HVP,
+    Auto,
+    Autograd,
+    Func,
+    KhatriRao,
+    Strategy,
+    Triangular,
+    tolerance_of,
+)
 
 FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(
+    path.stem for path in FOLDER.glob("*.yaml") if path.stem not in ESTIMATES
+)  # those with a matrix
 SIZES = (1, 3, 10_000)  # of chunks: one, a ragged number, more than there are
 
 

@@ -24,6 +24,7 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
         "law": law.panels(found.law, arrays) if found.law is not None else [],
         "spectrum": _drawn(
             spectrum.density(results, arrays),
+            spectrum.distribution_band(results, arrays),
             spectrum.by_rank(results, arrays),
             directions.gradient_cosines(results, arrays),
             directions.participation(results, arrays),
@@ -38,7 +39,7 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
         )
         if found.last.several_batches is not None
         else [],
-        "layers": [*layers.at_each_step(results, arrays), batches.block_norms(results, arrays)],
+        "layers": _drawn(*layers.at_each_step(results, arrays), batches.block_norms(results, arrays)),
         "along": _drawn(
             *evolution.along_steps(results, found.limits, arrays),
             *layers.along_steps(results, arrays, evolution.step_axis(list(results))),

@@ -154,9 +154,12 @@ def square_axes(columns: str, rows: str) -> dict[str, Any]:
     }
 
 
-def block_norms(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
-    """Frobenius norm of each block of the mean, a row and a column a parameter."""
-    norms = {step: np.asarray(each.layers.block_norms, float) for step, each in results.items()}
+def block_norms(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart | None:
+    """Frobenius norm of each block of the mean, a row and a column a parameter; None where they are not known."""
+    known = {step: each.layers.block_norms for step, each in results.items()}
+    norms = {step: np.asarray(each, float) for step, each in known.items() if each is not None}
+    if not norms:
+        return None
     last = results[max(results)]
     names = names_apart([short(name, 28) for name in last.layers.names])
     every = np.concatenate([each.ravel() for each in norms.values()])

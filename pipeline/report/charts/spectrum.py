@@ -118,6 +118,47 @@ def _band(
         yield {**common, "y": y, "line": {"width": 0}, "showlegend": sign > 0, **fill}
 
 
+def distribution_band(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart | None:
+    """Bounds of the share of eigenvalues up to a point; None where the spectrum was not estimated from products."""
+    bands = {step: each.distribution for step, each in results.items() if each.distribution is not None}
+    if not bands:
+        return None
+    traces: list[dict[str, Any]] = []
+    for step, band in bands.items():
+        x = arrays.put(np.repeat(band.points, 2)[1:])
+        hover = "λ = %{customdata:.4~g}<br>share %{y:.5~g}"
+        for name, values in (("lower bound", band.low), ("95 % band", band.high)):
+            fill = {"fill": "tonexty", "fillcolor": "@band"} if name == "95 % band" else {"showlegend": False}
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "x": x,
+                    "y": arrays.put(np.repeat(values, 2)[:-1]),
+                    "line": {"width": 1.2, "color": "@blue", "simplify": False},
+                    "hovertemplate": hover,
+                    "meta": {"step": step},
+                    **fill,
+                }
+            )
+    points = np.concatenate([band.points for band in bands.values()])
+    grids = [each.density.grid for each in results.values() if each.density is not None]
+    width = max((linear_width(grid) for grid in grids), default=float(np.abs(points).max()) or 1.0)
+    return Chart(
+        "distribution",
+        "Share of eigenvalues up to λ",
+        "The share of all eigenvalues that are at most λ lies between the two lines, everywhere at once, with 95 % "
+        "confidence. Where they are far apart, more products would tell more (strategy.num_density_steps).",
+        traces,
+        {
+            "xaxis": {"title": "eigenvalue λ", "range": [float(points.min()), float(points.max())]},
+            "yaxis": {"title": "share of eigenvalues ≤ λ", "range": [-0.03, 1.03]},
+        },
+        signed={"x": width},
+    )
+
+
 def by_rank(results: Mapping[int, SpectraFile], arrays: Arrays) -> Chart:
     """Sizes of the positive and of the negative eigenvalues; of the mean, of a parameter's block, or of a batch."""
     traces: list[dict[str, Any]] = []
