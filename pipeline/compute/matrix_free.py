@@ -41,7 +41,7 @@ from pipeline.spectrum import (
     trace,
 )
 from pipeline.strategy import MatrixFree
-from pipeline.system import RunFolder, product_counter, shared_evidence
+from pipeline.system import RunFolder, available_memory, product_counter, shared_evidence
 
 WRITING = 0.5e9  # bytes a second to the disk, about
 SHARE_OF_WRITING = 5  # a product is kept if it took this many times longer than keeping it takes
@@ -116,7 +116,11 @@ class Estimation:
     def file(self, start: Array | None) -> SpectraFile:
         """Estimate all of it. start: (P, k) vectors near the ones that are sought."""
         method, strategy = self._options
-        operator = self._operator()
+        choices = self._choices()
+        operator = self._operator(choices.get("way"))
+        memory = int(choices.get("memory", available_memory() // 2))
+        if not choices:
+            self.unfinished.save("choices", {"way": operator.way, "memory": memory}, {})
         loss, gradient = operator.loss_and_gradient()
         matrix = self._kept(operator, "products", strategy)
         with product_counter(f"products at step {self.step}") as watch:
@@ -128,12 +132,15 @@ class Estimation:
                 max_products=method.max_passes * method.num_columns_per_pass,
                 seed=method.seed,
                 watch=watch,
+                memory=memory,
             )
             traces = trace(matrix, strategy.num_trace_products, pairs=pairs, seed=method.seed)
             band = None
             if isinstance(method, SLQ) and len(pairs.values) < operator.num_rows:
                 sizes = (strategy.num_density_vectors, strategy.num_density_steps)
-                band = distribution_of(matrix, *sizes, pairs=pairs, seed=method.seed, watch=watch)
+                band = distribution_of(
+                    matrix, *sizes, pairs=pairs, seed=method.seed, watch=watch, memory=memory
+                )
             sharpness = self._preconditioned(operator, strategy)
         return self._assembled(operator, pairs, traces, band, loss, gradient.numpy(), sharpness)
 
@@ -145,10 +152,14 @@ class Estimation:
         assert isinstance(strategy, MatrixFree), "as the stage was chosen"
         return method, strategy
 
-    def _operator(self) -> CurvatureOperator:
-        """Products, by the way that an earlier start of the run has taken: other ways have other rounding."""
+    def _choices(self) -> Mapping[str, Any]:
+        """What an earlier start of the run has chosen by a trial or by what was free: others have other rounding."""
+        noted = self.unfinished.load("choices")
+        return noted.attrs if noted is not None else {}
+
+    def _operator(self, way: str | None) -> CurvatureOperator:
+        """Products with the matrix of all batches."""
         problem, spec = self.experiment.problem, self.experiment.matrix
-        noted = self.unfinished.load("way")
 
         def operator(verify: bool) -> CurvatureOperator:
             return curvature_operator(
@@ -158,19 +169,16 @@ class Estimation:
                 spec.matrix,
                 spec.parameters,
                 verify=verify,
-                way=str(noted.attrs["way"]) if noted is not None else None,
+                way=way,
             )
 
         try:
-            made = operator(spec.verify is not Verify.off)
+            return operator(spec.verify is not Verify.off)
         except StrategyError as error:
             if spec.verify is not Verify.warn:
                 raise PipelineError(str(error)) from error
             log.warning("%s: products are taken all the same, because verify=warn.", error)
-            made = operator(verify=False)
-        if noted is None:
-            self.unfinished.save("way", {"way": made.way}, {})
-        return made
+            return operator(verify=False)
 
     def _kept(self, matrix: Any, name: str, strategy: MatrixFree) -> Any:
         if not strategy.keep_products:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid
+from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid, resolution_of
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.lanczos import BREAKDOWN
 from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, Watch, checked_matrix
@@ -22,7 +22,8 @@ class SpectralDistribution:
     points: (n,) ascending, the first −∞. low, high: (n,) the band from each point up to the next. With the confidence
     that was asked for it holds F everywhere at once. spread: what the random vectors add to it on both sides; the rest
     is what so few steps leave open. quadrature: nodes and weights of each vector. grid, density, error: see
-    `spectrum/density.py`. is_reorthogonalized: else memory held no basis, and brackets are of exact arithmetic.
+    `spectrum/density.py`; the grid is linear within what the nodes resolve. is_reorthogonalized: else memory held no
+    basis, and brackets are of exact arithmetic.
     """
 
     points: Array
@@ -56,6 +57,7 @@ def density(
     pairs: Eigenpairs | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    memory: int | None = None,
 ) -> SpectralDistribution:
     """The distribution of eigenvalues by Lanczos quadrature, with a band that holds it, and the smoothed density.
 
@@ -69,7 +71,9 @@ def density(
     nodes are small. pairs: eigenpairs of the matrix that are known already: each counts for exactly 1 / P of the
     eigenvalues, and the vectors see what lies in the space without theirs, so that outliers blur nothing (as in
     arXiv:2410.21690). watch: is called after each step with the number of products so far, and NaN for a residual.
-    Cost: m · s products, m at once. Memory: (m · s + 3 m) vectors where half of the free memory holds them, else 3 m.
+    memory: bytes that m · s + 4 m vectors may take; where they do not fit, 3 m are held. None: half of what is free.
+
+    Cost: m · s products, m at once.
 
     Raises:
         PipelineError: an option is wrong, or a product is not finite.
@@ -84,16 +88,22 @@ def density(
     if num_rest == 0:
         raise PipelineError("all eigenvalues are known already: leave out pairs.")
     num_steps = min(num_steps, num_rest)
-    is_kept = 8 * matrix.num_rows * num_vectors * (num_steps + 4) <= available_memory() // 2
+    room = available_memory() // 2 if memory is None else memory
+    is_kept = 8 * matrix.num_rows * num_vectors * (num_steps + 4) <= room
     rng = np.random.default_rng([seed, 3])
-    rules = _rules(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng, watch)
+    recurrences = _recurrences(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng, watch)
+    rules = [_rule(alpha, beta) for alpha, beta in recurrences]
+    fewer = 3 * num_steps // 4 or 1
+    earlier = _together([_rule(alpha[:fewer], beta[:fewer]) for alpha, beta in recurrences], num_rest)
     spread = float(np.sqrt(np.log(2 * num_rest / (1 - confidence)) / (num_vectors * (num_rest + 2))))
     rest = _together(rules, num_rest)
     points = np.concatenate([[-np.inf], np.unique([*rest.nodes, *outliers.low, *outliers.high])])
     low, high = np.mean([_bracket(rule, points) for rule in rules], axis=0) + np.array([[-spread], [spread]])
     low, high = outliers.with_rest(points, low.clip(0, 1), high.clip(0, 1))
-    quadrature = outliers.quadrature(rest)
-    grid = fit_grid(float(quadrature.nodes[0]), float(quadrature.nodes[-1]))
+    quadrature = replace(outliers.quadrature(rest), earlier=outliers.quadrature(earlier))
+    ends = float(quadrature.nodes[0]), float(quadrature.nodes[-1])
+    resolution = resolution_of(quadrature) / (max(map(abs, ends)) or 1.0)
+    grid = fit_grid(*ends, relative_threshold=max(1e-6, resolution))
     values, error = estimate(quadrature, grid, WIDTH)
     return SpectralDistribution(
         points, low, high, spread, quadrature, grid, values, error, is_kept, num_vectors * num_steps
@@ -140,7 +150,7 @@ class _Outliers:
         return Quadrature(nodes[order], weights[:, order], num_rows)
 
 
-def _rules(
+def _recurrences(
     matrix: ProductMatrix,
     known: Array,
     num_vectors: int,
@@ -149,7 +159,7 @@ def _rules(
     rng: np.random.Generator,
     watch: Watch | None,
 ) -> list[tuple[Array, Array]]:
-    """Nodes and weights of the Gauss quadrature of each random vector: all recurrences go side by side.
+    """Diagonal and side diagonal of the Lanczos recurrence of each random vector: all of them go side by side.
 
     known: (P, k) eigenvectors, without which the vectors go.
 
@@ -182,7 +192,7 @@ def _rules(
         if watch is not None:
             watch((step + 1) * num_vectors, float("nan"))
         before, now = now, image / np.where(beta > 0, beta, 1.0)
-    return [_rule(alpha, beta) for alpha, beta in zip(np.array(diagonals).T, np.array(sides).T, strict=True)]
+    return list(zip(np.array(diagonals).T, np.array(sides).T, strict=True))
 
 
 def _rule(alpha: Array, beta: Array) -> tuple[Array, Array]:

@@ -53,6 +53,7 @@ def eigenpairs(
     max_columns: int | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    memory: int | None = None,
 ) -> Eigenpairs:
     """The `top` largest and `bottom` smallest eigenpairs of a symmetric matrix that is known by its products.
 
@@ -67,7 +68,8 @@ def eigenpairs(
     costs the same for one as for many. max_columns: vectors of
     the basis, at which it restarts; more of them mean fewer products. watch: is called after each block of products
     with their number so far, and the largest residual of the pairs that are wanted over |λ|max, about; infinity while
-    the basis is too small to hold them.
+    the basis is too small to hold them. memory: bytes that the basis and all beside it may take; None: half of what is
+    free.
 
     Cost: on Hessians of trained nets some five to ten products a pair, checks included. Memory: the basis and its
     images, 16 · P · max_columns bytes, and half as much again at a restart.
@@ -90,7 +92,8 @@ def eigenpairs(
     own = getattr(matrix, "columns_per_pass", 2 * max(top, bottom))
     block_size = min(block_size or own, matrix.num_rows)
     check_count("max_columns", max_columns, minimum=top + bottom + 3 * block_size, or_null="by memory")
-    columns = max_columns or _columns_in_memory(matrix.num_rows, top + bottom, block_size)
+    room = available_memory() // 2 if memory is None else memory
+    columns = max_columns or _columns_in_memory(room, matrix.num_rows, top + bottom, block_size)
     search = _Search(matrix, top, bottom, tolerance, max_products, block_size, columns, seed, watch)
     return search.run()
 
@@ -261,15 +264,15 @@ class _Search:
         )
 
 
-def _columns_in_memory(num_rows: int, wanted: int, block_size: int) -> int:
-    """Vectors of the basis: as many as are of use, or as half of the free memory holds.
+def _columns_in_memory(num_bytes: int, num_rows: int, wanted: int, block_size: int) -> int:
+    """Vectors of the basis: as many as are of use, or as so many bytes hold.
 
     Raises:
         PipelineError: it does not hold the fewest that are needed.
     """
     fewest, best = wanted + 3 * block_size, 2 * wanted + BLOCKS_BESIDE * block_size
     each = 24 * num_rows  # a vector, its image, and half of both at a restart, in float64
-    room = available_memory() // 2 // each
+    room = num_bytes // each
     if room < min(fewest, num_rows):
         raise PipelineError(
             f"{wanted} eigenpairs of P = {num_rows:,} weights need {format_bytes(fewest * each)} of memory for a "

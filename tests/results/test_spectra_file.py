@@ -36,7 +36,9 @@ def assert_equal(one, other):
             assert mine == its, field.name
 
 
-@pytest.mark.parametrize("case", ["whole", "with an error", "from products", "without batches and density", "one weight"])
+@pytest.mark.parametrize(
+    "case", ["whole", "with an error", "from products", "without batches and density", "one weight"]
+)
 def test_a_spectra_file_is_read_as_it_was_written(tmp_path, case):
     file = spectra(num_layers=3)
     if case == "from products":
