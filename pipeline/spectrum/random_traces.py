@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import PipelineError
+from pipeline.layout import Layout
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix
 from pipeline.validation import check_count, check_number
@@ -73,8 +74,8 @@ def trace(
         PipelineError: an option is wrong, or a product is not finite.
     """
     check_number("confidence", confidence, above=0, below=1)
-    layout = getattr(matrix, "layout", None)
-    layers, parameters = ({}, {}) if layout is None else (layout.layers(), layout.slices())
+    layout = getattr(matrix, "layout", None)  # a tensor's is something else
+    layers, parameters = (layout.layers(), layout.slices()) if isinstance(layout, Layout) else ({}, {})
     spans = [slice(None), *layers.values(), *parameters.values()]
     sample = _sums(matrix, num_products, pairs, seed, spans)
     whole, *parts = [
