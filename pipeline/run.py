@@ -35,6 +35,7 @@ from pipeline.experiment import (
     build_experiment,
     build_training,
     check_results,
+    law_settings,
     prepare,
     resolved_settings,
 )
@@ -77,6 +78,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             log.info("run folder: %s (%s)", folder.path, AGAIN)
         else:
             check_results(config, folder)
+            settings = settings or law_settings(config)
         from pipeline.report import RunRecorder, make_report
 
         with tracker.start(folder, *tracking_labels(settings), sweep_folder()) as tracked:

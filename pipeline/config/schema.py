@@ -284,7 +284,7 @@ def save_settings(folder: RunFolder, settings: Mapping[str, Any]) -> None:
 
 
 def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """A name that a person can read: the choices that matter, the seed, and what else was asked for.
+    """A name that a person can read: the choices that matter (of a law alone that), the seed, and what else was given.
 
     >>> choices = {"model": "mlp", "data": "digits", "matrix": "hessian", "strategy": "hvp"}
     >>> run_name(choices, ["strategy=hvp", "model.hidden_sizes=[64]"], {"seed": 1})
@@ -299,7 +299,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
         and key.partition(".")[0]
         not in ("seed", "stages", "hydra", "tracking", "cluster", "device", "figure_formats")
     ]
-    return " ".join([*told, f"seed={settings.get('seed', 0)}", *extra])
+    return " ".join([*(told or [choices.get("law", "")]), f"seed={settings.get('seed', 0)}", *extra])
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

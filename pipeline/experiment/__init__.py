@@ -9,6 +9,7 @@ from pipeline.experiment.instantiate import (
     build_experiment,
     build_training,
     check_results,
+    law_settings,
     prepare,
     resolved_settings,
 )

@@ -35,6 +35,7 @@ from pipeline.config import (
     check_settings,
     check_top,
     checkpoint_steps,
+    command,
     last_step,
     options_beside,
     stages_of,
@@ -105,8 +106,10 @@ def check_results(config: DictConfig, folder: RunFolder) -> None:
     """
     for group in ("matrix", "strategy", "storage", "spectrum"):
         build(config, group)  # a value that is wrong is refused, whatever the stages
-    measures = config.law is not None and Stage.law in stages_of(config.stages)
-    if not (folder.holds_results or measures):
+    stages = stages_of(config.stages)
+    if config.law is None and stages <= {Stage.law, Stage.report} and Stage.law in stages:
+        raise PipelineError("stages=law has no law to measure: choose one, such as law=duality (--help law).")
+    if not folder.holds_results and (config.law is None or Stage.law not in stages):
         raise PipelineError(
             f"stages={','.join(config.stages)} goes on with what a run left, and {folder.path} holds none: "
             "name the folder of one with hydra.run.dir=FOLDER."
@@ -243,6 +246,13 @@ def as_config(settings: Mapping[str, Any]) -> DictConfig:
     """The config whose resolved settings these are, in a process that Hydra did not start."""
     known = {key: settings[key] for key in Config.__dataclass_fields__ if key in settings}
     return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(known))  # type: ignore[return-value]
+
+
+def law_settings(config: DictConfig) -> dict[str, Any]:
+    """What is recorded of a run that measures a law on nets of its own; nothing, if it measures none."""
+    settings = resolved_settings(config)
+    own = {key: settings[key] for key in ("seed", "law", "stages")}
+    return {**own, "command": command()} if settings["law"] is not None else {}
 
 
 def resolved_settings(config: DictConfig) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Duality:
             agree(
                 "gram_eigenvalues", "eigenvalues of JᵀΛJ and gram_spectrum", ggn[:size], gram[:size], dual[0]
             ),
-            Check("rank", "eigenvalues that are not zero, N (C − 1)", above, "=", float(rank)),
+            Check("rank", "eigenvalues that are not zero, at most N (C − 1)", above, "≤", float(rank)),
             agree("softmax_hessian", "H of softmax regression", H, closed, float(closed.abs().max())),
         ]
         sentence = (

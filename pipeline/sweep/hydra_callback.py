@@ -92,6 +92,8 @@ def tracking_labels(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], d
     """The name, params and tags of this run in the tracker."""
     runtime, sweep = HydraConfig.get(), sweep_folder()
     choices = {group: str(choice) for group, choice in runtime.runtime.choices.items() if "/" not in group}
+    if "law" in settings and "model" not in settings:  # the other groups play no part
+        choices = {group: choices[group] for group in ("law", "experiment") if group in choices}
     name = job_name(sweep, int(runtime.job.num)) if sweep else None
     return (
         name or run_name(choices, runtime.overrides.task, settings),

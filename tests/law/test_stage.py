@@ -93,6 +93,11 @@ def test_a_run_measures_a_law(tmp_path):
     assert page.count('<td class="text">held</td>') == 4
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         logged = dict(store.execute("select key, value from latest_metrics"))
+        params = dict(store.execute("select key, value from params"))
+        [[name]] = store.execute("select name from runs")
+    assert name.startswith("duality seed=0 num_samples=4")
+    assert {"law", "law.num_samples", "seed"} <= params.keys()
+    assert not {"model", "data", "matrix"} & params.keys()
     assert law.metrics.items() <= logged.items()
     assert succeed(folder, *SMALL, "stages=report", "tracking=none")[-1].startswith("report: ")
 
@@ -135,6 +140,22 @@ def test_a_law_that_lacks_what_it_is_measured_from_says_so(tmp_path, own):
         **own,
     )
     assert line.endswith("has no spectra: run the other stages too.")
+
+
+@pytest.mark.integration
+def test_a_stage_without_a_law_is_refused(tmp_path):
+    assert fail(tmp_path / "run", "stages=[law,report]").startswith(
+        "stages=law has no law to measure: choose one"
+    )
+
+
+@pytest.mark.integration
+def test_a_folder_with_a_law_alone_is_not_aggregated(tmp_path):
+    folder = tmp_path / "run"
+    succeed(folder, *SMALL, "tracking=none")
+    assert "no shards" in fail(folder, "stages=aggregate", "tracking=none")
+    assert open_run(folder).law.outcome.held
+    assert repr(open_run(folder).law) == "LawFile(Duality: 4 of 4 checks held)"
 
 
 def test_the_table_of_all_laws():
