@@ -31,7 +31,8 @@ FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
 NAMES = sorted(
     path.stem for path in FOLDER.glob("*.yaml") if path.stem not in ESTIMATES
 )  # those with a matrix
-SIZES = (1, 3, 10_000)  # of chunks: one, a ragged number, more than there are
+SIZES = (3, 1, 10_000)  # of chunks: a ragged number, one, more than there are
+SMALL = 30  # weights; of larger nets, products one at a time take long and come to what three at a time do
 
 
 @cache
@@ -105,7 +106,7 @@ def _in_effect(strategy: Strategy, num_weights: int, num_samples: int, takes_pro
         case Autograd(rows) | Triangular(rows):
             return replace(strategy, rows_at_once=min(rows, num_weights))
         case HVP(chunk):
-            return HVP(min(chunk, num_weights))
+            return HVP(3 if chunk < 3 and num_weights > SMALL else min(chunk, num_weights))
         case Func(chunk):
             return Func(min(chunk, num_samples))
         case KhatriRao(megabytes, rows):
