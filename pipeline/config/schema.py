@@ -164,16 +164,16 @@ def stages_of(names: Any) -> frozenset[Stage]:
 
 
 def figure_formats(value: Any) -> tuple[str, ...]:
-    """The formats of the files in figures/, from a list or one word.
+    """The formats of the files in figures/, from a list or one word; with an empty list there are no such files.
 
     >>> figure_formats("pdf")
     ('pdf',)
 
     Raises:
-        PipelineError: one of them is none of png, pdf, svg, or there is none.
+        PipelineError: one of them is none of png, pdf, svg.
     """
-    formats = [value] if isinstance(value, str) else list(value or ())
-    if not formats or not set(formats) <= set(FIGURE_FORMATS):
+    formats = as_list(value)
+    if formats is None or not set(formats) <= set(FIGURE_FORMATS):
         raise PipelineError(
             f"figure_formats={value!r}: give any of {', '.join(FIGURE_FORMATS)}, such as [png,pdf]."
         )

@@ -57,7 +57,10 @@ def stage_commands(library, in_memory):
     """For each stage and each lane, the command of this stage alone."""
     root = in_memory / "stages"
     places = [(stage, lane) for stage in STAGES for lane in range(NUM_LANES)]
-    wanted = [(root / f"{stage}-{lane}", (*SMALL, f"stages=[{stage}]")) for stage, lane in places]
+    wanted = [
+        (root / f"{stage}-{lane}", (*SMALL, "figure_formats=[png]", f"stages=[{stage}]"))
+        for stage, lane in places
+    ]
     with commands(library, wanted) as found:
         yield dict(zip(places, found, strict=True))
 

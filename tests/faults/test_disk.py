@@ -12,6 +12,7 @@ from support.outcome import complete, differing, results
 
 MANY = (
     *SMALL,
+    "figure_formats=[png]",
     "data.batch_size=5",
     "stages=[train,compute,aggregate]",
     "num_batches=6",

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from support.command import SMALL, command, environment
 
 NUM_RUNS = 8
-OPTIONS = [option for option in SMALL if option != "tracking=none"]
+OPTIONS = [option for option in SMALL if option not in ("tracking=none", "figure_formats=[]")]
 
 
 @contextmanager

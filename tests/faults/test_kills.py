@@ -18,6 +18,7 @@ NUM_KILLS = int(os.environ.get("FAULTS_KILLS", "100"))
 NUM_STEPS = 150
 LONGER = (
     *SMALL,
+    "figure_formats=[png]",
     "model.hidden_sizes=[16,8]",
     f"training.num_steps={NUM_STEPS}",
     "training.save_every=10",

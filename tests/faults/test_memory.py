@@ -10,6 +10,7 @@ from support.outcome import complete, differing, names, results, unlike
 
 LARGER = (
     *SMALL,
+    "figure_formats=[png]",
     "model.hidden_sizes=[64]",
     "data.dimension=16",
     "data.num_samples=60",

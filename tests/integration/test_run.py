@@ -17,6 +17,7 @@ from support.command import SMALL, contents, fail, python, run, succeed
 
 import pipeline
 
+WITH_FIGURES = ("checkpoint_steps=[0]", "figure_formats=[png]")
 HIS_PACKAGE = '''
 """What a person has who never saw this repository."""
 import torch
@@ -59,7 +60,7 @@ class HisLoss:
 def finished(tmp_path_factory):
     """A whole run, and the lines it printed."""
     folder = tmp_path_factory.mktemp("run") / "finished"
-    return folder, succeed(folder, *SMALL, "checkpoint_steps=[0]", fresh=True)
+    return folder, succeed(folder, *SMALL, *WITH_FIGURES, fresh=True)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_the_config_in_the_folder_is_resolved_and_names_the_command(finished):
 
 def test_the_same_command_again_does_nothing_twice(finished):
     folder, before = finished[0], contents(finished[0])
-    lines = succeed(folder, *SMALL, "checkpoint_steps=[0]")
+    lines = succeed(folder, *SMALL, *WITH_FIGURES)
     after = contents(folder)
     assert after.keys() == before.keys()
     rewritten = {name for name in after if after[name] != before[name]}

@@ -310,6 +310,8 @@ def test_figures_are_drawn_in_the_formats_that_are_asked_for(folder):
     names = {path.name for path in folder.figures.iterdir()}
     assert {"density.pdf", "density.png"} <= names
     assert {name.rpartition(".")[2] for name in names} == {"pdf", "png"}
+    make_report(folder, [])
+    assert list(folder.figures.iterdir()) == []
 
 
 def test_no_spectra_is_an_error_and_writes_nothing(folder):

@@ -27,6 +27,7 @@ SMALL = (  # 49 weights; 40 samples in batches of 16, so the last one has 8
     "dtype=float64",
     "device=cpu",
     "tracking=none",
+    "figure_formats=[]",  # they take half the time of such a run
 )
 PROGRESS = (
     " training samples; inputs",
