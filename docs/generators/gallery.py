@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from generators.markdown import code, escaped, table
+from generators.markdown import escaped, table
 from pipeline.config.help import EXPERIMENT, Option, options_of
 
 DOCS = Path(__file__).parents[1]
@@ -35,13 +35,15 @@ def _each(options: list[Option], folder: Path, verdicts: dict[str, Any]) -> Iter
 
 
 def _section(option: Option, folder: Path, verdict: dict[str, Any] | None) -> Iterator[str]:
-    title = (verdict or {}).get("title") or option.name.replace("_", " ")
+    page = DOCS / "laws" / f"{option.name}.md"
+    title = page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") if page.exists() else ""
+    title = (verdict or {}).get("title") or title or option.name.replace("_", " ")
     yield f"### {title[0].upper()}{title[1:]}"
     commands, text = _comment(option)
     if text and _is_source(text[0]):
         yield f"Source: {escaped(text.pop(0))}."
     yield escaped(" ".join(text))
-    if (DOCS / "laws" / f"{option.name}.md").exists():
+    if page.exists():
         yield f"[The derivation, and what is measured](../laws/{option.name}.md)"
     yield "\n".join(["```sh", *(commands or [f"python -m pipeline.run experiment={option.name}"]), "```"])
     if (folder / f"{option.name}.png").exists():
@@ -76,9 +78,9 @@ def _verdict(verdict: dict[str, Any]) -> Iterator[str]:
         rows = [
             (
                 escaped(each["name"]),
-                code(each["here"]),
-                f"{each['relation']} {code(each['value'])}",
-                code(each["tolerance"]),
+                each["here"],
+                escaped(f"{each['relation']} {each['value']}"),
+                each["tolerance"],
                 each["verdict"],
             )
             for each in checks

@@ -47,7 +47,7 @@ def test_a_figure_and_a_verdict_are_shown_where_they_are(tmp_path):
     assert shown.startswith("Two ways to the same eigenvalues\n")
     assert "](duality.png)" in shown
     assert "**Held.** All differences are below 1e-10." in shown
-    assert "| largest \\| difference | `3e-15` | = `0` | `1e-10` | held |" in shown
+    assert "| largest \\| difference | 3e-15 | = 0 | 1e-10 | held |" in shown
     assert "](duality.png)" not in section(gallery(tmp_path), "quick")
 
 
