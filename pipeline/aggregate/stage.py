@@ -53,8 +53,8 @@ def aggregate(
             the matrices do not fit into memory.
     """
     steps = folder.shard_steps()
-    if not steps and (estimated := _estimated(folder)):
-        yield from estimated
+    if not steps and (files := _without_matrix(folder)):
+        yield from files
         return
     if not steps:
         raise PipelineError(f"{folder.shards} holds no shards: run the stage compute first.")
@@ -88,10 +88,10 @@ def aggregate(
             yield file
 
 
-def _estimated(folder: RunFolder) -> list[SpectraFile]:
-    """The spectra files of the folder that were made from products."""
+def _without_matrix(folder: RunFolder) -> list[SpectraFile]:
+    """The spectra files of the folder that the stage compute has written."""
     files = [SpectraFile.read(folder.spectrum(step)) for step in folder.spectrum_steps()]
-    return [file for file in files if file.is_estimated]
+    return [file for file in files if file.without_matrix]
 
 
 def _check_memory(shard: Shard, spectrum: SpectrumMethod, num_workers: int) -> None:

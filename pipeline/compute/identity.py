@@ -10,14 +10,14 @@ import torch
 from pipeline.experiment import MatrixSpec
 from pipeline.matrix import MATRICES
 from pipeline.objective import Params, Problem
-from pipeline.strategy import ESTIMATES, STRATEGIES
+from pipeline.strategy import STRATEGIES, WITHOUT_MATRIX
 from pipeline.validation import name_of
 
 
 def identity_of(problem: Problem, spec: MatrixSpec, params: Params, step: int) -> dict[str, Any]:
     """The attributes, by their names in a shard. params: the weights at that step of training."""
     return {
-        "strategy": name_of(spec.strategy, {**STRATEGIES, **ESTIMATES}),
+        "strategy": name_of(spec.strategy, {**STRATEGIES, **WITHOUT_MATRIX}),
         "matrix": name_of(spec.matrix, MATRICES),
         "reduction": str(getattr(problem.criterion, "reduction", "mean")),
         "config_hash": spec.hash(),

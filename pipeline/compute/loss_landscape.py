@@ -116,7 +116,7 @@ def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], floa
     )
     batches = [batch.to(dtype=torch.float64) for batch in landscape.batches]
     weights = flatten(params)
-    together = _joined(batches)
+    together = joined(batches, NUM_AT_ONCE)
 
     def loss(flat: Losses, parts: Sequence[Batch]) -> float:
         at = _unflatten(torch.from_numpy(flat).to(weights), params)
@@ -132,11 +132,11 @@ def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], floa
     return lambda flat: loss(flat, parts), now
 
 
-def _joined(batches: Sequence[Batch]) -> list[Batch]:
-    """The same samples in fewer batches, of at most 4,096 samples unless one batch alone has more."""
+def joined(batches: Sequence[Batch], most: int | None) -> list[Batch]:
+    """The same samples in fewer batches: one, or some of at most so many samples unless one batch alone has more."""
     groups: list[list[Batch]] = []
     for batch in batches:
-        if groups and sum(each.num_samples for each in [*groups[-1], batch]) <= NUM_AT_ONCE:
+        if groups and (most is None or sum(each.num_samples for each in [*groups[-1], batch]) <= most):
             groups[-1].append(batch)
         else:
             groups.append([batch])

@@ -11,40 +11,23 @@ from typing import Any
 import numpy as np
 
 from pipeline.aggregate import CachedMatrix, PartialResults
+from pipeline.compute.estimates import Estimates
 from pipeline.compute.identity import identity_of
+from pipeline.compute.loss_landscape import joined
 from pipeline.config import Verify
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.experiment import Experiment
 from pipeline.objective import NUM_FIRST, hash_of, objective_of, observed
-from pipeline.operator import CurvatureOperator, curvature_operator
-from pipeline.results import (
-    Density,
-    DistributionBand,
-    LayerBlocks,
-    MeanSpectrum,
-    ModuleBlocks,
-    SecondMoments,
-    SpectraFile,
-)
+from pipeline.operator import CurvatureOperator, curvature_operator, gram_spectrum
+from pipeline.results import SecondMoments, SpectraFile
 from pipeline.shards import SHARED, Array
-from pipeline.spectrum import (
-    SLQ,
-    Eigenpairs,
-    Estimate,
-    SpectralDistribution,
-    TopK,
-    Traces,
-    distribution_of,
-    eigenpairs,
-    share_in_eigenspace,
-    sign_threshold,
-    trace,
-)
-from pipeline.strategy import MatrixFree
+from pipeline.spectrum import SLQ, TopK, distribution_of, eigenpairs, trace
+from pipeline.strategy import Gram, MatrixFree
 from pipeline.system import RunFolder, available_memory, product_counter, shared_evidence
 
 WRITING = 0.5e9  # bytes a second to the disk, about
 SHARE_OF_WRITING = 5  # a product is kept if it took this many times longer than keeping it takes
+SINGLE_GRAM, DOUBLE_GRAM = 1e-3, 1e-8  # residuals that rounding explains, relative to the largest eigenvalue
 log = logging.getLogger(__name__)
 
 
@@ -115,13 +98,40 @@ class Estimation:
 
     def file(self, start: Array | None) -> SpectraFile:
         """Estimate all of it. start: (P, k) vectors near the ones that are sought."""
-        method, strategy = self._options
         choices = self._choices()
         operator = self._operator(choices.get("way"))
         memory = int(choices.get("memory", available_memory() // 2))
         if not choices:
             self.unfinished.save("choices", {"way": operator.way, "memory": memory}, {})
         loss, gradient = operator.loss_and_gradient()
+        method, strategy = self.experiment.spectrum, self.experiment.matrix.strategy
+        numbers = {"loss": loss, **self._sizes}
+        if operator.certificate is not None:
+            numbers["largest_probe_error"] = operator.certificate.probe_error
+        if isinstance(strategy, Gram):
+            estimates = self._by_gram_matrix(operator, method.num_top)
+        else:
+            assert isinstance(strategy, MatrixFree), "no matrix is computed"
+            assert isinstance(method, TopK | SLQ), "settled before"
+            estimates = self._by_products(operator, strategy, method, memory)
+            numbers |= self._preconditioned(operator, strategy)
+        return estimates.file(
+            operator.layout,
+            {**self.origin, "way": operator.way},
+            numbers,
+            gradient.numpy(),
+            type(method).__name__.lower(),
+            self.unfinished.identity,
+        )
+
+    @property
+    def _sizes(self) -> dict[str, float]:
+        batches = self.experiment.batches()
+        return {"num_samples": sum(batch.num_samples for batch in batches), "num_batches": len(batches)}
+
+    def _by_products(
+        self, operator: CurvatureOperator, strategy: MatrixFree, method: TopK | SLQ, memory: int
+    ) -> Estimates:
         matrix = self._kept(operator, "products", strategy)
         with product_counter(f"products at step {self.step}") as watch:
             pairs = eigenpairs(
@@ -141,16 +151,29 @@ class Estimation:
                 band = distribution_of(
                     matrix, *sizes, pairs=pairs, seed=method.seed, watch=watch, memory=memory
                 )
-            sharpness = self._preconditioned(operator, strategy)
-        return self._assembled(operator, pairs, traces, band, loss, gradient.numpy(), sharpness)
+        return Estimates.of_products(pairs, min(method.num_top, operator.num_rows), traces, band)
 
-    @property
-    def _options(self) -> tuple[TopK | SLQ, MatrixFree]:
-        """Raises a PipelineError for options that need a matrix."""
-        method, strategy = self.experiment.spectrum, self.experiment.matrix.strategy
-        assert isinstance(method, TopK | SLQ), "checked before"
-        assert isinstance(strategy, MatrixFree), "as the stage was chosen"
-        return method, strategy
+    def _by_gram_matrix(self, operator: CurvatureOperator, num_top: int) -> Estimates:
+        """All eigenvalues, and the residuals of the largest ones by products that share nothing with them.
+
+        Raises:
+            PipelineError: it does not fit into memory, the matrix is no Gauss-Newton matrix, or the products differ.
+        """
+        problem, spec = self.experiment.problem, self.experiment.matrix
+        (batch,) = joined(self.experiment.batches(), None)
+        about = (problem.model, problem.criterion, *batch, spec.matrix, spec.parameters)
+        found = gram_spectrum(*about, num_vectors=num_top)
+        values = np.zeros(operator.num_rows)
+        values[: len(found.eigenvalues)] = found.eigenvalues
+        top = values[: found.vectors.shape[1]]
+        residuals = np.linalg.norm(operator.matvec(found.vectors) - found.vectors * top, axis=0)
+        allowed = SINGLE_GRAM if problem.dtype.itemsize < 8 else DOUBLE_GRAM
+        if (residuals > allowed * values.max(initial=0.0)).any():
+            raise PipelineError(
+                f"eigenpairs of the Gram matrix are {residuals.max() / values.max():.1e} of the largest eigenvalue off "
+                f"products with the matrix, {allowed:g} is allowed: choose strategy=matrix_free, or dtype=float64."
+            )
+        return Estimates.of_all(values, found.vectors, residuals, found.traces, operator.layout)
 
     def _choices(self) -> Mapping[str, Any]:
         """What an earlier start of the run has chosen by a trial or by what was free: others have other rounding."""
@@ -202,65 +225,6 @@ class Estimation:
             return {}
         return {"lambda_max_preconditioned": float(pairs.values[0])}
 
-    def _assembled(
-        self,
-        operator: CurvatureOperator,
-        pairs: Eigenpairs,
-        traces: Traces,
-        band: SpectralDistribution | None,
-        loss: float,
-        gradient: Array,
-        sharpness: Mapping[str, float],
-    ) -> SpectraFile:
-        method, _ = self._options
-        num_bottom = min(method.num_bottom, len(pairs.values) - min(method.num_top, len(pairs.values)))
-        num_top = len(pairs.values) - num_bottom
-        largest = float(np.abs(pairs.values).max())
-        frobenius = traces.frobenius_norm.value
-        origin = dict(self.origin)
-        floats = {key: origin.pop(key) for key, value in [*origin.items()] if isinstance(value, float)}
-        batches = self.experiment.batches()
-        numbers: dict[str, float | None] = {
-            **floats,
-            "num_parameters": operator.num_rows,
-            "num_samples": sum(batch.num_samples for batch in batches),
-            "num_batches": len(batches),
-            "loss": loss,
-            "gradient_norm": float(np.linalg.norm(gradient)),
-            "lambda_max": float(pairs.values[0]),
-            "lambda_min": float(pairs.values[-1]) if num_bottom else None,
-            "stable_rank": frobenius**2 / largest**2 if largest else None,
-            "trace": traces.trace.value,
-            "trace_half_width": half_width(traces.trace),
-            "frobenius_norm": frobenius,
-            "frobenius_norm_half_width": half_width(traces.frobenius_norm),
-            "gradient_share_in_top_eigenspace": share_in_eigenspace(gradient, pairs.vectors[:, :num_top]),
-            "negative_threshold": sign_threshold(self.origin["dtype"]) * largest,
-            "largest_probe_error": operator.certificate.probe_error if operator.certificate else None,
-            "num_products": pairs.num_products + traces.num_products + (band.num_products if band else 0),
-            "distribution_band_width": band.width if band is not None else None,
-            **sharpness,
-        }
-        return SpectraFile(
-            step=origin.pop("step"),
-            matrix=origin.pop("matrix"),
-            spectrum=type(method).__name__.lower(),
-            inputs_hash=self.unfinished.identity,
-            origin={**origin, "way": operator.way},
-            numbers={name: number for name, number in numbers.items() if number is not None},
-            mean=MeanSpectrum(
-                pairs.values[::-1].copy(),
-                pairs.values[:num_top].copy(),
-                pairs.vectors[:, :num_top].copy(),
-                pairs.residuals[:num_top].copy(),
-                gradient,
-            ),
-            layers=_parameters(operator, traces),
-            modules=_modules(operator, traces),
-            density=_density(band) if band is not None else None,
-            distribution=_band(band) if band is not None else None,
-        )
-
 
 @dataclass(frozen=True)
 class Preconditioned:
@@ -285,42 +249,3 @@ class Preconditioned:
         column = self.scale[:, None]
         product: Array = column * self.operator.matvec(column * vectors)
         return product
-
-
-def half_width(estimate: Estimate) -> float:
-    return (estimate.high - estimate.low) / 2
-
-
-def _parameters(operator: CurvatureOperator, traces: Traces) -> LayerBlocks:
-    layout = operator.layout
-    estimates = [traces.parameters[name] for name in layout.names]
-    return LayerBlocks(
-        layout.names,
-        layout.shapes,
-        np.asarray(layout.offsets),
-        block_norms=None,
-        trace=np.array([each.value for each in estimates]),
-        eigenvalues={},
-        trace_half_width=np.array([half_width(each) for each in estimates]),
-    )
-
-
-def _modules(operator: CurvatureOperator, traces: Traces) -> ModuleBlocks:
-    spans = operator.layout.layers()
-    return ModuleBlocks(
-        np.array([*spans]),
-        np.array([span.stop - span.start for span in spans.values()]),
-        trace=np.array([traces.layers[name].value for name in spans]),
-        lambda_max=np.full(len(spans), np.nan),
-        trace_half_width=np.array([half_width(traces.layers[name]) for name in spans]),
-    )
-
-
-def _density(band: SpectralDistribution) -> Density:
-    grid = band.grid
-    nothing = np.zeros((0, len(grid.coordinates)))
-    return Density(grid.eigenvalues, band.density, nothing, band.error, grid.coordinates)
-
-
-def _band(band: SpectralDistribution) -> DistributionBand:
-    return DistributionBand(band.points[1:], band.low[1:], band.high[1:])

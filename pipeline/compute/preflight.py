@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.aggregate import SpectrumChoice, choose
-from pipeline.compute.stage_costs import StageCost, Work, memory_of_products
+from pipeline.compute.stage_costs import StageCost, Work, memory_without_matrix
 from pipeline.compute.ways_out import bytes_on_disk, stored_itemsize, ways_in_memory, ways_on_disk
 from pipeline.config import Stage
 from pipeline.experiment import Experiment
@@ -53,10 +53,11 @@ def check_resources(
         log.warning("%s", suspicion)
     num_parameters, itemsize = experiment.layout().num_parameters, problem.dtype.itemsize
     stored, batches, steps = stored_itemsize(experiment), experiment.batches(), _steps(experiment)
-    needs, num_files, num_matrices = {}, 0, 0
+    needs: dict[str, int] = {}
+    num_files = num_matrices = 0
     bytes_each = bytes_on_disk(experiment)
     if not experiment.matrix.is_computed:
-        needs["strategy=matrix_free"] = memory_of_products(experiment.spectrum, num_parameters)
+        needs |= memory_without_matrix(experiment)
     elif Stage.compute in experiment.stages:
         num_matrices, num_files = _to_make(folder, experiment)
         ways = partial(ways_on_disk, experiment, lambda one: _to_make(folder, one)[1])
@@ -115,7 +116,7 @@ def _costs(work: Work, is_trained: bool) -> list[StageCost]:
         costs.append(work.matrices())
     if not experiment.matrix.is_computed:
         if work.num_steps and Stage.compute in stages:
-            costs.append(work.products())
+            costs.append(work.spectra())
     elif work.num_steps and Stage.aggregate in stages:
         costs += [work.mean(), work.spectrum()]
     if work.num_steps and Stage.slices in stages and experiment.slice_points is not None:

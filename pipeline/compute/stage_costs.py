@@ -21,7 +21,7 @@ from pipeline.compute.loss_landscape import NUM_LINES
 from pipeline.compute.recipe import parts_of
 from pipeline.config import Verify
 from pipeline.experiment import Experiment
-from pipeline.objective import Batch, Objective, Params, objective_of
+from pipeline.objective import Batch, Objective, Params, Tree, objective_of, predict
 from pipeline.operator import COLUMNS_PER_PASS
 from pipeline.spectrum import SLQ, SPEEDUP, Exact, Rates, SpectrumMethod, TopK
 from pipeline.strategy import MatrixFree
@@ -119,22 +119,27 @@ class Work:
         memory = spec.computed_by.memory(self.num_rows, self.experiment.problem.dtype.itemsize)
         return StageCost("matrices", f"{self.num_matrices} of {self.plan}", seconds, memory)
 
-    def products(self) -> StageCost:
-        """Products with the matrix of all batches: for eigenpairs, for the density, and for traces."""
+    def spectra(self) -> StageCost:
+        """Where no matrix is computed: products for eigenpairs, density and traces; or a Gram matrix."""
         strategy, method = self.experiment.matrix.strategy, self.experiment.spectrum
-        assert isinstance(strategy, MatrixFree), "matrices are computed"
-        number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
-        number += strategy.num_trace_products
-        if isinstance(method, SLQ):
-            number += strategy.num_density_vectors * strategy.num_density_steps
         objective, params = self._objective()
         first = self.batches[0]
         gradient = fastest(lambda: objective.gradient(params, first), self._place)
         gradient *= sum(batch.num_samples for batch in self.batches) / first.num_samples
-        seconds = self.num_steps * (number * GRADIENTS_A_PRODUCT * gradient + GRADIENTS * self._gradient[0])
-        work = f"about {number:,} with the matrix of {len(self.batches)} batches{self._at}"
-        memory = memory_of_products(method, self.num_rows)
-        return StageCost("products", work, seconds + A_STAGE * slowness(), memory)
+        ((_, memory),) = memory_without_matrix(self.experiment).items()
+        if isinstance(strategy, MatrixFree):
+            number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
+            number += strategy.num_trace_products
+            if isinstance(method, SLQ):
+                number += strategy.num_density_vectors * strategy.num_density_steps
+            seconds = number * GRADIENTS_A_PRODUCT * gradient
+            work = f"about {number:,} products with the matrix of {len(self.batches)} batches"
+        else:
+            size = num_outputs(self.experiment)
+            seconds = Rates.of("float64").all_eigenvalues(size, "cpu") + gradient * method.num_top
+            work = f"all eigenvalues of a Gram matrix of {size:,} rows"
+        seconds = self.num_steps * (seconds + GRADIENTS * self._gradient[0]) + A_STAGE * slowness()
+        return StageCost("products", work + self._at, seconds, memory)
 
     def mean(self) -> StageCost:
         """Every tile of every batch read and added up, and the mean written where there are several."""
@@ -235,10 +240,22 @@ class Work:
         return seconds + passes / float(threads**SPEEDUP)
 
 
-def memory_of_products(method: SpectrumMethod, num_rows: int) -> int:
-    """Bytes of the basis with which eigenpairs are sought, and of its images."""
-    wanted = method.num_top + getattr(method, "num_bottom", 0)
-    return 8 * num_rows * min(num_rows, 3 * (wanted + 3 * COLUMNS_PER_PASS))
+def memory_without_matrix(experiment: Experiment) -> dict[str, int]:
+    """Bytes where no matrix is computed, by the option: a basis and its images, or a Gram matrix with its vectors."""
+    num_rows, method = experiment.layout().num_parameters, experiment.spectrum
+    if isinstance(experiment.matrix.strategy, MatrixFree):
+        wanted = method.num_top + getattr(method, "num_bottom", 0)
+        return {"strategy=matrix_free": 8 * num_rows * min(num_rows, 3 * (wanted + 3 * COLUMNS_PER_PASS))}
+    return {"strategy=gram": 3 * 8 * num_outputs(experiment) ** 2 + 8 * num_rows * (method.num_top + 2)}
+
+
+def num_outputs(experiment: Experiment) -> int:
+    """Numbers that the model puts out for the samples of all batches: the rows of a Gram matrix, at most."""
+    problem, batches = experiment.problem, experiment.batches()
+    with torch.no_grad():
+        outputs = predict(problem.model, batches[0].chunk(0, 2).inputs)
+    a_sample = sum(value[:1].numel() for value in Tree.of(outputs).tensors)
+    return a_sample * sum(batch.num_samples for batch in batches)
 
 
 @cache

@@ -12,10 +12,12 @@ from pipeline.compute.ways_out import bytes_on_disk
 from pipeline.config import Blocks, Stage
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
+from pipeline.matrix import MATRICES, Hessian, Residual
 from pipeline.spectrum import SLQ, Exact, TopK
 from pipeline.spectrum import Auto as AutoSpectrum
-from pipeline.strategy import Auto, MatrixFree
+from pipeline.strategy import Auto, Gram, MatrixFree
 from pipeline.system import RunFolder, available_memory, format_bytes, write_atomically
+from pipeline.validation import name_of
 
 log = logging.getLogger("pipeline")
 
@@ -26,10 +28,10 @@ def settle_strategy(folder: RunFolder, experiment: Experiment) -> Experiment:
     The choice is noted in the folder, for when the run goes on: until then the disk may be emptier.
 
     Raises:
-        PipelineError: options that need a matrix are given beside strategy=matrix_free.
+        PipelineError: options that need a matrix are given beside a strategy that computes none.
     """
     spec = experiment.matrix
-    if isinstance(spec.strategy, MatrixFree):
+    if not spec.is_computed:
         return _checked(experiment)
     if Stage.compute not in experiment.stages or not isinstance(spec.strategy, Auto) or folder.shard_steps():
         return experiment
@@ -64,22 +66,35 @@ def _why_no_matrix_fits(path: Path, experiment: Experiment) -> str | None:
 
 
 def _checked(experiment: Experiment) -> Experiment:
-    """With the density and both ends for spectrum=auto.
+    """With what spectrum=auto stands for: the density and both ends of products, all eigenvalues of a Gram matrix.
 
     Raises:
         PipelineError: an option needs a matrix.
     """
-    if experiment.matrix.blocks is Blocks.layer:
+    spec, spectrum = experiment.matrix, experiment.spectrum
+    by_gram = isinstance(spec.strategy, Gram)
+    name = "gram" if by_gram else "matrix_free"
+    if spec.blocks is Blocks.layer:
         raise PipelineError(
-            "strategy=matrix_free with blocks=layer: products are of the whole matrix: leave out blocks=layer, or "
-            'choose a layer with parameters=["LAYER.*"].'
+            f"strategy={name} with blocks=layer: it takes the whole matrix: leave out blocks=layer, or choose a layer "
+            'with parameters=["LAYER.*"].'
         )
-    spectrum = experiment.spectrum
-    if isinstance(spectrum, AutoSpectrum):
-        return replace(experiment, spectrum=spectrum.slq)
-    if not isinstance(spectrum, SLQ | TopK):
+    if by_gram and isinstance(spec.matrix, Hessian | Residual):
         raise PipelineError(
-            f"strategy=matrix_free with spectrum={type(spectrum).__name__.lower()}: products do not give every "
-            "eigenvalue: choose spectrum=slq (ends and density) or spectrum=topk, or another strategy."
+            f"strategy=gram with matrix={name_of(spec.matrix, MATRICES)}: a Gram matrix is that of a Gauss-Newton matrix: "
+            "choose matrix=ggn, fisher or empirical_fisher, or strategy=matrix_free."
+        )
+    if isinstance(spectrum, AutoSpectrum):
+        return replace(experiment, spectrum=spectrum.exact if by_gram else spectrum.slq)
+    given = type(spectrum).__name__.lower()
+    if by_gram and not isinstance(spectrum, Exact):
+        raise PipelineError(
+            f"strategy=gram with spectrum={given}: it gives every eigenvalue: choose spectrum=exact."
+        )
+    if not by_gram and not isinstance(spectrum, SLQ | TopK):
+        raise PipelineError(
+            f"strategy=matrix_free with spectrum={given}: products do not give every eigenvalue: choose spectrum=slq "
+            "(ends and density) or spectrum=topk; or strategy=gram, where matrix= is ggn, fisher or empirical_fisher; "
+            "or another strategy."
         )
     return experiment

@@ -14,7 +14,7 @@ from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Problem
 from pipeline.spectrum import SpectrumMethod
 from pipeline.storage import AS_COMPUTED, Storage
-from pipeline.strategy import MatrixFree, Strategy
+from pipeline.strategy import Gram, MatrixFree, Strategy
 from pipeline.system import git_commit, machine
 
 
@@ -30,7 +30,7 @@ class MatrixSpec:
     """
 
     matrix: Matrix
-    strategy: Strategy | MatrixFree
+    strategy: Strategy | MatrixFree | Gram
     parameters: Sequence[str] | None = None
     verify: Verify = Verify.error
     blocks: Blocks = Blocks.all
@@ -44,13 +44,13 @@ class MatrixSpec:
 
     @property
     def is_computed(self) -> bool:
-        """Whether there are matrices; else spectra are estimated from products."""
-        return not isinstance(self.strategy, MatrixFree)
+        """Whether there are matrices; else spectra are all that is computed."""
+        return not isinstance(self.strategy, MatrixFree | Gram)
 
     @property
     def computed_by(self) -> Strategy:
         """The strategy, where matrices are computed."""
-        assert not isinstance(self.strategy, MatrixFree), "no matrix is computed"
+        assert not isinstance(self.strategy, MatrixFree | Gram), "no matrix is computed"
         return self.strategy
 
     def keeps_mean(self, num_batches: int) -> bool:

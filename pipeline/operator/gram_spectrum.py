@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,24 @@ from pipeline.objective import (
     full_precision,
     objective_of,
 )
-from pipeline.strategy import gram_matrix
+from pipeline.strategy import GramMatrix, gram_matrix
 from pipeline.validation import named
+
+ZERO = 1e-12  # relative: eigenvalues no larger than that have no eigenvectors of their own
 
 
 @dataclass(frozen=True)
 class GramSpectrum:
-    """The eigenvalues that may differ from zero, descending, at most N·C; the other ones of P are zero."""
+    """The eigenvalues that may differ from zero, descending, at most N·C; the other ones of P are zero.
+
+    vectors: (P, k) eigenvectors of the k largest ones, as many as were asked for. traces: of the diagonal block of each
+    parameter, by its name.
+    """
 
     eigenvalues: NDArray[np.float64]
     num_parameters: int
+    vectors: NDArray[np.float64]
+    traces: Mapping[str, float]
 
     @property
     def trace(self) -> float:
@@ -47,14 +55,16 @@ def gram_spectrum(
     parameters: Sequence[str] | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    num_vectors: int = 0,
 ) -> GramSpectrum:
     """All eigenvalues of the GGN, the Fisher matrix or the empirical one, at any number of weights P.
 
     They are those of a matrix of N·C rows, for N samples with C outputs each, which is made layer by layer: neither P²
     nor N·C·P numbers are ever held. Samples must not influence each other in the model. Arguments are those of
-    `hessian`.
+    `hessian`. num_vectors: eigenvectors that are wanted beside, of the largest eigenvalues above zero.
 
-    Cost: C backward passes, (N·C)² FLOP for each unit and input of a layer, and the eigenvalues, 4/3 (N·C)³ FLOP.
+    Cost: C backward passes, (N·C)² FLOP for each unit and input of a layer, and the eigenvalues, 4/3 (N·C)³ FLOP; a
+    backward pass for each vector.
 
     Raises:
         PipelineError: as `hessian`; the matrix is no Gauss-Newton matrix, the criterion is not convex, or samples mix.
@@ -72,6 +82,23 @@ def gram_spectrum(
         check_loss(objective, params, batch)
         transformed, drawn = kind.problem(objective, params, batch)
         gram = gram_matrix(objective, params, batch, transformed, drawn)
-    num_parameters = Layout.of(params).num_parameters
-    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cpu().numpy()[:num_parameters]
-    return GramSpectrum(values, num_parameters)
+        layout = Layout.of(params)
+        values, vectors = _decomposed(gram, layout.num_parameters, num_vectors)
+    return GramSpectrum(values[: layout.num_parameters], layout.num_parameters, vectors, gram.traces)
+
+
+def _decomposed(
+    gram: GramMatrix, num_parameters: int, num_vectors: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """All eigenvalues of K, descending, and of the first ones the eigenvectors Aᵀu / |Aᵀu| of AᵀA, (P, k)."""
+    if num_vectors == 0:
+        ascending = torch.linalg.eigvalsh(gram.values)
+        return ascending.flip(0).clamp(min=0).cpu().numpy(), np.zeros((num_parameters, 0))
+    ascending, rotation = torch.linalg.eigh(gram.values)
+    values = ascending.flip(0).clamp(min=0).cpu().numpy()
+    above = int((values > ZERO * values.max(initial=0.0)).sum())
+    vectors = np.zeros((num_parameters, min(num_vectors, above)))
+    for index in range(vectors.shape[1]):
+        column = gram.pull(rotation[:, -1 - index]).double()
+        vectors[:, index] = (column / column.norm()).cpu().numpy()
+    return values, vectors

@@ -164,7 +164,7 @@ def _page(
         all_steps=list(results),
         attrs=file.attrs,
         extent=EXTENT.get(file.spectrum, f"spectrum={file.spectrum} of the mean matrix"),
-        is_estimated=file.is_estimated,
+        without_matrix=file.without_matrix,
         matrix=matrix_name(file.matrix),
         choices=list(config.choices.items()),
         seed=config.seed,

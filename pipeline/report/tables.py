@@ -115,8 +115,8 @@ def layers(file: SpectraFile) -> Rows:
 
 
 def estimates(file: SpectraFile) -> Rows:
-    """What was estimated from products and how well; no rows where a matrix was computed."""
-    if not file.is_estimated:
+    """What was estimated from products and how well; no rows where nothing was."""
+    if "num_products" not in file.numbers:
         return []
     values, residuals = file.mean.top_eigenvalues, file.mean.residuals
     scale = float(np.abs(file.mean.eigenvalues).max()) or 1.0

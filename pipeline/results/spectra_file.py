@@ -203,9 +203,9 @@ class SpectraFile(ResultFile):
         return len(self.mean.top_eigenvalues)
 
     @property
-    def is_estimated(self) -> bool:
-        """Whether it was made from products with a matrix that was never formed."""
-        return "num_products" in self.numbers
+    def without_matrix(self) -> bool:
+        """Whether the matrix was never formed: the file then says by which way products with it were computed."""
+        return "way" in self.origin
 
     @property
     def several_batches(self) -> BatchSpectra | None:

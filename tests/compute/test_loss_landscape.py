@@ -126,7 +126,9 @@ def test_batches_are_joined_up_to_a_number_of_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "pipeline.compute.loss_landscape.NUM_AT_ONCE", 24
     )  # of 16, 16 and 8 samples the last two
-    assert [batch.num_samples for batch in loss_landscape._joined(landscape.batches)] == [16, 24]
+    assert [
+        batch.num_samples for batch in loss_landscape.joined(landscape.batches, loss_landscape.NUM_AT_ONCE)
+    ] == [16, 24]
     [(_, found)] = slice_steps(laid_down(tmp_path, landscape, spectra), landscape)
     np.testing.assert_allclose(found.lines.losses[0], found.lines.quadratic(0), rtol=1e-9)
 

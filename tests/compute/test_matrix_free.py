@@ -17,13 +17,14 @@ from pipeline.compute.matrix_free import estimate_spectra
 from pipeline.compute.strategy_choice import settle_strategy
 from pipeline.config import Blocks, Stage
 from pipeline.criterion import CrossEntropy
+from pipeline.errors import PipelineError
 from pipeline.experiment.experiment import Experiment, MatrixSpec
-from pipeline.matrix import Hessian
+from pipeline.matrix import GGN, Hessian
 from pipeline.objective import Batch, Problem, save_weights
 from pipeline.operator import CurvatureOperator, selection
 from pipeline.results import SpectraFile
 from pipeline.spectrum import SLQ, Exact
-from pipeline.strategy import HVP, Auto, MatrixFree
+from pipeline.strategy import HVP, Auto, Gram, MatrixFree
 from pipeline.system import RunFolder
 
 FREE = "strategy=matrix_free"
@@ -47,8 +48,8 @@ def estimated(tmp_path_factory):
 @pytest.mark.parametrize("step", [0, 20])
 def test_it_estimates_what_a_stored_matrix_tells(stored, estimated, step):
     exact, found = stored.spectra[step], estimated[0].spectra[step]
-    assert found.is_estimated
-    assert not exact.is_estimated
+    assert found.without_matrix
+    assert not exact.without_matrix
     scale = exact.mean.top_eigenvalues[0]
     np.testing.assert_allclose(found.mean.top_eigenvalues, exact.mean.top_eigenvalues, atol=1e-8 * scale)
     overlaps = np.abs((found.mean.top_eigenvectors * exact.mean.top_eigenvectors).sum(axis=0))
@@ -68,7 +69,7 @@ def test_it_estimates_what_a_stored_matrix_tells(stored, estimated, step):
     assert (shares <= found.distribution.high + 1e-9).all()
 
 
-def test_the_report_says_what_is_estimated_and_how_well(estimated):
+def test_the_report_says_what_without_matrix_and_how_well(estimated):
     run, lines = estimated
     page = run.folder.report.read_text()
     assert "What is estimated, and how well" in page
@@ -99,10 +100,63 @@ def test_topk_has_no_density(tmp_path):
     assert len(file.mean.top_eigenvalues) == 2
 
 
+@pytest.mark.parametrize("matrix", ["ggn", "fisher", "empirical_fisher"])
+def test_a_gram_matrix_tells_all_eigenvalues_of_a_run(tmp_path, matrix):
+    options = (*SMALL, f"matrix={matrix}", "spectrum.num_top=4")
+    stored, found = tmp_path / "stored", tmp_path / "gram"
+    succeed(stored, *options, "spectrum=exact")
+    succeed(found, *options, "strategy=gram")
+    ((exact,), (gram,)) = (pipeline.open_run(path).spectra.values() for path in (stored, found))
+    scale = exact.mean.top_eigenvalues[0]
+    np.testing.assert_allclose(gram.mean.eigenvalues, exact.mean.eigenvalues, atol=1e-10 * scale)
+    overlaps = np.abs((gram.mean.top_eigenvectors * exact.mean.top_eigenvectors).sum(axis=0))
+    np.testing.assert_allclose(overlaps, 1, atol=1e-6)
+    np.testing.assert_allclose(gram.layers.trace, exact.layers.trace, atol=1e-10 * scale)
+    np.testing.assert_allclose(gram.modules.trace, exact.modules.trace, atol=1e-10 * scale)
+    assert (gram.mean.residuals <= 1e-8 * scale).all()
+    for key in ("trace", "frobenius_norm", "effective_rank", "loss", "gradient_share_in_top_eigenspace"):
+        assert gram.numbers[key] == pytest.approx(exact.numbers[key], rel=1e-8), key
+    assert gram.layers.trace_half_width is None
+    page = RunFolder(found).report.read_text()
+    assert "the matrix itself was never formed" in page
+    assert "What is estimated" not in page
+
+
+def test_a_wrong_gram_matrix_is_found_out_by_products(tmp_path, experiment, monkeypatch):
+    made = matrix_free.gram_spectrum
+    monkeypatch.setattr(
+        matrix_free,
+        "gram_spectrum",
+        lambda *args, **options: replace(
+            found := made(*args, **options), eigenvalues=1.01 * found.eigenvalues
+        ),
+    )
+    spec = replace(experiment.matrix, matrix=GGN(), strategy=Gram())
+    folder = checkpoints(tmp_path / "run")
+    with pytest.raises(
+        PipelineError, match=r"eigenpairs of the Gram matrix are .* off products with the matrix"
+    ):
+        estimate_spectra(folder, replace(experiment, matrix=spec, spectrum=Exact(num_top=3)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["blocks=layer"], "strategy=matrix_free with blocks=layer: products are of the whole matrix"),
+        (["spectrum=slq"], "strategy=gram with spectrum=slq: it gives every eigenvalue"),
+        (
+            ["matrix=hessian"],
+            "strategy=gram with matrix=hessian: a Gram matrix is that of a Gauss-Newton matrix",
+        ),
+    ],
+)
+def test_options_that_a_gram_matrix_has_no_use_for_are_refused(tmp_path, options, message):
+    assert message in fail(tmp_path / "run", *SMALL, "strategy=gram", "matrix=ggn", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["blocks=layer"], "strategy=matrix_free with blocks=layer: it takes the whole matrix"),
         (
             ["spectrum=exact"],
             "strategy=matrix_free with spectrum=exact: products do not give every eigenvalue",

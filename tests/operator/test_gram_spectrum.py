@@ -43,7 +43,7 @@ def eigenvalues(dense, number):
 @pytest.mark.parametrize("name", NAMES)
 def test_those_of_the_dense_ggn(name):
     model, criterion, batch, parameters = next(case for case in CASES if case.id == name).build()
-    found = gram_spectrum(model, criterion, *batch, parameters=parameters)
+    found = gram_spectrum(model, criterion, *batch, parameters=parameters, num_vectors=3)
     dense = pipeline.hessian(model, criterion, *batch, matrix="ggn", parameters=parameters)
     expected = eigenvalues(dense, None)
     padded = np.zeros(len(expected))
@@ -51,6 +51,20 @@ def test_those_of_the_dense_ggn(name):
     np.testing.assert_allclose(padded, expected, atol=1e-10 * max(1, expected[0]))
     assert found.num_parameters == len(dense)
     assert found.trace == pytest.approx(float(dense.trace()), rel=1e-10, abs=1e-12)
+    first = 0
+    for parameter in (value for value in dict(model.named_parameters()).values() if value.requires_grad):
+        if parameters is not None:
+            break
+        block = dense.diagonal()[first : first + parameter.numel()]
+        name = next(name for name, each in model.named_parameters() if each is parameter)
+        scale = max(1e-12, 1e-10 * float(dense.trace()))
+        assert found.traces.get(name, 0.0) == pytest.approx(float(block.sum()), abs=scale)
+        first += parameter.numel()
+    vectors = found.vectors
+    assert vectors.shape[1] == min(3, int((expected > 1e-12 * expected[0]).sum()))
+    images = dense.double().numpy() @ vectors - vectors * found.eigenvalues[: vectors.shape[1]]
+    np.testing.assert_allclose(images, 0, atol=1e-9 * max(1, expected[0]))
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(vectors.shape[1]), atol=1e-7)
 
 
 def classes():
@@ -140,6 +154,6 @@ def test_two_outputs_are_refused():
 
 def test_a_gram_matrix_that_is_wrong_is_refused(monkeypatch):
     gram = "pipeline.strategy.khatri_rao.gram._of_rows"
-    monkeypatch.setattr(gram, lambda seen: 1.1 * torch.eye(22, dtype=torch.float64))
+    monkeypatch.setattr(gram, lambda seen: (1.1 * torch.eye(22, dtype=torch.float64), {}))
     with pytest.raises(PipelineError, match="the Gram matrix differs from products with the Jacobian by"):
         gram_spectrum(classes()[0], nn.CrossEntropyLoss(), *classes()[1])

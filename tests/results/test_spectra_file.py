@@ -55,7 +55,7 @@ def test_a_spectra_file_is_read_as_it_was_written(tmp_path, case):
     assert found.attrs == file.attrs
     assert found.metrics == {**file.numbers, "step": 120}
     assert (found.batches is None) == (case in {"without batches and density", "from products"})
-    assert found.is_estimated == (case == "from products")
+    assert found.without_matrix == (case == "from products")
 
 
 def test_cosines_of_the_gradient_are_those_of_angles_and_have_no_sign():

@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from pipeline.strategy import (
-    ESTIMATES,
     HVP,
+    WITHOUT_MATRIX,
     Auto,
     Autograd,
     Func,
@@ -29,7 +29,7 @@ from pipeline.strategy import (
 
 FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
 NAMES = sorted(
-    path.stem for path in FOLDER.glob("*.yaml") if path.stem not in ESTIMATES
+    path.stem for path in FOLDER.glob("*.yaml") if path.stem not in WITHOUT_MATRIX
 )  # those with a matrix
 SIZES = (3, 1, 10_000)  # of chunks: a ragged number, one, more than there are
 SMALL = 30  # weights; of larger nets, products one at a time take long and come to what three at a time do

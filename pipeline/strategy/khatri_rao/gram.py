@@ -9,7 +9,7 @@ made for a few units at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,16 +37,26 @@ AGREED = 1e-3  # relative difference of K u by two ways; both round in the preci
 
 
 class _Seen(NamedTuple):
-    """Of each use ã, (N, T, G·p), and δ of each column, (C, N, T, G·d); rows (C·N, P_rest) of other parameters."""
+    """Of each use ã, (N, T, G·p), and δ of each column, (C, N, T, G·d); rows (C·N, P_o) of each other parameter."""
 
     uses: tuple[LinearUse, ...]
     inputs: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
-    rest: Tensor
+    rest: dict[str, Tensor]
 
 
-def gram_matrix(model: Objective, params: Params, batch: Batch, objective: Objective, drawn: Batch) -> Tensor:
-    """K, (C·N, C·N), float64, rows in the order of columns and then samples; columns that are zero are left out.
+class GramMatrix(NamedTuple):
+    """K = AAᵀ, (C·N, C·N) in float64; the trace of each parameter's diagonal block of AᵀA; and u ↦ Aᵀu, (P,)."""
+
+    values: Tensor
+    traces: dict[str, float]
+    pull: Callable[[Tensor], Tensor]
+
+
+def gram_matrix(
+    model: Objective, params: Params, batch: Batch, objective: Objective, drawn: Batch
+) -> GramMatrix:
+    """K, rows in the order of columns and then samples; columns that are zero are left out.
 
     model: the objective of the model. objective, drawn: what a matrix makes of it and of the batch: of the linearized
     model, as the GGN, the Fisher matrix and the empirical one have it.
@@ -70,10 +80,15 @@ def gram_matrix(model: Objective, params: Params, batch: Batch, objective: Objec
             "a Gram matrix needs a model that returns one floating-point tensor (N, ...): let it return that alone."
         )
     factors = _factors(_curvature(objective, jacobian.outputs, drawn))  # (columns, N, outputs of a sample)
-    gram = _of_rows(_seen(model, params, batch, factors.reshape(-1, *outputs[0].shape)))
+    gram, traces = _of_rows(_seen(model, params, batch, factors.reshape(-1, *outputs[0].shape)))
+
+    def pull(vector: Tensor) -> tuple[Tensor, ...]:
+        weights = vector.to(factors.device).reshape(factors.shape[:2])
+        cotangent = (factors.double() * weights[..., None]).sum(0)
+        return jacobian.pull((cotangent.to(outputs[0]).reshape(outputs[0].shape),))
+
     vector = torch.randn(len(gram), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    cotangent = (factors.double() * vector.to(factors.device).reshape(factors.shape[:2])[..., None]).sum(0)
-    pushed = jacobian.push(jacobian.pull((cotangent.to(outputs[0]).reshape(outputs[0].shape),)))[0]
+    pushed = jacobian.push(pull(vector))[0]
     expected = (factors.double() * pushed.double().reshape(1, len(pushed), -1)).sum(2).flatten()
     found = gram @ vector.to(gram)
     if not float((found - expected).norm()) <= AGREED * float(expected.norm()):
@@ -82,7 +97,7 @@ def gram_matrix(model: Objective, params: Params, batch: Batch, objective: Objec
             f"the Gram matrix differs from products with the Jacobian by {gap:.2g}: use curvature_operator and "
             "eigenpairs."
         )
-    return gram
+    return GramMatrix(gram, traces, lambda vector: torch.cat([part.flatten() for part in pull(vector)]))
 
 
 def _curvature(objective: Objective, outputs: object, batch: Batch) -> Tensor:
@@ -158,7 +173,7 @@ def _seen(model: Objective, params: Params, batch: Batch, cotangents: Tensor) ->
     chosen = [index for index, use in enumerate(net.uses) if use in single]
     deltas = tuple(torch.stack([parts[index] for parts in each]) for index in chosen)
     inputs = tuple(arranged(net.uses, calls, [call.z for call in calls])[0][index] for index in chosen)
-    others = [leaves[name] for name in params if name not in linear]
+    others = {name: leaves[name] for name in params if name not in linear}
     return _Seen(tuple(single), inputs, deltas, _rows(outputs, others, cotangents))
 
 
@@ -166,40 +181,52 @@ def _times_used(name: str, uses: tuple[LinearUse, ...]) -> int:
     return sum(name in use.names for use in uses)
 
 
-def _rows(outputs: Tensor, others: list[Tensor], cotangents: Tensor) -> Tensor:
+def _rows(outputs: Tensor, others: Params, cotangents: Tensor) -> dict[str, Tensor]:
     """The rows by parameters that do not enter linearly, or in several places: a backward pass for each row."""
     if not others:
-        return outputs.new_zeros(cotangents.shape[0] * cotangents.shape[1], 0)
-    rows = []
+        return {}
+    rows: dict[str, list[Tensor]] = {name: [] for name in others}
     for cotangent in cotangents:
         for n in range(len(cotangent)):
             alone = torch.zeros_like(cotangent)
             alone[n] = cotangent[n]
-            found = torch.autograd.grad(outputs, others, alone, retain_graph=True, materialize_grads=True)
-            rows.append(torch.cat([part.flatten() for part in found]))
-    return torch.stack(rows)
+            leaves = tuple(others.values())
+            parts = torch.autograd.grad(outputs, leaves, alone, retain_graph=True, materialize_grads=True)
+            for name, part in zip(others, parts, strict=True):
+                rows[name].append(part.flatten())
+    return {name: torch.stack(parts) for name, parts in rows.items()}
 
 
-def _of_rows(seen: _Seen) -> Tensor:
-    """K, the sum over parameters."""
-    gram = seen.rest.double() @ seen.rest.double().T
+def _of_rows(seen: _Seen) -> tuple[Tensor, dict[str, float]]:
+    """K, the sum over parameters, and the trace of what each of them adds."""
+    gram: Tensor | None = None
+    traces: dict[str, float] = {}
+    for name, part in _parts(seen):
+        traces[name] = traces.get(name, 0.0) + float(part.diagonal().sum())
+        gram = part if gram is None else gram.add_(part)
+    assert gram is not None, "there are parameters"
+    return gram, traces
+
+
+def _parts(seen: _Seen) -> Iterator[tuple[str, Tensor]]:
+    """What each parameter adds to K, some of them in several parts."""
+    for name, rows in seen.rest.items():
+        yield name, rows.double() @ rows.double().T
     for use, a, delta in zip(seen.uses, seen.inputs, seen.deltas, strict=True):
         delta = delta.flatten(0, 1)  # (C·N, T, G·d)
         columns = len(delta) // len(a)
         if use.bias is not None:
             rows = delta.sum(1).double()
-            gram += rows @ rows.T
+            yield use.bias, rows @ rows.T
         if use.weight is None:
             continue
         if use.num_positions == 1 and use.num_groups == 1:
             inputs = a[:, 0].double()
-            gram += (delta[:, 0].double() @ delta[:, 0].double().T) * (inputs @ inputs.T).repeat(
-                columns, columns
-            )
+            outer = delta[:, 0].double() @ delta[:, 0].double().T
+            yield use.weight, outer * (inputs @ inputs.T).repeat(columns, columns)
             continue
         for rows in _rows_of_units(use, a.repeat(columns, 1, 1), delta):
-            gram += rows @ rows.T
-    return gram
+            yield use.weight, rows @ rows.T
 
 
 def _rows_of_units(use: LinearUse, a: Tensor, delta: Tensor) -> Iterator[Tensor]:
