@@ -81,8 +81,8 @@ def _checked(experiment: Experiment) -> Experiment:
         )
     if by_gram and isinstance(spec.matrix, Hessian | Residual):
         raise PipelineError(
-            f"strategy=gram with matrix={name_of(spec.matrix, MATRICES)}: a Gram matrix is that of a Gauss-Newton matrix: "
-            "choose matrix=ggn, fisher or empirical_fisher, or strategy=matrix_free."
+            f"strategy=gram with matrix={name_of(spec.matrix, MATRICES)}: a Gram matrix is that of a Gauss-Newton "
+            "matrix: choose matrix=ggn, fisher or empirical_fisher, or strategy=matrix_free."
         )
     if isinstance(spectrum, AutoSpectrum):
         return replace(experiment, spectrum=spectrum.exact if by_gram else spectrum.slq)
