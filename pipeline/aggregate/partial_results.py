@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.aggregate.moments import TileSums
 from pipeline.errors import PipelineError
 from pipeline.shards import Array, ArrayFile, read_array_file, write_array_file
-from pipeline.spectrum import Quadrature, Spectrum, SymmetricMatrix
+from pipeline.spectrum import ProductMatrix, Quadrature, Spectrum
 
 SLOW = 2.0  # seconds from which a result is worth a file
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class CachedMatrix:
     slow: seconds from which a product is worth a file; None for SLOW. num_taken: passes whose product was on the disk.
     """
 
-    matrix: SymmetricMatrix
+    matrix: ProductMatrix
     unfinished: PartialResults
     name: str
     slow: float | None = None
@@ -94,7 +94,9 @@ class CachedMatrix:
         raise AttributeError(name)
 
     def dense(self) -> Array:
-        return self.matrix.dense()
+        """All entries of a stored matrix."""
+        dense: Array = self.matrix.dense()  # type: ignore[attr-defined]
+        return dense
 
     def matvec(self, vectors: Array) -> Array:
         """The product; each call is one pass, or none."""

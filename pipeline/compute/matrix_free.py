@@ -241,10 +241,6 @@ class Preconditioned:
     def columns_per_pass(self) -> int:
         return self.operator.columns_per_pass
 
-    def dense(self) -> Array:
-        scaled: Array = self.scale[:, None] * self.operator.dense() * self.scale
-        return scaled
-
     def matvec(self, vectors: Array) -> Array:
         column = self.scale[:, None]
         product: Array = column * self.operator.matvec(column * vectors)

@@ -18,7 +18,6 @@ from pipeline.objective import Certificate, Criterion, check_loss, device_named,
 from pipeline.operator.batch_sum import BatchSum, Net
 from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
-from pipeline.system import check_memory
 from pipeline.validation import named
 
 COLUMNS_PER_PASS = 4
@@ -97,17 +96,6 @@ class CurvatureOperator:
 
     def __matmul__(self, vectors: Vectors) -> Vectors:
         return self.matvec(vectors)
-
-    def dense(self) -> np.ndarray[Any, Any]:
-        """All entries, (P, P), by P products.
-
-        Raises:
-            PipelineError: they do not fit into memory.
-        """
-        check_memory(self.num_rows, {"all entries of the operator": 3 * 8 * self.num_rows**2})
-        width, identity = 16, np.eye(self.num_rows)
-        spans = [slice(first, first + width) for first in range(0, self.num_rows, width)]
-        return np.hstack([self.matvec(identity[:, span]) for span in spans])
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The loss over all batches, and its gradient, (P,) in float64 on the CPU. Cost: one gradient."""
