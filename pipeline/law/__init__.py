@@ -8,6 +8,7 @@ from pipeline.law.deep_linear_rank import DeepLinearRank
 from pipeline.law.duality import Duality
 from pipeline.law.edge_of_stability import EdgeOfStability
 from pipeline.law.fisher_width import FisherWidth
+from pipeline.law.lanczos_density import LanczosDensity
 from pipeline.law.marchenko_pastur import MarchenkoPastur
 from pipeline.law.optimizer_edges import OptimizerEdges
 from pipeline.law.piecewise_linear import PiecewiseLinear
