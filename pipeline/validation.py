@@ -63,10 +63,10 @@ def check_number(
         raise PipelineError(f"{name}={value!r}: give a number {rule}".rstrip() + ".")
 
 
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse what is not one of the known names."""
-    if value not in known:
-        raise PipelineError(f"{name}={value!r}: choose one of {', '.join(known)}.")
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """Refuse what is not one of the options."""
+    if value not in options:
+        raise PipelineError(f"{name}={value!r}: choose one of {', '.join(options)}.")
 
 
 def check_bool(name: str, value: object) -> None:

@@ -76,7 +76,7 @@ class TileSums:
 def pool_tiles(
     shards: Sequence[Shard],
     weighting: Weighting,
-    wanted: Sequence[Tile],
+    tiles: Sequence[Tile],
     at_once: int = AT_ONCE,
     following: Sequence[Tile] = (),
 ) -> tuple[list[tuple[Tile, Array]], TileSums]:
@@ -94,16 +94,16 @@ def pool_tiles(
     pool = _Pool(shards, weighting, at_once)
     for shard in shards[:at_once]:
         shard.announce(following)
-    means = [np.zeros(_shape(tile, b, first.num_rows)) for tile in wanted]
+    means = [np.zeros(_shape(tile, b, first.num_rows)) for tile in tiles]
     parts = [range(start, len(shards))[:at_once] for start in range(0, len(shards), at_once)]
     looks = [(True, True)] if len(parts) == 1 else [(True, False), (False, True)]
     for look in looks:
         for part in parts:
-            pool.look(part, wanted, means, *look)
-    whole = [mirrored(mean) if i == j else mean for (i, j), mean in zip(wanted, means, strict=True)]
-    for (i, j), mean in zip(wanted, whole, strict=True):
+            pool.look(part, tiles, means, *look)
+    whole = [mirrored(mean) if i == j else mean for (i, j), mean in zip(tiles, means, strict=True)]
+    for (i, j), mean in zip(tiles, whole, strict=True):
         _add_mean(pool.moments, first.parameters, mean, i * b, j * b)
-    return [(tile, mean.astype(first.dtype)) for tile, mean in zip(wanted, whole, strict=True)], pool.moments
+    return [(tile, mean.astype(first.dtype)) for tile, mean in zip(tiles, whole, strict=True)], pool.moments
 
 
 def _shape(tile: Tile, size: int, num_rows: int) -> tuple[int, int]:
@@ -127,15 +127,15 @@ class _Pool:
         self._room = np.empty(num_open * self._height * size)
 
     def look(
-        self, part: range, wanted: Sequence[Tile], means: Sequence[Array], adding: bool, comparing: bool
+        self, part: range, tile_indices: Sequence[Tile], means: Sequence[Array], adding: bool, comparing: bool
     ) -> None:
         """Add some shards' tiles to the means, norms and traces; compare them with the means, once those are complete.
 
         Of the tiles on the diagonal the lower part alone is taken, and zeros above.
         """
         rooms = self._tiles[: len(part)]
-        streams = [self._shards[k].tiles(wanted, room) for k, room in zip(part, rooms, strict=True)]
-        for tile, mean, *_ in zip(wanted, means, *streams, strict=True):
+        streams = [self._shards[k].tiles(tile_indices, room) for k, room in zip(part, rooms, strict=True)]
+        for tile, mean, *_ in zip(tile_indices, means, *streams, strict=True):
             height, width = mean.shape
             tiles = rooms[:, :height, :width]
             if tile[0] == tile[1]:

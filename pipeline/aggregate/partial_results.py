@@ -144,24 +144,24 @@ def _encoded(spectrum: Spectrum) -> tuple[dict[str, Any], dict[str, Array]]:
     return attrs, arrays
 
 
-def _spectrum(found: ArrayFile) -> Spectrum:
+def _spectrum(file: ArrayFile) -> Spectrum:
     return Spectrum(
-        eigenvalues=found.arrays["eigenvalues"],
-        top_eigenvalues=found.arrays["top_eigenvalues"],
-        top_eigenvectors=found.arrays["top_eigenvectors"],
-        residuals=found.arrays["residuals"],
-        complete=bool(found.attrs["complete"]),
-        quadrature=_quadrature(found, "quadrature"),
-        num_passes=int(found.attrs["num_passes"]),
+        eigenvalues=file.arrays["eigenvalues"],
+        top_eigenvalues=file.arrays["top_eigenvalues"],
+        top_eigenvectors=file.arrays["top_eigenvectors"],
+        residuals=file.arrays["residuals"],
+        complete=bool(file.attrs["complete"]),
+        quadrature=_quadrature(file, "quadrature"),
+        num_passes=int(file.attrs["num_passes"]),
     )
 
 
-def _quadrature(found: ArrayFile, prefix: str) -> Quadrature | None:
-    if f"{prefix}/nodes" not in found.arrays:
+def _quadrature(file: ArrayFile, prefix: str) -> Quadrature | None:
+    if f"{prefix}/nodes" not in file.arrays:
         return None
     return Quadrature(
-        nodes=found.arrays[f"{prefix}/nodes"],
-        weights=found.arrays[f"{prefix}/weights"],
-        num_rows=int(found.attrs[f"{prefix}/num_rows"]),
-        earlier=_quadrature(found, f"{prefix}/earlier"),
+        nodes=file.arrays[f"{prefix}/nodes"],
+        weights=file.arrays[f"{prefix}/weights"],
+        num_rows=int(file.attrs[f"{prefix}/num_rows"]),
+        earlier=_quadrature(file, f"{prefix}/earlier"),
     )

@@ -231,16 +231,16 @@ def write_mean(
     ends = list(accumulate(map(len, groups)))
     num_summed = unfinished.load_sums(moments, ends)
 
-    def pooled(wanted: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
+    def pooled(group_indices: Sequence[int]) -> Iterator[list[tuple[Tile, Array]]]:
         """The means of the tiles of some groups; the sums of those that are new are added."""
-        following = [*(groups[index] for index in wanted[num_workers:]), *[[]] * num_workers]
+        following = [*(groups[index] for index in group_indices[num_workers:]), *[[]] * num_workers]
         tasks = [
             delayed(pool_tiles)(bare, weighting, groups[index], following=after)
-            for index, after in zip(wanted, following, strict=False)
+            for index, after in zip(group_indices, following, strict=False)
         ]
         saved = time.monotonic()
         results = results_in_order(tasks, num_workers, f"mean at step {step}")
-        for index, (means, sums) in zip(wanted, results, strict=True):
+        for index, (means, sums) in zip(group_indices, results, strict=True):
             yield means  # first: what is saved as summed has been handed to the writer
             if index >= num_summed:
                 moments.add(sums)
@@ -267,7 +267,7 @@ def write_mean(
     about = first.parameters, str(first.dtype), attrs, gradient, first.tile
     with write_shard(folder.mean(step), *about, identity=attrs, store=first.store) as writer:
         grid = first.grid
-        missing = [any(writer.wanted(grid.span(i), grid.span(j)) for i, j in group) for group in groups]
+        missing = [any(writer.is_missing(grid.span(i), grid.span(j)) for i, j in group) for group in groups]
         if not all(missing):
             log.info("the mean at step %d: %d tiles are there already.", step, writer.num_there)
         for means in pooled([k for k in range(len(groups)) if missing[k] or k >= num_summed]):

@@ -98,7 +98,7 @@ class BatchMatrix:
         def write(attrs: dict[str, Any], gradient: Array, failures: Failures) -> None:
             attrs |= own
             with self._writing(path, attrs, gradient, band, failures) as writer:
-                writer.kept["products"] = writer.products
+                writer.extra_arrays["products"] = writer.products
 
         self._by_a_way_that_does(write)
         return open_shard(path, self.spec.storage.store)
@@ -209,7 +209,7 @@ class BatchMatrix:
                 name, there, to_do = path.name, writer.num_there, writer.num_to_do
                 log.info("%s: %d tiles are there already, %d are to do.", name, there, to_do)
             for part in self.parts:
-                for block in blocks_of(self.spec, part, self.batch, writer.wanted, attrs, failures):
+                for block in blocks_of(self.spec, part, self.batch, writer.is_missing, attrs, failures):
                     writer.add(block.rows, block.cols, block.values.detach().cpu().numpy())
             if stored != computed:
                 attrs |= writer.rounding
@@ -253,11 +253,11 @@ def check_same(shard: Shard, expected: Mapping[str, Any], evidence: Mapping[str,
     check_evidence(shard.path, shard.attrs, {**expected, **evidence})
 
 
-def _rounding_of_all(found: Sequence[Shard]) -> dict[str, float]:
+def _rounding_of_all(bands: Sequence[Shard]) -> dict[str, float]:
     """Of bands, as a whole shard says it: by how much an entry was moved at most, and that of the largest entry."""
-    moved = max(band.attrs["rounding_abs"] for band in found)
+    moved = max(band.attrs["rounding_abs"] for band in bands)
     largest = max(
         band.attrs["rounding_abs"] / band.attrs["rounding_rel"] if band.attrs["rounding_rel"] else 0.0
-        for band in found
+        for band in bands
     )
     return {"rounding_abs": moved, "rounding_rel": moved / largest if largest else 0.0}

@@ -24,9 +24,9 @@ class RemoteShards:
     place: Callable[[int, int], Path]
     grid: TileGrid
 
-    def compute(self, wanted: Sequence[tuple[int, int]], most: int | None = None) -> None:
+    def compute(self, places: Sequence[tuple[int, int]], most: int | None = None) -> None:
         """Have those of these steps and batches computed that are not there; the first ones, `most` for a process."""
-        missing = [each for each in wanted if not self.place(*each).exists()]
+        missing = [each for each in places if not self.place(*each).exists()]
 
         def work(num_processes: int) -> list[Work]:
             taken = missing[: most and most * num_processes]

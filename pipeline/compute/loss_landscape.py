@@ -105,10 +105,10 @@ def _slices(landscape: Landscape, spectra: SpectraFile, reference: float) -> tup
     return lines, Plane(first, second, np.array(plane))
 
 
-def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], float], Losses]:
+def _loss_of(landscape: Landscape, recorded_loss: float) -> tuple[Callable[[Losses], float], Losses]:
     """The loss of all batches as a function of the flat weights, in float64, and the weights of now.
 
-    Many batches are taken at once where that gives the loss that was `told`; where samples of a batch mix, it does not,
+    Many batches are taken at once where that gives the recorded loss; where samples of a batch mix, it does not,
     and the batches go one by one.
     """
     objective, params = objective_of(
@@ -127,7 +127,7 @@ def _loss_of(landscape: Landscape, told: float) -> tuple[Callable[[Losses], floa
         return float(weighting.mean(values))
 
     now = weights.cpu().numpy()
-    one_pass = abs(loss(now, together) - told) <= AGREEMENT * abs(told)
+    one_pass = abs(loss(now, together) - recorded_loss) <= AGREEMENT * abs(recorded_loss)
     parts = together if one_pass else batches
     return lambda flat: loss(flat, parts), now
 

@@ -54,7 +54,7 @@ class DiagonalBlock:
     criterion: Criterion
 
     def certificate(
-        self, spec: MatrixSpec, batch: Batch, products: Tensor, stored: torch.dtype
+        self, spec: MatrixSpec, batch: Batch, products: Tensor, dtype: torch.dtype
     ) -> Certificate:
         """Of the products with the whole matrix, (P, m), those rows that are of this part."""
         matrix, declared = spec.matrix, tolerance_of(spec.computed_by, next(iter(self.params.values())).dtype)
@@ -63,7 +63,7 @@ class DiagonalBlock:
         exact = objective_of(*about, reference.dtype)
         drawn = matrix.problem(self.objective, self.params, batch)[1]
         probes = directions(len(products))[self.rows]
-        return certify(reference, matrix, products[self.rows], stored, drawn.targets, probes, exact, declared)
+        return certify(reference, matrix, products[self.rows], dtype, drawn.targets, probes, exact, declared)
 
 
 def parts_of(
@@ -84,7 +84,7 @@ def blocks_of(
     spec: MatrixSpec,
     part: DiagonalBlock,
     batch: Batch,
-    wanted: BlockFilter,
+    block_filter: BlockFilter,
     attrs: dict[str, Any],
     failures: Failures = (),
 ) -> Iterator[Block]:
@@ -98,7 +98,7 @@ def blocks_of(
     transformed, drawn = spec.matrix.problem(part.objective, part.params, batch)
 
     def inside(rows: slice, cols: slice) -> bool:
-        return wanted(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
+        return block_filter(_shifted(rows, part.rows.start), _shifted(cols, part.rows.start))
 
     tried = {name for name, _ in failures}
     ways = choices_of(spec.computed_by, transformed, part.params, drawn)
@@ -123,19 +123,19 @@ def certified(
     parts: Sequence[DiagonalBlock],
     batch: Batch,
     products: Tensor,
-    stored: torch.dtype,
+    dtype: torch.dtype,
     name: str,
 ) -> dict[str, float]:
     """What the certificate found, as attributes of the shard.
 
-    products: H v for `directions`, (P, m). stored: the dtype of H. name: what it is the matrix of.
+    products: H v for `directions`, (P, m). dtype: the dtype of H. name: what it is the matrix of.
 
     Raises:
         StrategyError: H v is wrong, and verify=error.
     """
     if spec.verify == Verify.off:
         return {}
-    found = [part.certificate(spec, batch, products, stored) for part in parts]
+    found = [part.certificate(spec, batch, products, dtype) for part in parts]
     failed = [certificate for certificate in found if not certificate.passed]
     worst = max(
         failed or found, key=lambda certificate: certificate.probe_error / (certificate.tolerance or 1)
@@ -143,9 +143,7 @@ def certified(
     if failed and spec.verify == Verify.warn:
         log.warning("%s: %s: stored all the same, because verify=warn.", name, worst)
     elif failed:
-        remedy = (
-            worst.remedy(stored).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
-        )
+        remedy = worst.remedy(dtype).replace("torch.", "").replace("verify=False takes", "verify=warn stores")
         if "verify=" not in remedy:
             remedy += "; verify=warn stores it all the same"
         raise StrategyError(str(worst), remedy)

@@ -33,11 +33,11 @@ def keep_mean(
     folder: RunFolder,
     step: int,
     matrices: Sequence[BatchMatrix],
-    elsewhere: Callable[[Sequence[int]], None] | None = None,
+    compute_remotely: Callable[[Sequence[int]], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Make the mean of all batches; gives the numbers of each batch.
 
-    elsewhere: may write the first of these batches' matrices, in other processes.
+    compute_remotely: may write the first of these batches' matrices, in other processes.
 
     Raises:
         PipelineError: what is there is of another config or of more batches, and all that stops a shard.
@@ -55,7 +55,7 @@ def keep_mean(
     for index in range(num_there, len(matrices)):
         matrices[index].there(folder.shard(step, index))  # one of another experiment is told before any work
     for index in progress(range(num_there, len(matrices)), f"Hessians at step {step}"):
-        shard, attrs = _shard_of(folder, step, index, matrices, elsewhere)
+        shard, attrs = _shard_of(folder, step, index, matrices, compute_remotely)
         is_last = index == len(matrices) - 1
         so_far = _added(so_far, shard, folder.mean(step) if is_last else folder.running_mean(step))
         _remove(matrices[index])
@@ -97,14 +97,14 @@ def _shard_of(
     step: int,
     index: int,
     matrices: Sequence[BatchMatrix],
-    elsewhere: Callable[[Sequence[int]], None] | None,
+    compute_remotely: Callable[[Sequence[int]], None] | None,
 ) -> tuple[Shard, dict[str, Any]]:
     """The matrix of one batch in a file, and its attributes: one that is there, or one that is made now."""
     matrix = matrices[index]
     if (kept := matrix.there(folder.shard(step, index))) is not None:  # by a run that kept all; it stays
         return kept, kept.attrs
-    if not matrix.path.exists() and elsewhere is not None:
-        elsewhere(range(index, len(matrices)))
+    if not matrix.path.exists() and compute_remotely is not None:
+        compute_remotely(range(index, len(matrices)))
     if (shard := matrix.there()) is not None:
         return shard, shard.attrs
     attrs = matrix.write()
@@ -139,10 +139,10 @@ def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
         packed=shard.attrs.get("compression"),
         store=shard.store,
     ) as writer:
-        tiles = [tile for tile in shard.tile_indices() if writer.wanted(*map(shard.grid.span, tile))]
+        tiles = [tile for tile in shard.tile_indices() if writer.is_missing(*map(shard.grid.span, tile))]
         for tile, *values in zip(tiles, *(each.tiles(tiles) for each in both), strict=True):
             writer.put(tile, weighting.mean([each for _, each in values]).astype(shard.dtype))
-        writer.kept |= _of_batches(so_far, shard)
+        writer.extra_arrays |= _of_batches(so_far, shard)
     return open_shard(path, shard.store)
 
 

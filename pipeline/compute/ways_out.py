@@ -16,8 +16,10 @@ PRODUCTS = "products in place of the matrix (pipeline.curvature_operator, docs/h
 OTHER_DISK = "another disk with hydra.run.dir=FOLDER"
 
 
-def ways_on_disk(experiment: Experiment, num_files: Callable[[Experiment], int], there: int) -> list[str]:
-    """Changes of the options with which all files of a run fit into `there` bytes of disk; at last, another disk.
+def ways_on_disk(
+    experiment: Experiment, num_files: Callable[[Experiment], int], free_bytes: int
+) -> list[str]:
+    """Changes of the options with which all files of a run fit into `free_bytes` of disk; at last, another disk.
 
     num_files: of one matrix each, that the run leaves.
     """
@@ -37,29 +39,29 @@ def ways_on_disk(experiment: Experiment, num_files: Callable[[Experiment], int],
         return num_files(one) * bytes_on_disk(one, itemsize)
 
     itemsize = stored_itemsize(experiment)
-    ways = [name for name, one in changed.items() if needed(one, itemsize) <= there]
-    if itemsize == 8 and needed(experiment, 4) <= there:
+    ways = [name for name, one in changed.items() if needed(one, itemsize) <= free_bytes]
+    if itemsize == 8 and needed(experiment, 4) <= free_bytes:
         ways.append("dtype=float32, or storage.precision=float32")
     if "blocks=layer" in changed and "keep=mean" in changed and not ways:
         both = replace(changed["blocks=layer"], matrix=replace(spec, keep=Keep.mean, blocks=Blocks.layer))
-        ways += ["blocks=layer with keep=mean"] if needed(both, itemsize) <= there else []
-    fits = isqrt(2 * there // max(1, num_files(experiment) * itemsize))
+        ways += ["blocks=layer with keep=mean"] if needed(both, itemsize) <= free_bytes else []
+    fits = isqrt(2 * free_bytes // max(1, num_files(experiment) * itemsize))
     return [*ways, *_fewer_weights(experiment, fits), PRODUCTS, OTHER_DISK]
 
 
-def ways_in_memory(experiment: Experiment, option: str, needed: int, there: int) -> list[str]:
-    """Changes with which what `option` holds fits into `there` bytes of memory, where it needs `needed`."""
+def ways_in_memory(experiment: Experiment, option: str, num_bytes: int, free_bytes: int) -> list[str]:
+    """Changes with which what `option` holds fits into `free_bytes` of memory, where it needs `num_bytes`."""
     num_rows, itemsize = experiment.layout().num_parameters, experiment.problem.dtype.itemsize
     ways = []
     if option.startswith("spectrum=") and isinstance(experiment.spectrum, Exact):
         others: dict[str, SpectrumMethod] = {"spectrum=slq": SLQ(), "spectrum=topk": TopK()}
-        ways += [name for name, each in others.items() if each.memory(num_rows, itemsize) <= there]
+        ways += [name for name, each in others.items() if each.memory(num_rows, itemsize) <= free_bytes]
     if option.startswith("strategy=") and not isinstance(experiment.matrix.strategy, HVP):
-        ways += ["strategy=hvp"] if HVP().memory(num_rows, itemsize) <= there else []
-    if itemsize == 8 and needed // 2 <= there:
+        ways += ["strategy=hvp"] if HVP().memory(num_rows, itemsize) <= free_bytes else []
+    if itemsize == 8 and num_bytes // 2 <= free_bytes:
         ways.append("dtype=float32")
     quadratic = isinstance(experiment.spectrum, Exact) or option.startswith("strategy=")
-    share = there / needed
+    share = free_bytes / num_bytes
     fewer = _fewer_weights(experiment, int(num_rows * (share**0.5 if quadratic else share)))
     return [*ways, *fewer, PRODUCTS] if quadratic else [*ways, *fewer]
 

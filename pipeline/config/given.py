@@ -146,8 +146,8 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
         return {"options": Parameter("options", Parameter.VAR_KEYWORD)}
 
 
-def _check(group: str, options: DictConfig, known: Sequence[str]) -> None:
-    takes = [name for name in known if name not in NO_OPTIONS]
+def _check(group: str, options: DictConfig, names: Sequence[str]) -> None:
+    takes = [name for name in names if name not in NO_OPTIONS]
     for key in map(str, options):
         if key not in (*takes, *NO_OPTIONS):
             like = near(key, takes)

@@ -312,9 +312,9 @@ def command_of(settings: Mapping[str, Any]) -> str:
     return str(settings.get("command", ""))
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     """The hashed settings in which two configs differ, as `key: value here, value there`."""
-    mine, yours = _hashed(here), _hashed(there)
+    mine, yours = _hashed(here), _hashed(saved)
     absent = "absent"
     return [
         f"{key} is {mine.get(key, absent)}, was {yours.get(key, absent)}"

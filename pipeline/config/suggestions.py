@@ -35,12 +35,12 @@ OTHER_NAMES = {  # what other programs call it
 }  # fmt: skip
 
 
-def near(name: str, known: Sequence[str], likeness: float = 0.6) -> str:
+def near(name: str, names: Sequence[str], likeness: float = 0.6) -> str:
     """The end of a line about a name that does not exist: the nearest one that does."""
-    close = difflib.get_close_matches(name, known, 1, likeness) or [
-        each for each in known if name == _initials(each)
+    close = difflib.get_close_matches(name, names, 1, likeness) or [
+        each for each in names if name == _initials(each)
     ]
-    close = close or [each for each in known if OTHER_NAMES.get(name, "").partition(".")[2] == each]
+    close = close or [each for each in names if OTHER_NAMES.get(name, "").partition(".")[2] == each]
     return f", did you mean {close[0]}?" if close else "."
 
 

@@ -123,7 +123,7 @@ class Own(ConvertedDataset):
         return Source.of_arrays(*stacked(items, name, range(len(items))), name)
 
 
-def samples_of(given: Any, options: Mapping[str, Any]) -> tuple[Samples, int | None]:
+def samples_of(source: Any, options: Mapping[str, Any]) -> tuple[Samples, int | None]:
     """The samples of what a `data._target_` gave, and the number of samples of one Hessian.
 
     options: those that the class did not take, see `Own`. An object with `load` and `batch_size` says all by itself.
@@ -131,28 +131,28 @@ def samples_of(given: Any, options: Mapping[str, Any]) -> tuple[Samples, int | N
     Raises:
         PipelineError: nothing can be read from it.
     """
-    if callable(getattr(given, "load", None)) and not (
-        _is_dataset(given) and not hasattr(given, "batch_size")
+    if callable(getattr(source, "load", None)) and not (
+        _is_dataset(source) and not hasattr(source, "batch_size")
     ):
         if options:
             raise PipelineError(
-                f"data.{next(iter(options))}: {type(given).__name__}, which has a method load, takes no such option: "
+                f"data.{next(iter(options))}: {type(source).__name__}, which has a method load, takes no such option: "
                 "let it take it, or give samples in another form."
             )
-        return as_samples(given.load()), getattr(given, "batch_size", None)
-    if isinstance(given, DataLoader) and "batch_size" not in options:
-        options = {**options, "batch_size": given.batch_size}
+        return as_samples(source.load()), getattr(source, "batch_size", None)
+    if isinstance(source, DataLoader) and "batch_size" not in options:
+        options = {**options, "batch_size": source.batch_size}
     own = Own(**options)
-    return own.of(given), own.batch_size
+    return own.of(source), own.batch_size
 
 
-def _is_dataset(given: Any) -> bool:
+def _is_dataset(value: Any) -> bool:
     """Whether it gives samples by number, or in a row, and is no array of them."""
-    if isinstance(given, Dataset | DataLoader):
+    if isinstance(value, Dataset | DataLoader):
         return True
-    rows = hasattr(given, "__getitem__") and hasattr(given, "__len__")
-    stream = hasattr(given, "__iter__") and not hasattr(given, "__len__")
-    plain = isinstance(given, tuple | list | str | bytes | Mapping) or hasattr(given, "__array__")
+    rows = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    stream = hasattr(value, "__iter__") and not hasattr(value, "__len__")
+    plain = isinstance(value, tuple | list | str | bytes | Mapping) or hasattr(value, "__array__")
     return (rows or stream) and not plain
 
 

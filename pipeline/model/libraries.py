@@ -128,8 +128,8 @@ def _library(name: str, choice: str) -> Any:
         ) from error
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
+def _near(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3)
     return f", did you mean {' or '.join(close)}?" if close else "."
 
 

@@ -38,12 +38,12 @@ class Tree:
         return self._rebuild(iter(tensors))
 
 
-def _collect(value: Any, found: list[Tensor], every: bool, path: tuple[int, ...]) -> Rebuild | None:
+def _collect(value: Any, leaves: list[Tensor], every: bool, path: tuple[int, ...]) -> Rebuild | None:
     """Append the tensors of the value; None if there are none, so that it can stay as it is."""
     if isinstance(value, Tensor):
         if not (every or value.is_floating_point() or value.is_complex()):
             return None
-        found.append(value)
+        leaves.append(value)
         return next
     if value is None or isinstance(value, str | bytes | int | float | type | nn.Module) or id(value) in path:
         return None
@@ -52,7 +52,7 @@ def _collect(value: Any, found: list[Tensor], every: bool, path: tuple[int, ...]
         return None
     keys, values, build = parts
     path = (*path, id(value))
-    makers = [_collect(part, found, every, path) for part in values]
+    makers = [_collect(part, leaves, every, path) for part in values]
     if not any(makers):
         return None
 

@@ -102,16 +102,16 @@ def _about(folder: RunFolder) -> dict[str, Any]:
     return {"name": folder.path.resolve().name, "path": folder.path, "written": written}
 
 
-def _choice(found: ReportData) -> dict[str, str]:
+def _choice(data: ReportData) -> dict[str, str]:
     """What a reader sees at first: the last step."""
-    return {"step": str(found.last_step)}
+    return {"step": str(data.last_step)}
 
 
-def _context(found: ReportData) -> str:
+def _context(data: ReportData) -> str:
     """Which matrix, at which steps, of how many weights, samples and batches."""
-    file, several = found.last, len(found.results) > 1
+    file, several = data.last, len(data.results) > 1
     counts = [(file.numbers[key], key.removeprefix("num_")) for key in ("num_samples", "num_batches")]
-    at = f"step {file.step:,}" + (f", the last of {len(found.results)}" if several else "")
+    at = f"step {file.step:,}" + (f", the last of {len(data.results)}" if several else "")
     return "  ·  ".join(
         [
             f"{matrix_name(file.matrix)} at {at}",
@@ -145,20 +145,20 @@ def _data(folder: RunFolder, config: SavedConfig) -> ReportData:
 def _page(
     folder: RunFolder,
     config: SavedConfig,
-    found: ReportData,
+    data: ReportData,
     sections: Sections,
     arrays: Arrays,
 ) -> str:
     from pipeline.report.page.page import render
 
-    results, last = found.results, found.last_step
-    file = found.last
-    headline = tables.headline(file, found.history)
+    results, last = data.results, data.last_step
+    file = data.last
+    headline = tables.headline(file, data.history)
     return render(
         TEMPLATE,
         [chart for charts in sections.values() for chart in charts],
         arrays,
-        _choice(found),
+        _choice(data),
         sections=sections,
         step=last,
         all_steps=list(results),
@@ -181,6 +181,6 @@ def _page(
         shard=next(iter(folder.shard_paths(last)), folder.shard(last, 0)),
         spectrum=folder.spectrum(last),
         versions=tables.versions(file.origin),
-        law=found.law,
+        law=data.law,
         **_about(folder),
     )

@@ -127,21 +127,24 @@ class Output:
 
 @contextmanager
 def writing(
-    path: Path, num_bytes: int, go_on: bool = False, kept: Callable[[BaseException], bool] | None = None
+    path: Path,
+    num_bytes: int,
+    go_on: bool = False,
+    is_resumable: Callable[[BaseException], bool] | None = None,
 ) -> Iterator[Output]:
     """A new file, which takes its name when it is whole and on disk.
 
     Room for it is reserved first, so that a full disk is told before anything is computed. HDF5 writes through a
     `RawFile`, as it cannot close a file that it cannot write.
-    go_on: with what an earlier process left under the temporary name, if it can be opened. kept: see `replacing`; with
-    it, what a kill leaves is the file as last flushed.
+    go_on: with what an earlier process left under the temporary name, if it can be opened.
+    is_resumable: see `replacing`; with it, what a kill leaves is the file as last flushed.
 
     Raises:
         PipelineError: the file cannot be written.
     """
-    redo = path.with_name(path.name + ".redo") if kept is not None else None
+    redo = path.with_name(path.name + ".redo") if is_resumable is not None else None
     try:
-        with replacing(path, kept) as partial:
+        with replacing(path, is_resumable) as partial:
             go_on = go_on and redo is not None and _opens(partial, redo)
             if not go_on:
                 partial.unlink(missing_ok=True)

@@ -41,9 +41,9 @@ class HDF5Store:
         form: TileForm,
         num_bytes: int,
         resume: bool = False,
-        kept: Callable[[BaseException], bool] | None = None,
+        is_resumable: Callable[[BaseException], bool] | None = None,
     ) -> Iterator[_Unfinished]:
-        with writing(path, num_bytes, resume, kept) as output:
+        with writing(path, num_bytes, resume, is_resumable) as output:
             unfinished = _Unfinished(output, form)
             try:
                 yield unfinished

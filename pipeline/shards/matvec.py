@@ -29,7 +29,7 @@ class TiledMatrix(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
-    def tiles(self, wanted: Iterable[Tile]) -> Iterator[tuple[Tile, Array]]:
+    def tiles(self, indices: Iterable[Tile]) -> Iterator[tuple[Tile, Array]]:
         """These tiles, each cut to the matrix."""
 
 
@@ -59,11 +59,11 @@ def multiplied(matrix: TiledMatrix, vectors: Array, span: slice) -> Array:
     return total[span]
 
 
-def _of_tiles(matrix: TiledMatrix, vectors: Array, wanted: list[Tile]) -> Array:
+def _of_tiles(matrix: TiledMatrix, vectors: Array, indices: list[Tile]) -> Array:
     """What some tiles give of the product, each used for both triangles."""
     out: Array = np.zeros(vectors.shape)
     b = matrix.tile
-    for (i, j), tile in matrix.tiles(wanted):
+    for (i, j), tile in matrix.tiles(indices):
         r, c = slice(i * b, i * b + tile.shape[0]), slice(j * b, j * b + tile.shape[1])
         if i == j:
             out[r] += mirrored(tile) @ vectors[c]

@@ -44,7 +44,7 @@ class Band:
 
     def tile_rows(self, grid: TileGrid) -> range:
         """Its rows of tiles: as many tiles in each band, as nearly as whole rows allow."""
-        sums = np.cumsum(grid.stored().sum(axis=1))
+        sums = np.cumsum(grid.tile_mask().sum(axis=1))
         cuts = np.searchsorted(sums, sums[-1] * np.arange(1, self.number) / self.number)
         ends = [0, *(int(cut) + 1 for cut in cuts), grid.num_tile_rows]
         return range(*ends[self.index : self.index + 2])

@@ -79,7 +79,7 @@ class Shard:
             return file.array(name)
 
     def tiles(
-        self, wanted: Iterable[Tile] | None = None, into: Array | None = None
+        self, indices: Iterable[Tile] | None = None, into: Array | None = None
     ) -> Iterator[tuple[Tile, Array]]:
         """The tiles (i, j), j <= i, of the lower triangle, each cut to the matrix; all of them if none are named.
 
@@ -89,7 +89,7 @@ class Shard:
         Raises:
             PipelineError: a tile is not what was written.
         """
-        tiles = self.grid.all_tiles() if wanted is None else list(wanted)
+        tiles = self.grid.all_tiles() if indices is None else list(indices)
         stored = [tile for tile in tiles if not self.grid.is_outside(tile)]
         files, checksums = self._tile_files()
         with files:
@@ -109,11 +109,11 @@ class Shard:
                     values = into
                 yield tile, values[:height, :width]
 
-    def announce(self, wanted: Iterable[Tile]) -> None:
+    def announce(self, indices: Iterable[Tile]) -> None:
         """Tell the system that these tiles will be read soon, so that it reads them while something else is done."""
         files, _ = self._tile_files()
         with files:
-            for tile in wanted:
+            for tile in indices:
                 files.announce(tile)
 
     def _tile_files(self) -> tuple[TileFiles, Array]:

@@ -71,14 +71,14 @@ class TileGrid:
         )  # the first column of tiles that is stored, in each row of tiles
         return int((np.arange(n) - first + 1).sum())
 
-    def stored(self, part: Iterable[Tile] | None = None) -> Array:
+    def tile_mask(self, part: Iterable[Tile] | None = None) -> Array:
         """Which tiles a file holds, (n, n) booleans for n rows of tiles; part: only these, where they are given."""
         chosen: Array = np.zeros((self.num_tile_rows, self.num_tile_rows), bool)
         for tile in self.all_tiles() if part is None else part:
             chosen[tile] = not self.is_outside(tile)
         return chosen
 
-    def given(self, rows: slice, cols: slice) -> Array:
+    def entry_mask(self, rows: slice, cols: slice) -> Array:
         """Which of the entries rows x cols are given: those of the lower triangle, and of the layers' blocks."""
         lower = np.arange(rows.start, rows.stop)[:, None] >= np.arange(cols.start, cols.stop)
         return lower if self.layers is None else lower & (self.layers[rows, None] == self.layers[cols])
@@ -94,7 +94,7 @@ def file_size(
 ) -> int:
     """Bytes of a shard, at most: the tiles of its triangle, the gradient, and 1 MB for all the rest."""
     grid = TileGrid.of(layout, tile, blocks)
-    num_tiles = grid.num_stored if part is None else int(grid.stored(part).sum())
+    num_tiles = grid.num_stored if part is None else int(grid.tile_mask(part).sum())
     index = BYTES_TO_FIND_A_TILE * grid.num_tile_rows**2
     return (num_tiles * grid.size**2 + grid.num_rows) * itemsize + index + 2**20
 

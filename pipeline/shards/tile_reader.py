@@ -43,7 +43,7 @@ class TileFile:
         if self._packer is not None:
             self._packer.close()
 
-    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
+    def read(self, indices: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
         """Each tile with its values and their CRC-32; without values, where there are not enough bytes.
 
         into: (b, b), memory for every tile, which spares the system to find new pages for each: the values are good
@@ -53,11 +53,11 @@ class TileFile:
             PipelineError: the system cannot read the file.
         """
         ahead = max(1, AHEAD_BYTES // self._num_bytes)
-        for tile in wanted[:ahead]:
+        for tile in indices[:ahead]:
             self.announce(tile)
-        for number, tile in enumerate(wanted):
-            if number + ahead < len(wanted):
-                self.announce(wanted[number + ahead])
+        for number, tile in enumerate(indices):
+            if number + ahead < len(indices):
+                self.announce(indices[number + ahead])
             content = self._content(tile, into if self._packer is None else None)
             values = self._values(content)
             if into is not None and values is not None and self._packer is not None:
@@ -124,10 +124,10 @@ class TileFiles:
     def announce(self, tile: Tile) -> None:
         self._files[self._number(tile)].announce(tile)
 
-    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
-        owners = [self._number(tile) for tile in wanted]
+    def read(self, indices: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
+        owners = [self._number(tile) for tile in indices]
         found = [
-            file.read([tile for tile, owner in zip(wanted, owners, strict=True) if owner == number], into)
+            file.read([tile for tile, owner in zip(indices, owners, strict=True) if owner == number], into)
             for number, file in enumerate(self._files)
         ]
         for owner in owners:

@@ -88,7 +88,7 @@ class TileReader(Protocol):
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
+    def read(self, indices: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
         """Each tile in turn; into: (b, b), memory that may be used for every one, good until the next is asked for."""
 
     def announce(self, tile: Tile) -> None:
@@ -112,11 +112,12 @@ class TileStore(Protocol):
         form: TileForm,
         num_bytes: int,
         resume: bool = False,
-        kept: Callable[[BaseException], bool] | None = None,
+        is_resumable: Callable[[BaseException], bool] | None = None,
     ) -> AbstractContextManager[UnfinishedFile]:
         """A new file of at most `num_bytes`, which is at `path` only after a body that raised nothing.
 
-        resume: with what an earlier process has left. kept: whether an unfinished file stays for that, by the error.
+        resume: with what an earlier process has left. is_resumable: whether an unfinished file stays for that, by the
+        error.
         """
 
     def open(self, path: Path) -> AbstractContextManager[StoredFile]:

@@ -35,10 +35,10 @@ class ShardWriter:
         self._grid, self._stream, self._missing = grid, stream, missing
         self._to_fill = missing.copy()
         self._begun: dict[Tile, tuple[Array, int]] = {}
-        self.kept: dict[str, Array] = {}  # datasets that the file has beside those of every shard
+        self.extra_arrays: dict[str, Array] = {}  # datasets that the file has beside those of every shard
         self.num_there, self.num_to_do = num_there, int(missing.sum())  # tiles, when it began
 
-    def wanted(self, rows: slice, cols: slice) -> bool:
+    def is_missing(self, rows: slice, cols: slice) -> bool:
         """Whether any entry rows x cols, or its mirror image, lay in a tile that was missing when writing began."""
         if cols.start >= rows.stop:
             rows, cols = cols, rows
@@ -101,7 +101,7 @@ class ShardWriter:
         buffer, num_left = self._begun.pop(tile) if tile in self._begun else self._begin(tile)
         inside = buffer[top - i : bottom - i, left - j : right - j]
         if i == j or self._grid.layers is not None:
-            given = self._grid.given(slice(top, bottom), slice(left, right))
+            given = self._grid.entry_mask(slice(top, bottom), slice(left, right))
             inside[given] = part[given]
             num_left -= int(given.sum())
         else:
@@ -119,7 +119,7 @@ class ShardWriter:
         if self._grid.layers is None:
             return buffer, self._grid.num_entries(tile)
         rows, cols = map(self._grid.span, tile)
-        given = self._grid.given(rows, cols)
+        given = self._grid.entry_mask(rows, cols)
         lower = np.arange(rows.start, rows.stop)[:, None] >= np.arange(cols.start, cols.stop)
         buffer[: rows.stop - rows.start, : cols.stop - cols.start][lower & ~given] = 0
         return buffer, int(given.sum())
@@ -147,7 +147,7 @@ def write_shard(
     packed: what tiles are packed with, None or "blosc2". store: the storage format.
     identity: all that the entries depend on. With it, tiles are recorded as they reach the disk, in a journal beside
     the unfinished file. When the body is cut short, by a kill or by anything but a PipelineError, the next call with
-    the same identity takes those that are as they were recorded, and `writer.wanted` says what is still to do.
+    the same identity takes those that are as they were recorded, and `writer.is_missing` says what is still to do.
 
     Raises:
         PipelineError: the file cannot be written (disk full, folder read-only, an I/O error).
@@ -177,7 +177,7 @@ def write_shard(
             path, tiles, num_bytes, bool(recorded), lambda error: _is_kept(error, journal)
         ) as output:
             with TileStream(output, tiles, grid, directions, journal, computed) as stream:
-                missing, there = grid.stored(part), stream.restore(recorded)
+                missing, there = grid.tile_mask(part), stream.restore(recorded)
                 for sound in there:
                     missing[sound] = False
                 writer = ShardWriter(grid, stream, missing, len(there))
@@ -185,7 +185,7 @@ def write_shard(
                 checksums = writer.close()
             packing = {"compression": packed} if packed else {}
             told = {**attrs, **packing, "dtype": dtype}
-            finish(output, layout, checksums, gradient, told, writer.kept)
+            finish(output, layout, checksums, gradient, told, writer.extra_arrays)
     finally:
         if journal is not None and not partial_of(path).exists():
             journal.remove()
@@ -203,7 +203,7 @@ def finish(
     checksums: Array,
     gradient: Array,
     attrs: Mapping[str, Any],
-    kept: Mapping[str, Array] | None = None,
+    extra_arrays: Mapping[str, Array] | None = None,
 ) -> None:
     """Write all that a shard has beside its matrix, and that it is complete."""
     arrays = {
@@ -212,7 +212,7 @@ def finish(
         "parameters/names": np.array(layout.names),
         "parameters/shapes": np.array([json.dumps(shape) for shape in layout.shapes]),
         "parameters/offsets": np.array(layout.offsets),
-        **(kept or {}),
+        **(extra_arrays or {}),
     }
     told = stored_attributes({"format_version": FORMAT_VERSION, **attrs, "complete": True})
     output.finish({**told, "checksum": checksum_of(told, arrays)}, arrays)

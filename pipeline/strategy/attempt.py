@@ -36,7 +36,7 @@ def choices_of(strategy: Strategy, objective: Objective, params: Params, batch: 
 
 
 def blocks_by(
-    choice: Choice, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+    choice: Choice, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
 ) -> Iterator[Block]:
     """The blocks of a strategy.
 
@@ -45,7 +45,7 @@ def blocks_by(
     """
     try:
         with torch.enable_grad():
-            yield from choice.strategy.blocks(objective, params, batch, wanted)
+            yield from choice.strategy.blocks(objective, params, batch, block_filter)
     except (PipelineError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know

@@ -53,18 +53,18 @@ class Auto:
         check_count("strategy.megabytes", self.megabytes)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
-        yield from self.start(objective, params, batch, wanted)[1]
+        yield from self.start(objective, params, batch, block_filter)[1]
 
     def start(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> tuple[Choice, Iterator[Block]]:
         """The first way whose first block can be made, and its blocks."""
         failures: list[tuple[str, StrategyError]] = []
         for choice in self.choices(objective, params, batch):
             try:
-                blocks = _begun(blocks_by(choice, objective, params, batch, wanted))
+                blocks = _begun(blocks_by(choice, objective, params, batch, block_filter))
             except StrategyError as error:
                 failures.append((choice.name, error))
                 continue

@@ -37,7 +37,7 @@ class Autograd:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         leaves = leaves_of(params)
         weights = tuple(leaves.values())
@@ -47,7 +47,7 @@ class Autograd:
         columns = slice(0, len(gradient))
         for start in range(0, len(gradient), self.rows_at_once):
             rows = slice(start, min(start + self.rows_at_once, len(gradient)))
-            if wanted(rows, columns):
+            if block_filter(rows, columns):
                 yield Block(rows, columns, _rows(gradient, weights, rows))
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:

@@ -49,11 +49,13 @@ class Func:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         by_sample = _samples_apart(objective, params, batch)
         spans = Layout.of(params).slices()
-        pairs = [(row, column) for row, column in _lower_pairs(params) if wanted(spans[row], spans[column])]
+        pairs = [
+            (row, column) for row, column in _lower_pairs(params) if block_filter(spans[row], spans[column])
+        ]
         total: dict[tuple[str, str], Tensor] = {}
         for weight, chunk in weighted_chunks(objective, params, batch, self.chunk_size):
             if not pairs:

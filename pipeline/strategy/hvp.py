@@ -46,12 +46,12 @@ class HVP:
         check_count("strategy.chunk_size", self.chunk_size)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         num_parameters = Layout.of(params).num_parameters
         if num_parameters <= self.chunk_size:
             everywhere = slice(0, num_parameters)
-            if not wanted(everywhere, everywhere):
+            if not block_filter(everywhere, everywhere):
                 return
             try:
                 yield _all_rows(objective, params, batch)
@@ -59,7 +59,9 @@ class HVP:
                 log.warning("out of memory with all rows at once: going on parameter by parameter.")
             else:
                 return
-        yield from rows_by_products(objective, params, batch, columns_of(params), self.chunk_size, wanted)
+        yield from rows_by_products(
+            objective, params, batch, columns_of(params), self.chunk_size, block_filter
+        )
 
     def cost(self, objective: Objective, params: Params, batch: Batch) -> Cost:
         return Cost(Layout.of(params).num_parameters, 0.0)
@@ -106,7 +108,7 @@ def rows_by_products(
     batch: Batch,
     columns: Mapping[str, Sequence[str]],
     chunk_size: int,
-    wanted: BlockFilter = all_blocks,
+    block_filter: BlockFilter = all_blocks,
 ) -> Iterator[Block]:
     """The blocks (name, column) of the Hessian, for each parameter `name` and its columns, by one product for each
     row.
@@ -123,7 +125,7 @@ def rows_by_products(
             for rows in together
             for column in columns[rows.name]
         ]
-        if not any(wanted(here, spans[column]) for here, column, _ in blocks):
+        if not any(block_filter(here, spans[column]) for here, column, _ in blocks):
             continue
         product = partial(_product, objective, params, batch, tuple(columns[together[-1].name]))
         try:

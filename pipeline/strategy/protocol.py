@@ -23,11 +23,12 @@ class Strategy(Protocol):
     """Options of one way to compute the Hessian of `objective.loss` with respect to `params`."""
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         """Blocks that cover the lower triangle exactly once; rows and columns in the order of `params`.
 
-        wanted: rectangles for which it says no may be left out; what is made has the same bits, whatever is left out.
+        block_filter: rectangles for which it says no may be left out; what is made has the same bits, whatever is
+        left out.
         """
         ...
 

@@ -45,7 +45,7 @@ class Triangular:
         check_count("strategy.rows_at_once", self.rows_at_once)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         layout = Layout.of(params)
         spans = layout.slices()
@@ -56,7 +56,7 @@ class Triangular:
         gradient_of = dict(zip(leaves, gradients, strict=True))
         for name, columns in columns_of(params).items():
             for rows in rows_of(layout, name, ROWS_PER_BLOCK):
-                if not any(wanted(rows, spans[column]) for column in columns):
+                if not any(block_filter(rows, spans[column]) for column in columns):
                     continue
                 first = rows.start - spans[name].start
                 units = unit_vectors(params[name], first, first + rows.stop - rows.start)

@@ -55,13 +55,13 @@ class OtherExperiment(PipelineError):
         )
 
 
-def check_evidence(source: Path, told: Evidence, mine: Evidence) -> None:
+def check_evidence(source: Path, recorded: Evidence, current: Evidence) -> None:
     """Compare what a file or folder tells of its making with what this run has; what one of them lacks is let pass.
 
     Raises:
         OtherExperiment: data, model or criterion differ, in one line that says which.
     """
-    if differs := difference(told, mine):
+    if differs := difference(recorded, current):
         raise OtherExperiment(source, *differs)
 
 

@@ -202,11 +202,11 @@ def _take(handle: int) -> None:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def discard(folder: Path, names: Iterable[str], made: Iterable[Path]) -> None:
-    """Remove files of a folder that are there, and of the folders `made`, the deepest first, those that are empty."""
+def discard(folder: Path, names: Iterable[str], folders: Iterable[Path]) -> None:
+    """Remove files of a folder that are there, and of `folders`, the deepest first, the empty ones."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    for each in made:
+    for each in folders:
         with suppress(OSError):  # it holds something else
             each.rmdir()
 
@@ -232,11 +232,11 @@ def refuse_file(path: Path, what: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path, kept: Callable[[BaseException], bool] | None = None) -> Iterator[Path]:
+def replacing(path: Path, is_resumable: Callable[[BaseException], bool] | None = None) -> Iterator[Path]:
     """A temporary name beside `path`; on success it is flushed to disk and takes the final name in one step.
 
     A file with the final name is therefore always whole. When the body raises, the temporary file is removed, unless
-    `kept` says of what was raised that the next process can go on with it; what stood at `path` before stays.
+    `is_resumable` says of what was raised that the next process can go on with it; what stood at `path` before stays.
 
     Raises:
         PipelineError: the file cannot be written: no room, no right to, or the disk has a fault.
@@ -249,7 +249,7 @@ def replacing(path: Path, kept: Callable[[BaseException], bool] | None = None) -
         os.replace(partial, path)
         flush(path.parent)
     except BaseException as error:
-        if kept is None or not kept(error):
+        if is_resumable is None or not is_resumable(error):
             with suppress(OSError):  # what went wrong first is what is told
                 partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:  # not: a connection that was lost

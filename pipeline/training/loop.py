@@ -73,7 +73,7 @@ def take_step(job: TrainingTask, optimizer: Optimizer, step: int, batch: Batch) 
 
 
 def resume(
-    job: TrainingTask, optimizer: Optimizer, state: TrainingState, history: History, wanted: set[int]
+    job: TrainingTask, optimizer: Optimizer, state: TrainingState, history: History, expected: set[int]
 ) -> int | None:
     """Put the last training state back and return its step, or None where training starts from the beginning.
 
@@ -84,7 +84,7 @@ def resume(
     """
     content = state.read() if state.path.exists() else None
     step: int = content["step"] if content else -1
-    if not content or not all(job.folder.checkpoint(early).exists() for early in wanted if early <= step):
+    if not content or not all(job.folder.checkpoint(early).exists() for early in expected if early <= step):
         job.check_folder()
         return None
     state.restore(content, job.model, optimizer)

@@ -90,14 +90,14 @@ class TrainingTask:
     def _hashes(self) -> dict[str, str]:
         return hashes_of(self.train, self.test)
 
-    def check_evidence(self, source: Path, told: Evidence) -> None:
+    def check_evidence(self, source: Path, recorded: Evidence) -> None:
         """Refuse weights, which the model has now, of another experiment.
 
         Raises:
-            OtherExperiment: `told` was taken of other samples, or of another model or criterion.
+            OtherExperiment: `recorded` was taken of other samples, or of another model or criterion.
         """
-        if told:
-            check_evidence(source, told, self.evidence())
+        if recorded:
+            check_evidence(source, recorded, self.evidence())
 
     def check_folder(self) -> None:
         """Refuse to begin where checkpoints of another experiment are; the model keeps its weights.

@@ -81,7 +81,7 @@ class CentralDifferences:
 
     step: float = 1e-5
 
-    def blocks(self, objective, params, batch, wanted=lambda rows, cols: True) -> Iterator[Block]:
+    def blocks(self, objective, params, batch, block_filter=lambda rows, cols: True) -> Iterator[Block]:
         row = 0
         moved = {name: value.detach().clone() for name, value in params.items()}
         for value in moved.values():

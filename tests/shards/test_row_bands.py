@@ -68,7 +68,7 @@ def test_every_row_of_tiles_is_in_one_band_and_bands_are_alike(number, blocks):
     grid = TileGrid.of(Layout(("a.weight", "b.weight"), ((40, 10), (600,))), 10, blocks)
     rows = [Band(index, number).tile_rows(grid) for index in range(number)]
     assert [i for band in rows for i in band] == list(range(100))
-    counts = [grid.stored(Band(index, number).tiles(grid)).sum() for index in range(number)]
+    counts = [grid.tile_mask(Band(index, number).tiles(grid)).sum() for index in range(number)]
     assert sum(counts) == grid.num_stored
     assert max(counts) - min(counts) <= 2 * 100
 

@@ -10,7 +10,7 @@ LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "c.weight"), ((3, 5), (3,), (
 @pytest.mark.parametrize("tile", [1, 2, 4, 5, 16, 33, 50])
 def test_tiles_are_counted_without_looking_at_each(tile, blocks):
     grid = TileGrid.of(LAYOUT, tile, blocks)
-    assert grid.num_stored == grid.stored().sum()
+    assert grid.num_stored == grid.tile_mask().sum()
 
 
 def test_the_size_of_a_file_is_known_at_once_for_any_number_of_weights():

@@ -27,11 +27,11 @@ def written(
     with write_shard(path, layout, *options, store=store) as writer:
         for row in range(0, stop, 5):
             rows = slice(row, min(row + 5, 19))
-            if writer.wanted(rows, slice(0, 19)):
+            if writer.is_missing(rows, slice(0, 19)):
                 writer.add(rows, slice(0, 19), matrix[rows])
         if stop < 19:
             raise KeyboardInterrupt
-        writer.kept["products"] = writer.products
+        writer.extra_arrays["products"] = writer.products
     return open_shard(path, store)
 
 

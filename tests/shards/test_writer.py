@@ -68,7 +68,7 @@ def fill(writer: ShardWriter, stop: int = NUM_ROWS) -> int:
     num_rows = 0
     for start in range(0, stop, 3):
         rows = slice(start, min(start + 3, stop))
-        if writer.wanted(rows, slice(0, NUM_ROWS)):
+        if writer.is_missing(rows, slice(0, NUM_ROWS)):
             writer.add(rows, slice(0, NUM_ROWS), MATRIX[rows])
             num_rows += rows.stop - rows.start
     return num_rows
@@ -244,8 +244,8 @@ def test_a_part_holds_its_tiles_alone(path: Path) -> None:
     part = [(4, j) for j in range(5)] + [(5, 2)]
     with writing(path, part=part) as writer:
         assert (writer.num_there, writer.num_to_do) == (0, 6)
-        assert not writer.wanted(slice(0, 32), slice(0, 32))
-        assert writer.wanted(slice(0, 8), slice(32, 40))  # the mirror image of (4, 0)
+        assert not writer.is_missing(slice(0, 32), slice(0, 32))
+        assert writer.is_missing(slice(0, 8), slice(32, 40))  # the mirror image of (4, 0)
         fill(writer)
     found = dict(open_shard(path).tiles(part))
     assert np.array_equal(found[5, 2], MATRIX[40:, 16:24])

@@ -48,8 +48,8 @@ class NpyFolder:
         np.save(self.tile(tile), values)
         return zlib.crc32(values.tobytes())
 
-    def read(self, wanted: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
-        for tile in wanted:
+    def read(self, indices: Sequence[Tile], into: Array | None = None) -> Iterator[ReadTile]:
+        for tile in indices:
             try:
                 values = np.load(self.tile(tile))
             except (OSError, ValueError):
@@ -87,7 +87,7 @@ class NpyStore:
         form: TileForm,
         num_bytes: int,
         resume: bool = False,
-        kept: Callable[[BaseException], bool] | None = None,
+        is_resumable: Callable[[BaseException], bool] | None = None,
     ) -> Iterator[NpyFolder]:
         partial = partial_of(path)
         if not resume:
@@ -98,7 +98,7 @@ class NpyStore:
             self.remove(path)
             os.replace(partial, path)
         except BaseException as error:
-            if kept is None or not kept(error):
+            if is_resumable is None or not is_resumable(error):
                 self.remove(partial)
             if isinstance(error, OSError):
                 raise PipelineError(

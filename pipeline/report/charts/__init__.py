@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 Sections = dict[str, list[Chart]]
 
 
-def charts_of(found: ReportData, arrays: Arrays) -> Sections:
+def charts_of(data: ReportData, arrays: Arrays) -> Sections:
     """The charts by section, an empty list where there is nothing to draw; their numbers are put into `arrays`.
 
     A chart of one step holds all steps, of which the reader chooses one.
     """
-    results, slices = found.results, found.slices
+    results, slices = data.results, data.slices
     kinds = ("loss", "accuracy")
     return {
-        "law": law.panels(found.law, arrays) if found.law is not None else [],
+        "law": law.panels(data.law, arrays) if data.law is not None else [],
         "spectrum": _drawn(
             spectrum.density(results, arrays),
             spectrum.distribution_band(results, arrays),
@@ -37,11 +37,11 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
             batches.distances(results, arrays),
             batches.overlaps(results, arrays),
         )
-        if found.last.several_batches is not None
+        if data.last.several_batches is not None
         else [],
         "layers": _drawn(*layers.at_each_step(results, arrays), batches.block_norms(results, arrays)),
         "along": _drawn(
-            *evolution.along_steps(results, found.limits, arrays),
+            *evolution.along_steps(results, data.limits, arrays),
             *layers.along_steps(results, arrays, evolution.step_axis(list(results))),
             evolution.densities_along(results, arrays),
             directions.cosines_along(results, arrays, evolution.height_of),
@@ -50,7 +50,7 @@ def charts_of(found: ReportData, arrays: Arrays) -> Sections:
         if len(results) > 1
         else [],
         "training": _drawn(
-            *(evolution.training_curve(found.history, list(results), kind, arrays) for kind in kinds)
+            *(evolution.training_curve(data.history, list(results), kind, arrays) for kind in kinds)
         ),
     }
 

@@ -43,12 +43,12 @@ class KhatriRao:
         check_count("strategy.tangents_per_product", self.tangents_per_product)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         nets = self._nets(objective, params, batch)
         net = nets[0]
-        sums = Sums.over(net, wanted)
-        for piece in contributions(nets, self.megabytes * 2**20, sums.is_wanted):
+        sums = Sums.over(net, block_filter)
+        for piece in contributions(nets, self.megabytes * 2**20, sums.is_needed):
             yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()
         columns, rest = list(net.names), {}
@@ -56,7 +56,7 @@ class KhatriRao:
             if name not in net.names:
                 columns.append(name)
                 rest[name] = tuple(columns)
-        yield from rows_by_products(objective, params, batch, rest, self.tangents_per_product, wanted)
+        yield from rows_by_products(objective, params, batch, rest, self.tangents_per_product, block_filter)
 
     def _nets(self, objective: Objective, params: Params, batch: Batch) -> list[CapturedNet]:
         """The net on the batch, or on parts of it; with nothing captured where samples influence each other."""

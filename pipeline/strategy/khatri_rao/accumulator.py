@@ -40,25 +40,25 @@ class Sums:
 
     layout: Layout
     many: frozenset[str]
-    wanted: BlockFilter = all_blocks
+    block_filter: BlockFilter = all_blocks
     totals: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def over(net: CapturedNet, wanted: BlockFilter = all_blocks) -> Sums:
+    def over(net: CapturedNet, block_filter: BlockFilter = all_blocks) -> Sums:
         counts = Counter(name for use in net.uses for name in use.names)
         reordered = {use.weight for use in net.uses if use.order is not None and use.weight is not None}
         many = frozenset(reordered | {name for name, n in counts.items() if n > 1})
-        return Sums(Layout.of(net.params), many, wanted)
+        return Sums(Layout.of(net.params), many, block_filter)
 
-    def is_wanted(self, row: str, rows: Rows, column: str) -> bool:
+    def is_needed(self, row: str, rows: Rows, column: str) -> bool:
         """Whether these rows of the parameter `row` are, against all columns of `column`; sums are made whole."""
-        if self.wanted is all_blocks:
+        if self.block_filter is all_blocks:
             return True
         spans = self.layout.slices()
         span = spans[row]
         if not self.many & {row, column} and isinstance(rows, slice):
             span = slice(span.start + rows.start, span.start + rows.stop)
-        return self.wanted(span, spans[column])
+        return self.block_filter(span, spans[column])
 
     def blocks_of(self, piece: Contribution) -> Iterator[Block]:
         if not self.many & {piece.row, piece.column} and isinstance(piece.rows, slice):
@@ -68,7 +68,7 @@ class Sums:
             columns = slice(column + piece.first_column, column + piece.first_column + piece.values.shape[1])
             yield Block(rows, columns, piece.values).lower()
             return
-        if self.is_wanted(piece.row, piece.rows, piece.column):  # else some of its sum would be missing
+        if self.is_needed(piece.row, piece.rows, piece.column):  # else some of its sum would be missing
             self._add(piece)
 
     def blocks_at_the_end(self) -> Iterator[Block]:

@@ -17,7 +17,7 @@ from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.khatri_rao.perturbation import respond
 from pipeline.strategy.khatri_rao.tangents import (
     BiasTangents,
-    PieceWanted,
+    PieceFilter,
     TangentRange,
     UnitTangents,
     WeightTangents,
@@ -33,7 +33,7 @@ def tangents_of_use(use: LinearUse) -> int:
 
 
 def contributions(
-    nets: Sequence[CapturedNet], num_bytes: int, is_wanted: PieceWanted
+    nets: Sequence[CapturedNet], num_bytes: int, is_needed: PieceFilter
 ) -> Iterator[Contribution]:
     """All rows, use by use in order of execution; num_bytes: for the tangents that are held at once.
 
@@ -43,7 +43,7 @@ def contributions(
     jobs, most = _jobs(nets[0]), None
     while jobs:
         together = _next(nets[0], jobs, num_bytes, most)
-        parts = [moves.parts(is_wanted) for moves in together]
+        parts = [moves.parts(is_needed) for moves in together]
         if not any(parts):
             continue
         try:

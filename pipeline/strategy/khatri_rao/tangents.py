@@ -17,7 +17,7 @@ from pipeline.strategy.khatri_rao.pair_blocks import Pair, flat_columns, weights
 from pipeline.strategy.khatri_rao.perturbation import Response
 
 # parameter of the rows, which of them, parameter of the columns
-PieceWanted = Callable[[str, Rows, str], bool]
+PieceFilter = Callable[[str, Rows, str], bool]
 ROWS_BYTES = 256 * 2**20  # of rows that are made, or left out because they are there, together
 
 
@@ -53,7 +53,7 @@ class UnitTangents:
             tangents[i, :, :, unit].fill_diagonal_(1)
         return tangents.flatten(0, 1)[:, None].expand(-1, N, -1, -1)
 
-    def parts(self, is_wanted: PieceWanted) -> list[TangentRange]:
+    def parts(self, is_needed: PieceFilter) -> list[TangentRange]:
         """What is to be made of the pass. Which units go together does not depend on what is wanted: the same bits."""
         use, found = self.net.uses[self.row], []
         for m in range(self.row, len(self.net.uses)):
@@ -62,7 +62,7 @@ class UnitTangents:
             for start in range(self.entries.start, self.entries.stop, size):
                 units = range(start, min(start + size, self.entries.stop))
                 rows = _rows_of_units(use, units)
-                if any(is_wanted(*each, name) for each in rows for name in self.net.uses[m].names):
+                if any(is_needed(*each, name) for each in rows for name in self.net.uses[m].names):
                     found.append(TangentRange(m, units))
         return found
 
@@ -100,12 +100,12 @@ class _EntryTangents(ABC):
     def _rows(self) -> tuple[str, Rows]:
         """The parameter, and where its entries lie in it."""
 
-    def parts(self, is_wanted: PieceWanted) -> list[TangentRange]:
+    def parts(self, is_needed: PieceFilter) -> list[TangentRange]:
         name, rows = self._rows
         return [
             TangentRange(m, self.entries)
             for m in range(self.row, len(self.net.uses))
-            if any(is_wanted(name, rows, column) for column in self.net.uses[m].names)
+            if any(is_needed(name, rows, column) for column in self.net.uses[m].names)
         ]
 
     def pieces(self, response: Response, parts: Sequence[TangentRange]) -> Iterator[Contribution]:
