@@ -12,7 +12,7 @@ from pipeline.shards import file_size
 from pipeline.spectrum import SLQ, Exact, SpectrumMethod, TopK
 from pipeline.strategy import HVP
 
-PRODUCTS = "products in place of the matrix (pipeline.curvature_operator, docs/howto/matrix_free.md)"
+PRODUCTS = "strategy=matrix_free with spectrum=slq, which stores no matrix (docs/howto/matrix_free.md)"
 OTHER_DISK = "another disk with hydra.run.dir=FOLDER"
 
 

@@ -41,7 +41,8 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="module")
 def estimated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimated") / "run"
-    lines = succeed(folder, *UNEQUAL, FREE, "spectrum=slq", "spectrum.tolerance=1e-9")
+    figures = "figure_formats=[png]"
+    lines = succeed(folder, *UNEQUAL, FREE, "spectrum=slq", "spectrum.tolerance=1e-9", figures)
     return pipeline.open_run(folder), lines
 
 
@@ -69,7 +70,7 @@ def test_it_estimates_what_a_stored_matrix_tells(stored, estimated, step):
     assert (shares <= found.distribution.high + 1e-9).all()
 
 
-def test_the_report_says_what_without_matrix_and_how_well(estimated):
+def test_the_report_says_what_is_estimated_and_how_well(estimated):
     run, lines = estimated
     page = run.folder.report.read_text()
     assert "What is estimated, and how well" in page
