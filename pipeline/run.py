@@ -28,7 +28,6 @@ from pipeline.config import (
     settings_of,
     stages_of,
 )
-from pipeline.errors import DamagedFile
 from pipeline.experiment import (
     NEED_MODEL,
     build,
@@ -39,15 +38,13 @@ from pipeline.experiment import (
     prepare,
     resolved_settings,
 )
+from pipeline.stages import aggregate, compute, slices, train
 from pipeline.sweep import LAUNCHER, Slurm, carry_out, conclude, sweep_folder, tracking_labels
-from pipeline.system import RunFolder, prepare_terminal, print_line, recorded_status, set_aside
+from pipeline.system import RunFolder, prepare_terminal, print_line, recorded_status
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Cluster
-    from pipeline.experiment import Experiment
     from pipeline.law import Law
     from pipeline.report import RunRecorder
-    from pipeline.spectrum import SpectrumMethod
     from pipeline.tracking import Tracking
 
 AGAIN = "to go on after a kill: the same command, with hydra.run.dir=that folder"
@@ -60,10 +57,10 @@ def run(config: DictConfig, folder: RunFolder) -> None:
     """Do what the config asks for, and leave it in the folder."""
     with folder.lock(), recorded_status(folder, one_line_message):
         prepare(config)
-        stages, settings = stages_of(config.stages), settings_of(folder)
+        chosen, settings = stages_of(config.stages), settings_of(folder)
         tracking: Tracking = build(config, "tracking")
         tracker = tracking.ready()
-        experiment = build_experiment(config) if stages & NEED_MODEL else None
+        experiment = build_experiment(config) if chosen & NEED_MODEL else None
         if experiment is not None:
             # not before the config is known to be right
             from pipeline.compute import check_resources, settle_strategy
@@ -83,68 +80,21 @@ def run(config: DictConfig, folder: RunFolder) -> None:
 
         with tracker.start(folder, *tracking_labels(settings), sweep_folder()) as tracked:
             recorder = RunRecorder(folder, tracked)
-            if experiment is not None and Stage.train in stages:
-                train(recorder, experiment, config, tracking)
-            if experiment is not None and Stage.compute in stages:
+            if experiment is not None and Stage.train in chosen:
+                train(recorder, experiment, build_training(config, folder, tracking))
+            if experiment is not None and Stage.compute in chosen:
                 compute(recorder, experiment, build(config, "cluster"))
-            if Stage.aggregate in stages:
-                aggregate(recorder, build(config, "spectrum"), build(config, "cluster"), config.num_batches)
-            if experiment is not None and Stage.slices in stages and experiment.slice_points is not None:
+            if Stage.aggregate in chosen:
+                spectrum, cluster = build(config, "spectrum"), build(config, "cluster")
+                aggregate(recorder, spectrum, cluster, config.num_batches)
+            if experiment is not None and Stage.slices in chosen and experiment.slice_points is not None:
                 slices(recorder, experiment, experiment.slice_points)
-            if config.law is not None and Stage.law in stages:
+            if config.law is not None and Stage.law in chosen:
                 law(recorder, build(config, "law"))
-            if Stage.report in stages:
+            if Stage.report in chosen:
                 with recorder.stage(Stage.report):
                     make_report(folder, config.figure_formats)
             recorder.close()
-
-
-def train(recorder: RunRecorder, experiment: Experiment, config: DictConfig, tracking: Tracking) -> None:
-    """Weights: a checkpoint at each step asked for and at the last one."""
-    problem = experiment.problem
-    with recorder.stage(Stage.train):
-        build_training(config, recorder.folder, tracking).run(
-            *(problem.model, problem.criterion, problem.train, problem.test, recorder.folder),
-            checkpoint_steps=experiment.checkpoint_steps,
-            seed=experiment.seed,
-            log=lambda step, metrics: recorder.log(metrics, step),
-        )
-
-
-def compute(recorder: RunRecorder, experiment: Experiment, cluster: Cluster) -> None:
-    """Shards: one for each batch at each checkpoint, or their mean alone; or spectra, where no matrix fits."""
-    from pipeline.compute import compute as compute_shards
-    from pipeline.compute import estimate_spectra, processes_of
-
-    with recorder.stage(Stage.compute):
-        if not experiment.matrix.is_computed:
-            estimate_spectra(recorder.folder, experiment)
-            return
-        processes = processes_of(cluster, experiment, recorder.folder)
-        compute_shards(recorder.folder, experiment, recorder.tracked.log_metrics, processes)
-    recorder.tracked.set_tags({"shards": str(recorder.folder.shards)})
-
-
-def aggregate(
-    recorder: RunRecorder, spectrum: SpectrumMethod, cluster: Cluster, num_batches: int | None
-) -> None:
-    """Spectra: one file for each checkpoint."""
-    from pipeline.aggregate import aggregate as aggregate_folder
-
-    with recorder.stage(Stage.aggregate):
-        try:
-            for file in aggregate_folder(recorder.folder, spectrum, cluster, num_batches):
-                recorder.log(file.metrics, file.step)
-        except DamagedFile as damage:
-            raise set_aside(damage) from damage
-
-
-def slices(recorder: RunRecorder, experiment: Experiment, num_points: int) -> None:
-    """The loss along the top eigenvectors: one file for each step."""
-    from pipeline.compute import compute_slices
-
-    with recorder.stage(Stage.slices):
-        compute_slices(recorder.folder, experiment, num_points)
 
 
 def law(recorder: RunRecorder, measured: Law) -> None:

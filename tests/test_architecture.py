@@ -20,10 +20,10 @@ FLOORS = [  # a room imports rooms of lower floors only
     {"data", "matrix", "results", "storage", "strategy"},
     {"aggregate", "experiment", "operator", "tracking", "training"},
     {"compute", "report"},
-    {"law", "sweep"},
+    {"law", "stages", "sweep"},
     {"run"},
 ]
-FLAT = {"errors", "layout", "validation", "run"}
+FLAT = {"errors", "layout", "validation", "stages", "run"}
 FENCES = {  # a library, and the modules or rooms that import it
     "h5py": {"shards.hdf5", "shards.hdf5_store"},
     "dask": {"aggregate", "cluster", "shards.dask_array"},

@@ -35,6 +35,12 @@ class SavedConfig:
         return yaml.safe_dump(rest, sort_keys=False) if rest else ""
 
     @property
+    def storage(self) -> tuple[str, dict[str, Any]]:
+        """The class that says how matrices lie on the disk, "" where none is told, and its options."""
+        options = dict(self.settings.get("storage") or {})
+        return str(options.pop("_target_", "")), options
+
+    @property
     def environments(self) -> list[dict[str, str]]:
         """Commit, machine and threads of each start that differed; none in a folder of a version before 0.3."""
         return [dict(each) for each in self.settings.get("environments", [])]

@@ -9,7 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import is_config, settings_of
+from pipeline.config import SavedConfig, is_config
 from pipeline.errors import PipelineError
 from pipeline.results.law_file import LawFile
 from pipeline.results.quantities import QUANTITIES
@@ -83,9 +83,8 @@ def store_of(folder: RunFolder) -> TileStore:
     Raises:
         PipelineError: the option is a class of somebody's own that cannot be imported here.
     """
-    options = dict(settings_of(folder).get("storage") or {})
-    target = str(options.pop("_target_", "pipeline.storage.Plain"))
-    if target.startswith("pipeline."):
+    target, options = SavedConfig.of(folder).storage
+    if not target or target.startswith("pipeline."):
         return HDF5
     try:
         option = resolve_name(target)
