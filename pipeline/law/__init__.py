@@ -4,6 +4,7 @@ from pipeline.law.attention_scales import AttentionScales
 from pipeline.law.batch_extremes import BatchExtremes
 from pipeline.law.catapult import Catapult
 from pipeline.law.class_blocks import ClassBlocks
+from pipeline.law.class_outliers import ClassOutliers
 from pipeline.law.deep_linear_rank import DeepLinearRank
 from pipeline.law.duality import Duality
 from pipeline.law.edge_of_stability import EdgeOfStability
