@@ -20,7 +20,7 @@ from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
 from pipeline.validation import named
 
-COLUMNS_PER_PASS = 4
+COLUMNS_PER_PASS = 1
 Vectors = TypeVar("Vectors", Tensor, np.ndarray[Any, Any])
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class CurvatureOperator:
 
     @property
     def columns_per_pass(self) -> int:
-        """How many vectors a search multiplies at once: each costs a product, so that smaller blocks take fewer."""
-        return min(COLUMNS_PER_PASS, self.num_rows)
+        """How many vectors a search multiplies at once: each costs a product, and one at a time takes the fewest."""
+        return COLUMNS_PER_PASS
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid, resolution_of
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.lanczos import BREAKDOWN
+from pipeline.spectrum.orthogonal import BREAKDOWN
 from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, Watch, checked_matrix
 from pipeline.system import available_memory
 from pipeline.validation import check_count, check_number

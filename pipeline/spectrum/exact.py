@@ -96,7 +96,7 @@ class Exact:
         """Bytes at the peak: the matrix and the copy that the eigensolver overwrites, or Lanczos' vectors."""
         matrix = num_rows**2 * itemsize
         columns = min(num_rows, 2 * self.num_top * COLUMNS_PER_BLOCK)
-        return matrix + max(matrix, 8 * num_rows * 4 * columns) + 16 * 2**20
+        return matrix + max(matrix, 8 * num_rows * 2 * columns) + 16 * 2**20
 
 
 def _announce(matrix: Array, device: str) -> None:

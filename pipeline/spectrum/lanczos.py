@@ -1,13 +1,17 @@
-"""Thick-restart block Lanczos: eigenpairs at both ends of a spectrum, in few passes over the matrix.
+"""Thick-restart block Lanczos: eigenpairs at both ends of a spectrum, in few products with the matrix.
 
-The matrix is seen only through its product with a block of vectors. A pass over a matrix on disk costs the
-same for one vector as for twenty, so a step multiplies a whole block, and all that is not a product (rounds
-of orthogonalization against the whole basis, Rayleigh-Ritz, true residuals) costs O(P s b) FLOP beside the
-O(P² b) of the pass, for s columns of basis.
+The matrix is seen only through its product with a block of vectors. What is kept are rows: an orthonormal basis V, and
+behind it an orthonormal block N of directions that come next, with
 
-The images H q of the basis are kept beside it. It doubles the memory, and in return a residual ‖H v − θ v‖ is
-computed and not estimated, a restart costs no pass, and directions that break down (low rank, multiple
-eigenvalues) are simply replaced by random ones, which the recurrence alone could not bear.
+    H V = V T + N C
+
+to rounding, where T = Vᵀ H V and C are small. So no image H v is kept, and the residual of a Ritz vector V s is ‖C s‖.
+A step multiplies some rows of N, which join the basis; what is new in their images joins N. Directions that break
+down (low rank, multiple eigenvalues) are replaced by random ones, and the relation still holds, with zeros in C.
+
+All but the products costs 4 P k FLOP a vector and twice the bytes of the basis a block, for k rows of the basis: an
+image is freed first of its largest components, those along the newest rows (after a restart along all), and then
+once of what rounding has left along all rows; it is done again where that was much.
 
 The first block is random, so the same passes give the density: the eigenvalues of the projected matrix are nodes,
 the squared components of its eigenvectors in the first block are weights of a Gauss quadrature, for each vector of
@@ -16,44 +20,165 @@ so few passes resolve what takes a recurrence for each vector many: at P = 2,410
 to the density of all eigenvalues than 8 vectors in 64 passes of their own.
 
 Sources: Golub and Underwood 1977, "The block Lanczos method for computing eigenvalues"; Wu and Simon 2000,
-doi:10.1137/S0895479898334605 (thick restart); Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974 (stochastic Lanczos
-quadrature); Golub and Meurant 2010, "Matrices, Moments and Quadrature" (block quadrature).
+doi:10.1137/S0895479898334605 (thick restart); Stathopoulos and Wu 2002, doi:10.1137/S1064827500370883 (a block made
+orthonormal by its Gram matrix); Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974 (stochastic Lanczos quadrature);
+Golub and Meurant 2010, "Matrices, Moments and Quadrature" (block quadrature).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.spectrum import rows as on
+from pipeline.spectrum.orthogonal import next_block, orthogonalize, random_block
 from pipeline.spectrum.protocol import Array, Matvec, Quadrature
-
-BREAKDOWN = 100 * np.finfo(np.float64).eps  # a new direction shorter than this times ‖H‖ is rounding
-CHUNK = 4096  # rows of vectors combined at a time
+from pipeline.spectrum.rows import Rows
 
 
-@dataclass(frozen=True)
-class LanczosState:
-    """All that the iteration knows between two passes: saved and loaded, it goes on bit for bit.
+class Ritz(NamedTuple):
+    """Ritz pairs, ascending, of which no vector is formed: these are V times weights."""
 
-    Basis and images are tuples of blocks of columns, so that a step appends to them and copies nothing.
-    """
+    values: Array  # (w,)
+    residuals: Array  # (w,) ‖H v − θ v‖, to rounding of the products
+    weights: Array  # (k, w)
+    largest: float  # |θ| of all Ritz values
 
-    basis: tuple[Array, ...]  # blocks (P, m_i) of s orthonormal columns in all
-    images: tuple[Array, ...]  # the matrix times them
-    projected: Array  # (s, s) basisᵀ H basis
-    block: Array  # (P, b) what the next pass multiplies: orthonormal, orthogonal to the basis
+
+@dataclass
+class Lanczos:
+    """All that the iteration knows between two products: pickled and loaded, it goes on bit for bit."""
+
+    rows: Rows  # (capacity, P) the basis V, then N, then room
+    projected: Array  # (k, k) T
+    coupling: Array  # (q, k) C
     norm: float  # largest ‖H q‖ seen: a lower bound of |λ|max
+    noise: float  # largest difference between Vᵀ (H q) and (H V)ᵀ q seen: how far products are from symmetric
     num_passes: int
     seed: int
-    noise: float = 0.0  # largest norm of basisᵀ (H − Hᵀ) q seen: how far products are from symmetric
 
     @property
     def num_columns(self) -> int:
+        """k, the rows of the basis."""
         return len(self.projected)
+
+    @property
+    def basis(self) -> Rows:
+        return self.rows[: self.num_columns]
+
+    @property
+    def block(self) -> Rows:
+        """N."""
+        return self.rows[self.num_columns : self.num_columns + len(self.coupling)]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the basis is the whole space."""
+        return bool(self.num_columns == self.rows.shape[1])
+
+    def advance(self, matvec: Matvec, width: int) -> None:
+        """Multiply the first `width` rows of N: they join the basis, and what is new in their images joins N.
+
+        Raises:
+            PipelineError: the product holds NaN or infinity.
+        """
+        old, width = self.num_columns, min(width, len(self.coupling))
+        together = old + len(self.coupling)
+        image = self._image(matvec, self.rows[old : old + width])
+        # The rest of N is taken for part of the basis by what is new, and is none of it.
+        known = self.rows[:together]
+        column = orthogonalize(known, image, self._first_coupled(width), self.norm)  # (k + q, width)
+        expected = self.coupling[:width].T
+        self.noise = max(self.noise, float(np.linalg.norm(column[:old] - expected, axis=0).max(initial=0.0)))
+        self._project(column, expected, width)
+        rng = np.random.default_rng([self.seed, self.num_passes + 1])
+        num_new = min(width, self.rows.shape[1] - together)
+        new = self.rows[together : together + num_new]
+        next_block(known, image, new, self.norm, rng)
+        self._couple(column, on.inner(new, image), width)
+        self.num_passes += 1
+
+    def _image(self, matvec: Matvec, vectors: Rows) -> Rows:
+        image = on.copied(vectors)
+        on.assign(image, matvec(vectors.T).T)
+        norms = on.lengths(image)
+        if not np.isfinite(norms).all():
+            raise PipelineError("the matrix times a vector holds NaN or infinity: compute its shards again.")
+        self.norm = max(self.norm, float(norms.max(initial=0.0)))
+        return image
+
+    def _first_coupled(self, width: int) -> int:
+        """From which row on the images of the block are expected to have large components."""
+        coupled = np.flatnonzero(self.coupling[:width].any(axis=0))
+        return int(coupled[0]) if len(coupled) else self.num_columns
+
+    def _project(self, column: Array, expected: Array, width: int) -> None:
+        """T of the basis with the block."""
+        old = self.num_columns
+        projected = np.zeros((old + width, old + width))
+        projected[:old, :old] = self.projected
+        projected[:old, old:] = (column[:old] + expected) / 2
+        projected[old:, :old] = projected[:old, old:].T
+        own = column[old : old + width]
+        projected[old:, old:] = (own + own.T) / 2
+        self.projected = projected
+
+    def _couple(self, column: Array, new: Array, width: int) -> None:
+        """C of the basis with the block: rows of what was left of N, and of what is new."""
+        old, rest = self.coupling.shape[1], len(self.coupling) - width
+        coupling = np.zeros((rest + len(new), old + width))
+        coupling[:rest, :old] = self.coupling[width:]
+        coupling[:rest, old:] = column[old + width :]
+        coupling[rest:, old:] = new
+        self.coupling = coupling
+
+    def restart(self, num_top: int, num_bottom: int, first: int = 0) -> None:
+        """Shrink the basis to the outermost Ritz vectors, in place; N stays, orthogonal to them as before.
+
+        With `first` the rows before it stay, and the Ritz vectors are those of the rows from it on.
+        """
+        values, rotation = np.linalg.eigh(self.projected[first:, first:])
+        rotation = rotation[:, _ends(len(values), num_top, num_bottom)]
+        block = on.copied(self.block)
+        on.rotate(self.basis[first:], rotation)
+        whole = np.eye(self.num_columns, first + rotation.shape[1])
+        whole[first:, first:] = rotation
+        self.projected, self.coupling = whole.T @ self.projected @ whole, self.coupling @ whole
+        on.assign(self.block, block)
+
+    def choose(self, weights: Array) -> None:
+        """Turn N so that its first rows are those that matter most to V times weights (k, w)."""
+        if len(self.coupling) > 1:
+            turned = np.linalg.svd(self.coupling @ weights)[0]
+            on.rotate(self.block, turned)
+            self.coupling = turned.T @ self.coupling
+
+    def add_random(self, num_rows: int, rng: np.random.Generator) -> None:
+        """Put random rows before those of N."""
+        old, together = self.num_columns, self.num_columns + len(self.coupling)
+        num_rows = min(num_rows, self.rows.shape[1] - together)
+        random_block(self.rows[:together], self.rows[together : together + num_rows], rng)
+        self.coupling = np.vstack([self.coupling, np.zeros((num_rows, old))])
+        self.move_last(num_rows)
+
+    def move_last(self, num_rows: int) -> None:
+        """Put the last rows of N first."""
+        order = np.roll(np.arange(len(self.coupling)), num_rows)
+        on.assign(self.block, on.copied(self.block)[order])
+        self.coupling = self.coupling[order]
+
+    def ritz(self, num_top: int, num_bottom: int) -> Ritz:
+        """The outermost Ritz pairs."""
+        values, rotation = np.linalg.eigh(self.projected)
+        chosen = _ends(len(values), num_top, num_bottom)
+        weights = rotation[:, chosen]
+        residuals = np.linalg.norm(self.coupling @ weights, axis=0)
+        return Ritz(values[chosen], residuals, weights, float(np.abs(values).max(initial=0.0)))
 
 
 @dataclass(frozen=True)
@@ -72,67 +197,34 @@ class RitzPairs:
         return bool((self.residuals <= self.bound).all())
 
 
-def start(num_rows: int, block_size: int, seed: int) -> LanczosState:
-    """An empty basis and a random orthonormal block of min(block_size, P) columns."""
-    nothing = np.zeros((num_rows, 0))
-    block = _next_block((), nothing, min(block_size, num_rows), 0.0, np.random.default_rng([seed, 0]))
-    return LanczosState((), (), np.zeros((0, 0)), block, 0.0, 0, seed)
+def random_start(
+    num_rows: int, block_size: int, seed: int, max_columns: int | None = None, like: Rows | None = None
+) -> Lanczos:
+    """An empty basis and a random orthonormal block of min(block_size, P) rows.
 
-
-def advance(state: LanczosState, matvec: Matvec) -> LanczosState:
-    """One pass: the block and its image join the basis, and the next block is made.
-
-    Raises:
-        PipelineError: if the product holds NaN or infinity.
+    max_columns: rows for which there is room beside two blocks; None is P. like: a tensor on the device and in the
+    dtype of the rows; None is NumPy and float64.
     """
-    image = np.asarray(matvec(state.block), dtype=np.float64)
-    norms = np.linalg.norm(image, axis=0)
-    if not np.isfinite(norms).all():
-        raise PipelineError("the matrix times a vector holds NaN or infinity: compute its shards again.")
-    norm = max(state.norm, float(norms.max(initial=0.0)))
-    basis, images = (*state.basis, state.block), (*state.images, image)
-    column = _inner(basis, image)  # (s + b, b)
-    old = state.num_columns
-    noise = _asymmetry(state, column[:old])
-    projected = np.zeros((len(column), len(column)))
-    projected[:old, :old] = state.projected
-    projected[:, old:] = column
-    projected[old:, :old] = column[:old].T
-    projected[old:, old:] = (column[old:] + column[old:].T) / 2
-    width = min(state.block.shape[1], len(image) - len(column))
-    rng = np.random.default_rng([state.seed, state.num_passes + 1])
-    block = _next_block(basis, image, width, norm, rng)
-    return LanczosState(basis, images, projected, block, norm, state.num_passes + 1, state.seed, noise)
+    block_size = min(block_size, num_rows)
+    capacity = min(num_rows, max_columns or num_rows) + 3 * block_size
+    rows = on.empty(min(capacity, num_rows), num_rows, like)
+    random_block(rows[:0], rows[:block_size], np.random.default_rng([seed, 0]))
+    return Lanczos(rows, np.zeros((0, 0)), np.zeros((block_size, 0)), 0.0, 0.0, 0, seed)
 
 
-def restart(state: LanczosState, num_top: int, num_bottom: int) -> LanczosState:
-    """The basis shrunk to the outermost Ritz vectors; the block stays, orthogonal to them as before."""
-    values, rotation = np.linalg.eigh(state.projected)
-    chosen = _ends(len(values), num_top, num_bottom)
-    rotation = rotation[:, chosen]
-    basis, images = _combine(state.basis, rotation), _combine(state.images, rotation)
-    return replace(state, basis=(basis,), images=(images,), projected=np.diag(values[chosen]))
+def start_from(images: Rows, rows: Rows, num_known: int, seed: int) -> Lanczos:
+    """A basis of the first `num_known` of rows, orthonormal, whose images are there; N is what these add.
 
-
-def ritz_pairs(state: LanczosState, num_top: int, num_bottom: int, tolerance: float) -> RitzPairs:
-    """The outermost Rayleigh-Ritz pairs of the basis, with their true residuals."""
-    values, rotation = np.linalg.eigh(state.projected)
-    bound = tolerance * float(np.abs(values).max(initial=0.0))
-    chosen = _ends(len(values), num_top, num_bottom)
-    values, rotation = values[chosen], rotation[:, chosen]
-    vectors = _combine(state.basis, rotation)
-    residuals = np.linalg.norm(_combine(state.images, rotation) - vectors * values, axis=0)
-    return RitzPairs(values, vectors, residuals, bound, state.num_passes)
-
-
-def estimated_residuals(state: LanczosState, num_top: int, num_bottom: int) -> tuple[Array, Array]:
-    """The outermost Ritz values, and of their residuals the part along the next block, (w,): no vector is formed.
-
-    It is nearly all of a residual, since what the matrix makes of the basis lies in the basis and the next block.
+    rows: with room. images: (num_known, P) are overwritten.
     """
-    values, rotation = np.linalg.eigh(state.projected)
-    chosen = _ends(len(values), num_top, num_bottom)
-    return values[chosen], np.linalg.norm(_inner(state.images, state.block).T @ rotation[:, chosen], axis=0)
+    norm = float(on.lengths(images).max(initial=0.0))
+    known = rows[:num_known]
+    projected = orthogonalize(known, images, 0, norm)
+    num_new = min(num_known, rows.shape[1] - num_known, len(rows) - num_known)
+    new = rows[num_known : num_known + num_new]
+    next_block(known, images, new, norm, np.random.default_rng([seed, 0]))
+    noise = float(np.linalg.norm(projected - projected.T, axis=0).max(initial=0.0))
+    return Lanczos(rows, (projected + projected.T) / 2, on.inner(new, images), norm, noise, 0, seed)
 
 
 def quadrature_of(projected: Array, widths: Sequence[int], num_rows: int) -> Quadrature:
@@ -165,30 +257,30 @@ def extremal_eigenpairs(
 ) -> RitzPairs:
     """The largest and smallest eigenpairs, to residuals of at most tolerance · |λ|max, and the quadrature.
 
-    It ends after `max_passes` products at the latest; `converged` of the result says which of both it was. With
-    min_passes it goes on that far for the quadrature, which is of the passes before the first restart.
+    Basis and residuals are in float64. It ends after `max_passes` products at the latest; `converged` of the result
+    says which of both it was. With min_passes it goes on that far for the quadrature, which is of the passes before the
+    first restart.
     num_top + num_bottom ≤ P. With block_size ≥ num_top, num_bottom no copy of a wanted multiple eigenvalue
     is missed, whatever its multiplicity (a Krylov space finds at most block_size copies of one).
     """
     block_size, max_columns = min(block_size, num_rows), min(max_columns, num_rows)
     assert num_top + num_bottom <= max_columns, "a basis too short to hold what is wanted would never end"
-    state = start(num_rows, block_size, seed)
+    state = random_start(num_rows, block_size, seed, max_columns)
+    widths: list[int] = []
     quadrature: Quadrature | None = None
-
-    def so_far() -> Quadrature:
-        widths = [block.shape[1] for block in state.basis]
-        return quadrature or quadrature_of(state.projected, widths, num_rows)
-
     while True:
-        state = advance(state, matvec)
-        full = state.num_columns == num_rows
-        if state.num_columns >= num_top + num_bottom and (full or state.num_passes >= min_passes):
-            pairs = ritz_pairs(state, num_top, num_bottom, tolerance)
-            if pairs.converged or full or state.num_passes >= max_passes:
-                return replace(pairs, quadrature=so_far())
-        if state.num_columns + state.block.shape[1] > max_columns:
-            quadrature = so_far()
-            state = restart(state, *kept_at_restart(num_top, num_bottom, block_size, max_columns))
+        widths.append(len(state.coupling))
+        state.advance(matvec, block_size)
+        if state.num_columns >= num_top + num_bottom and (state.is_full or state.num_passes >= min_passes):
+            found = state.ritz(num_top, num_bottom)
+            bound = tolerance * found.largest
+            if (found.residuals <= bound).all() or state.is_full or state.num_passes >= max_passes:
+                quadrature = quadrature or quadrature_of(state.projected, widths, num_rows)
+                vectors = on.combine(found.weights, state.basis).T
+                return RitzPairs(found.values, vectors, found.residuals, bound, state.num_passes, quadrature)
+        if state.num_columns + len(state.coupling) > max_columns:
+            quadrature = quadrature or quadrature_of(state.projected, widths, num_rows)
+            state.restart(*kept_at_restart(num_top, num_bottom, block_size, max_columns))
 
 
 def kept_at_restart(num_top: int, num_bottom: int, block_size: int, max_columns: int) -> tuple[int, int]:
@@ -196,63 +288,6 @@ def kept_at_restart(num_top: int, num_bottom: int, block_size: int, max_columns:
     spare = max(0, max_columns - block_size - num_top - num_bottom) // 2
     at_top = spare * num_top // (num_top + num_bottom)
     return num_top + at_top, num_bottom + spare - at_top
-
-
-def _next_block(
-    basis: Sequence[Array], image: Array, width: int, norm: float, rng: np.random.Generator
-) -> Array:
-    """`width` orthonormal columns orthogonal to the basis: what is new in the image, then random ones.
-
-    A QR and an SVD of its small factor, in place of SciPy's QR with pivots: SciPy brings a second OpenBLAS, and its
-    threads and those of NumPy's waited for each other twenty times as long as they worked.
-    """
-    new = _project_out(basis, _project_out(basis, image))
-    if new.shape[1]:
-        orthonormal, triangular = np.linalg.qr(new)
-        directions, lengths, _ = np.linalg.svd(triangular)
-        new = orthonormal @ directions[:, :width][:, lengths[:width] > BREAKDOWN * norm]
-    padding = rng.standard_normal((len(image), width - new.shape[1])) / np.sqrt(len(image))
-    block = np.hstack([new, padding])
-    for _ in range(2):  # a short direction lost digits when the basis was taken out: take it out again
-        block = np.linalg.qr(_project_out(basis, block))[0]
-    return block
-
-
-def random_block(basis: Sequence[Array], width: int, rng: np.random.Generator) -> Array:
-    """At most `width` random orthonormal columns that are orthogonal to the basis, (P, width)."""
-    num_rows = len(basis[0])
-    width = min(width, num_rows - sum(block.shape[1] for block in basis))
-    return _next_block(basis, np.zeros((num_rows, 0)), width, 0.0, rng)
-
-
-def _asymmetry(state: LanczosState, column: Array) -> float:
-    """The largest norm of basisᵀ (H − Hᵀ) q over the columns q of the block; column: basisᵀ H q."""
-    if not len(column):
-        return state.noise
-    transposed = _inner(state.images, state.block)
-    return max(state.noise, float(np.linalg.norm(column - transposed, axis=0).max(initial=0.0)))
-
-
-def _project_out(basis: Sequence[Array], vectors: Array) -> Array:
-    for block in basis:
-        vectors = vectors - block @ (block.T @ vectors)
-    return vectors
-
-
-def _inner(blocks: Sequence[Array], vectors: Array) -> Array:
-    return np.vstack([block.T @ vectors for block in blocks])
-
-
-def _combine(blocks: Sequence[Array], weights: Array) -> Array:
-    """The columns of all blocks side by side, times weights (s, w), with no temporary of either's size."""
-    total = np.zeros((len(blocks[0]), weights.shape[1]))
-    first = 0
-    for block in blocks:
-        part = weights[first : first + block.shape[1]]
-        for row in range(0, len(total), CHUNK):
-            total[row : row + CHUNK] += block[row : row + CHUNK] @ part
-        first += block.shape[1]
-    return total
 
 
 def _ends(num_values: int, num_top: int, num_bottom: int) -> NDArray[np.intp]:

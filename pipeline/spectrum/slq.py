@@ -16,8 +16,8 @@ class SLQ:
     1 / sqrt(num_vectors); more steps resolve smaller eigenvalues. The eigenpairs are taken when
     ‖H v − θ v‖ ≤ tolerance · |λ|max, after more passes if need be.
 
-    Cost: num_steps passes, or those that the eigenpairs need; 2 P² num_vectors FLOP each. Memory: 2 · max_columns
-    vectors of float64, half as many again at a restart; never the matrix. Sources: Ubaru, Chen and Saad 2017,
+    Cost: num_steps passes, or those that the eigenpairs need; 2 P² num_vectors FLOP each. Memory: max_columns
+    vectors of float64, and some nine blocks; never the matrix. Sources: Ubaru, Chen and Saad 2017,
     doi:10.1137/16M1104974; Ghorbani, Krishnan and Xiao 2019, arXiv:1901.10159.
     """
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import PipelineError
-from pipeline.spectrum.lanczos import RitzPairs, extremal_eigenpairs, kept_at_restart
+from pipeline.spectrum.lanczos import RitzPairs, extremal_eigenpairs
 from pipeline.spectrum.protocol import Spectrum, SymmetricMatrix
 from pipeline.validation import check_count, check_number
 
@@ -21,7 +21,7 @@ class TopK:
     float64 whatever the matrix is stored in. Both numbers are capped by P.
 
     Cost: 10 passes over the Hessians of small trained MLPs (P = 2,410, defaults), 2 P² block_size FLOP each.
-    Memory: 2 · max_columns vectors of float64, half as many again at a restart; never the matrix.
+    Memory: max_columns vectors of float64, and some nine blocks; never the matrix.
     """
 
     num_top: int = 10
@@ -130,14 +130,11 @@ def extremal_spectrum(matrix: SymmetricMatrix, options: Options, min_passes: int
 
 
 def memory_of(options: Options, num_rows: int, itemsize: int) -> int:
-    """Bytes at the peak, which is a restart; what `matvec` needs beside its result is not in it."""
+    """Bytes at the peak, where a block is made orthonormal; what `matvec` needs beside its result is not in it."""
     num_top, num_bottom = min(options.num_top, num_rows), min(options.num_bottom, num_rows)
     block, columns = min(options.num_columns_per_pass, num_rows), min(options.num_columns_at_most, num_rows)
-    kept = 0
-    if columns < num_rows:
-        kept = sum(kept_at_restart(num_top, num_bottom, block, columns))
-    vectors = 2 * (columns + kept) + 7 * block + 3 * (num_top + num_bottom)
-    return 8 * num_rows * vectors + 4 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
+    vectors = min(columns + 3 * block, num_rows) + 5 * block + 2 * (num_top + num_bottom)
+    return 8 * num_rows * vectors + 3 * 8 * columns**2 + itemsize * num_rows * block + 16 * 2**20
 
 
 def _not_converged(pairs: RitzPairs, options: Options) -> str:

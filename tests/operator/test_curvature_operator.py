@@ -403,7 +403,7 @@ def test_eigenpairs_of_an_operator_go_in_small_blocks() -> None:
     values = torch.linalg.eigvalsh(pipeline.hessian(model, nn.CrossEntropyLoss(), *pair)).numpy()
     found = pipeline.eigenpairs(operator, top=20, bottom=1, tolerance=1e-10)
     np.testing.assert_allclose(found.values, [*values[::-1][:20], values[0]], atol=1e-9 * values[-1])
-    assert operator.columns_per_pass == 4
+    assert operator.columns_per_pass == 1
 
 
 def test_single_precision_that_does_not_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.spectrum import DenseMatrix, eigenpairs, extremal_pairs
+from pipeline.spectrum import DenseMatrix, eigenpairs, pair_search, rows
 
 
 def ends(eigenvalues, top, bottom):
@@ -57,7 +57,7 @@ def test_no_set_is_wrong_whatever_the_first_block(name, seed, block_size):
 
 def test_without_the_search_beyond_sets_are_wrong(monkeypatch):
     """So that the tests above test it."""
-    monkeypatch.setattr(extremal_pairs._Search, "_look_beyond", lambda self, pairs, state: (state, True))
+    monkeypatch.setattr(pair_search.PairSearch, "_is_complete", lambda self, state: True)
     eigenvalues, top, tolerance, allowed = HARD["multiplicity-12"]
     found = eigenpairs(with_spectrum(np.sort(eigenvalues)), top, 1, tolerance, block_size=1)
     assert np.abs(found.values - ends(np.sort(eigenvalues), top, 1)).max() > allowed
@@ -162,7 +162,88 @@ def test_a_matrix_that_is_not_symmetric_is_refused():
 
 
 def test_memory_that_holds_no_basis_is_told_before_anything_is_done(monkeypatch):
-    monkeypatch.setattr(extremal_pairs, "available_memory", lambda: 10**5)
+    monkeypatch.setattr(rows, "available_memory", lambda: 10**5)
     message = r"21 eigenpairs of P = 10,000 weights need .* MB of memory for a basis, .* may be taken: ask for fewer"
     with pytest.raises(PipelineError, match=message):
         eigenpairs(Laplacian(10_000), block_size=4)
+
+
+class Tensors:
+    """A matrix that multiplies tensors, as operators do."""
+
+    columns_per_pass = 1
+
+    def __init__(self, matrix, dtype):
+        self.matrix = torch.from_numpy(matrix).to(dtype)
+        self.dtype, self.device = dtype, torch.device("cpu")
+        self.given = []
+
+    @property
+    def num_rows(self):
+        return len(self.matrix)
+
+    def matvec(self, vectors):
+        assert vectors.dtype == self.dtype
+        self.given.append(vectors.clone())
+        return self.matrix @ vectors
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("name", ["hessian", "multiple", "low_rank_indefinite", "tiny_scale", "zero"])
+def test_tensors_are_multiplied_as_tensors_in_their_precision(name, dtype, tolerance):
+    eigenvalues = SPECTRA[name]
+    matrix = Tensors(with_spectrum(eigenvalues), dtype)
+    found = eigenpairs(matrix, top=10, bottom=3, tolerance=tolerance)
+    largest = np.abs(eigenvalues).max()
+    np.testing.assert_allclose(found.values, ends(eigenvalues, 10, 3), atol=2 * tolerance * largest)
+    assert found.vectors.dtype == np.dtype(str(dtype).removeprefix("torch."))
+    vectors = found.vectors.astype(np.float64)
+    residuals = np.linalg.norm(with_spectrum(eigenvalues) @ vectors - vectors * found.values, axis=0)
+    assert (residuals <= 1.5 * tolerance * largest).all()
+
+
+def test_the_same_products_ask_for_the_same_vectors_bit_for_bit():
+    first, second = (Tensors(with_spectrum(SPECTRA["wigner"]), torch.float32) for _ in range(2))
+    for matrix in (first, second):
+        eigenpairs(matrix, 5, 2, 1e-5, max_columns=40)
+    assert len(first.given) == len(second.given) > 40
+    assert all(torch.equal(one, other) for one, other in zip(first.given, second.given, strict=True))
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_vectors_to_start_from_save_products_and_change_nothing(tensors):
+    eigenvalues = like_a_hessian(600, num_outliers=25)
+    near = with_spectrum(eigenvalues) + 1e-4 * with_spectrum(np.random.default_rng(1).standard_normal(600), 3)
+    before = eigenpairs(with_spectrum(eigenvalues), 20, 1, block_size=1)
+    matrix = Tensors(near, torch.float64) if tensors else near
+    cold = eigenpairs(matrix, 20, 1, block_size=1)
+    warm = eigenpairs(matrix, 20, 1, block_size=1, start=before.vectors)
+    exact = np.linalg.eigvalsh(near)
+    np.testing.assert_allclose(warm.values, ends(exact, 20, 1), atol=2e-6 * exact[-1])
+    np.testing.assert_allclose(cold.values, ends(exact, 20, 1), atol=2e-6 * exact[-1])
+    assert warm.complete
+
+
+def test_a_start_of_another_shape_is_refused():
+    with pytest.raises(PipelineError, match=r"start has shape \(7, 2\): give \(500, m\) vectors"):
+        eigenpairs(Laplacian(500), 2, block_size=4, start=np.zeros((7, 2)))
+
+
+def test_a_start_that_is_wrong_misleads_nobody():
+    """Vectors orthogonal to all that is wanted, and twice the same."""
+    matrix = np.diag(np.linspace(0, 1, 300))
+    start = np.eye(300)[:, [3, 3, 4, 5]]
+    found = eigenpairs(matrix, 4, 0, 1e-8, block_size=2, start=start)
+    np.testing.assert_allclose(found.values, np.linspace(0, 1, 300)[::-1][:4], atol=1e-7)
+
+
+def test_products_that_are_too_noisy_are_told_with_a_tolerance_that_does():
+    rng = np.random.default_rng(0)
+    matrix = with_spectrum(like_a_hessian(400))
+
+    class Noisy(Stored):
+        def matvec(self, vectors):
+            return self.matrix @ vectors + 1e-4 * rng.standard_normal(vectors.shape)
+
+    with pytest.raises(PipelineError, match=r"raise it to \de-0\d, or compute in float64"):
+        eigenpairs(Noisy(matrix), 5, 0, 1e-6)
