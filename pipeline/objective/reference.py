@@ -2,9 +2,10 @@
 
 The module itself is called, as the user calls it, but for `torch.utils.checkpoint`, of whose reentrant form
 `autograd.grad` leaves out the weights, without a word, where its inputs need no gradient. Its parameters are moved in
-place, and it is differentiated once, by plain backward passes: no functional call, no function mode, no forward mode,
-no vmap. What is a second derivative elsewhere is a difference quotient here, in float64, extrapolated, with the
-rounding of what is differenced measured.
+place, and it is differentiated once, by plain backward passes: no functional call, no forward mode, no vmap, and no
+function mode, but for padding rows of embeddings, which move with no weight (`padding_rows.py`), and random numbers.
+What is a second derivative elsewhere is a difference quotient here, in float64, extrapolated, with the rounding of what
+is differenced measured.
 
 Autograd does not see through `torch.no_grad()` and `detach()`; differences do. Where the two disagree in that way,
 and where a difference quotient is not sharp, as on a kink, `by_autograd` gives what two backward passes through the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.differences import Product, Start, derivative
 from pipeline.objective.module_state import ModuleState
 from pipeline.objective.objective import Criterion, arguments, compiled_inside, eager, select
+from pipeline.objective.padding_rows import PaddingRows
 from pipeline.objective.trees import Tree
 
 
@@ -69,17 +71,18 @@ class Reference:
             ]
         self._device = device
         self._start: Start | None = None
+        self._padding = PaddingRows()
         self.dtype = torch.float64
         self._as(torch.float64, batch)
         try:
-            self._loss_at(None)
+            self._record_padding()
         except PipelineError:
             raise
         except Exception:  # a part is fixed to another precision: then all is computed in the module's own
             self.dtype = self._parameters[0].dtype
             self._as(None, batch)
             try:
-                self._loss_at(None)
+                self._record_padding()
             except PipelineError:
                 raise
             except Exception as error:
@@ -105,9 +108,19 @@ class Reference:
             1e-3, float(torch.cat([value.reshape(-1) for value in self._weights]).double().norm())
         )
 
+    def _record_padding(self) -> None:
+        with self._moved(None, self._padding.recorded()):
+            self.criterion(self._outputs(), self.batch.targets)
+
     @contextmanager
-    def _moved(self, by: Tensor | None) -> Iterator[None]:
-        """The module's own parameters at the weights plus `by`, (P,)."""
+    def _moved(
+        self, by: Tensor | None, lookups: AbstractContextManager[None] | None = None
+    ) -> Iterator[None]:
+        """The module's own parameters at the weights plus `by`, (P,).
+
+        lookups: a function mode of embeddings, entered last; where weights move, that which holds padding rows.
+        """
+        lookups = lookups or (self._padding.held() if by is not None else nullcontext())
         parameters = [*self._parameters, *self._others]
         found = [(value, value.data, value.requires_grad) for value in parameters]
         parts = by.split(self._sizes) if by is not None else [None] * len(self._sizes)
@@ -124,7 +137,8 @@ class Reference:
                 parameter.requires_grad_(True)
             for parameter, weight in zip(self._others, self._fixed, strict=True):
                 parameter.data = weight
-            with torch.enable_grad(), checkpoints_off(), eager(), outer, self._state.replaced(buffers), drawn:
+            replaced = self._state.replaced(buffers)
+            with torch.enable_grad(), checkpoints_off(), eager(), outer, replaced, drawn, lookups:
                 yield
         finally:
             for parameter, data, requires_grad in found:
@@ -280,9 +294,10 @@ class Reference:
 def _plain_gradient(value: Any, by: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
     if not isinstance(value, Tensor) or not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in by]
-    return torch.autograd.grad(
+    parts = torch.autograd.grad(
         value, list(by), create_graph=create_graph, retain_graph=True, materialize_grads=True
     )
+    return [part.to_dense() if part.is_sparse else part for part in parts]  # of an embedding that asks for it
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

@@ -234,6 +234,8 @@ def test_matrices_of_which_one_triangle_is_read(upper: bool) -> None:
 REFUSED = {
     "embedding with max_norm=1.0 rewrites its weights": lambda x: F.embedding(TOKENS, x, max_norm=1.0),
     "embedding with scale_grad_by_freq": lambda x: F.embedding(TOKENS, x, scale_grad_by_freq=True),
+    "embedding with scale_grad_by_freq has": lambda x: torch.embedding(x, TOKENS, -1, True),
+    "use torch.nn.functional.embedding_bag": lambda x: torch.embedding_bag(x, TOKENS, TOKENS[:1], True),
     "embedding_bag with max_norm=2 rewrites": lambda x: F.embedding_bag(TOKENS, x, max_norm=2),
     "scatter_reduce with reduce='prod'": lambda x: x.scatter_reduce(0, TOKENS, x[:3], "prod"),
     "scatter_reduce with reduce='prod' has": lambda x: torch.scatter_reduce(

@@ -222,6 +222,19 @@ def _embedding(
     return torch.where((input == padding_idx % len(weight))[..., None], constant, rows)
 
 
+def _torch_embedding(
+    mode: DecompositionMode,
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """`torch.embedding`, for which -1 means no padding."""
+    index = padding_idx if padding_idx >= 0 else None
+    return _embedding(mode, indices, weight, index, scale_grad_by_freq=scale_grad_by_freq)
+
+
 def _without_chunks(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
     """`linear_cross_entropy`, whose form in chunks is differentiable once."""
     loss: Tensor = _body(F.linear_cross_entropy)(*args, **kwargs)
@@ -283,10 +296,12 @@ REFUSED = {
     torch.as_strided_scatter: "indexing",
     torch.native_layer_norm: "torch.nn.functional.layer_norm",
     torch.native_batch_norm: "torch.nn.functional.batch_norm",
+    torch.embedding_bag: "torch.nn.functional.embedding_bag",
 }
 COMPOSED = (F.multi_head_attention_forward, F.gumbel_softmax, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 HANDLERS: dict[Any, Handler] = {
     F.embedding: _embedding,
+    torch.embedding: _torch_embedding,
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
     **{
