@@ -7,9 +7,12 @@
    on the CPU (1e-10 of the largest entry). A strategy that refuses must refuse by name.
 2. Each net of `tests/zoo/` whose library is there, its Hessian and GGN by `auto`, on the device, against products by
    differences of the plain module's gradients on the CPU (1e-5 of their size).
-3. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
+3. Each of these cases once more by `curvature_operator`, for the Hessian and the GGN, on the device, against the dense
+   matrix on the CPU (1e-9 of its norm), and its largest eigenpair by `eigenpairs`; then seconds of a gradient, of
+   products, and of the five largest eigenpairs of an MLP of 1.86 million weights.
+4. For each of `--sizes`: seconds of the blocks alone and of the dense matrix by khatri_rao, float32, beside two limits:
    N P² FLOP at the rate of multiplying square matrices, and the bytes of the matrix at the rate of writing memory.
-4. All eigenvalues of a random symmetric matrix of `--rows` rows, float32, by spectrum=exact, there and on the CPU.
+5. All eigenvalues of a random symmetric matrix of `--rows` rows, float32, by spectrum=exact, there and on the CPU.
 Ends with status 1 if any number is wrong. It needs torch, NumPy and h5py only.
 """
 
@@ -24,7 +27,9 @@ from pathlib import Path
 import torch
 from benchmark_nets import problem_of
 from benchmark_rates import Rates, timed
+from torch import nn
 
+from pipeline import curvature_operator, eigenpairs
 from pipeline.compute.dense import hessian
 from pipeline.errors import PipelineError
 from pipeline.objective.objective import objective_of
@@ -38,6 +43,7 @@ from zoo.problem import Net
 from zoo.reference import Reference, each_tensor
 
 TOLERANCE = 1e-10
+MEMORY = 2**32  # bytes for a basis: what is free is not looked up, as psutil may be missing
 TOLERANCE_OF_NETS = 1e-5
 
 
@@ -126,6 +132,62 @@ def check_nets(device: torch.device, pattern: str) -> int:
     return num_wrong
 
 
+def check_operators(device: torch.device, pattern: str) -> int:
+    """The number of operators whose products or largest eigenpair are wrong; refused ones are counted apart."""
+    num_right = num_wrong = num_refused = 0
+    for case in (case for case in CASES if fnmatch(case.id, pattern)):
+        for matrix in ("hessian", "ggn"):
+            model, criterion, batch, parameters = case.build()
+            try:
+                dense = hessian(model, criterion, *batch, matrix=matrix, parameters=parameters)
+                there = (model.to(device), criterion, [tuple(batch.to(device))], matrix, parameters)
+                operator = curvature_operator(*there, device=device)
+                vectors = torch.randn(operator.num_rows, 3, dtype=torch.float64)
+                gap = (operator @ vectors.to(device)).cpu() - dense @ vectors
+                (value,) = eigenpairs(operator, top=1, bottom=0, tolerance=1e-9, memory=MEMORY).values
+            except PipelineError as error:
+                num_refused += 1
+                print(f"{case.id}, {matrix}: no operator: {error}")
+                continue
+            size = float(dense.norm()) or 1.0
+            expected = float(torch.linalg.eigvalsh(dense)[-1])
+            error = max(float(gap.norm()) / (size * float(vectors.norm())), abs(value - expected) / size)
+            num_right, num_wrong = num_right + (error <= 1e-9), num_wrong + (not error <= 1e-9)
+            if not error <= 1e-9:
+                print(f"{case.id}, {matrix}: operator off by {error:.1e}")
+    print(f"operators: {num_right} right, {num_refused} refused, {num_wrong} wrong")
+    return num_wrong
+
+
+def time_operator(width: int, device: torch.device) -> None:
+    """Seconds of products with the Hessian of 784-width-width-10 on 128 samples, in gradients of it."""
+    torch.manual_seed(0)
+    layers = [(784, width), (width, width), (width, 10)]
+    parts = [part for sizes in layers for part in (nn.Linear(*sizes), nn.ReLU())]
+    model = nn.Sequential(*parts[:-1])
+    model, x, y = model.to(device), torch.rand(128, 784, device=device), torch.arange(128, device=device) % 10
+    criterion = nn.CrossEntropyLoss()
+
+    def gradient() -> None:
+        torch.autograd.grad(criterion(model(x), y), list(model.parameters()))
+
+    operator = curvature_operator(model, criterion, (x, y))
+    one, four = (torch.randn(operator.num_rows, number, device=device) for number in (1, 4))
+    runs = {
+        "a gradient": gradient,
+        "1 product": lambda: operator @ one,
+        "4 products": lambda: operator @ four,
+    }
+    seconds = {}
+    for label, run in runs.items():
+        run()
+        seconds[label] = statistics.median(timed(run)[0] for _ in range(5))
+    told = ", ".join(f"{label} {value:.4f} s" for label, value in seconds.items())
+    print(f"operator, P = {operator.num_rows:,}, {operator.way}: {told}")
+    taken, found = timed(lambda: eigenpairs(operator, top=5, bottom=0, tolerance=1e-4, memory=MEMORY))
+    print(f"  five largest eigenpairs: {taken:.2f} s, {found.num_products} products")
+
+
 def time_net(name: str, device: torch.device, rates: Rates) -> None:
     problem = problem_of(name).to(device, torch.float32)
     objective, params = objective_of(problem.model, problem.criterion)
@@ -173,6 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", default="*", help="a glob of their names; all by default")
     parser.add_argument("--real-nets", default="*", help="a glob of the names of nets; all by default")
+    parser.add_argument("--width", type=int, default=1024, help="of the net whose products are timed")
     parser.add_argument("--rows", type=int, default=7510, help="of the matrix for the eigenvalues")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -180,6 +243,8 @@ def main() -> None:
         raise SystemExit("torch sees no GPU: --device cpu tries the script without one.")
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}")
     num_wrong = check(device, options.cases) + check_nets(device, options.real_nets)
+    num_wrong += check_operators(device, options.cases)
+    time_operator(options.width, device)
     rates = Rates.of(torch.float32, device)
     print(rates)
     for name in options.sizes.split(","):

@@ -88,8 +88,10 @@ def test_the_check_on_a_gpu_runs_without_one():
         "--sizes",
         "64-4-10@5",
     )
-    told = script("scripts/gpu_check.py", *options, "--rows", "300")
-    assert told.count(" 0 wrong") == 2
+    told = script("scripts/gpu_check.py", *options, "--rows", "300", "--width", "16")
+    assert told.count(" 0 wrong") == 3
+    assert "operators: 2 right, 0 refused" in told
+    assert "operator, P = 13,002, " in told
     assert " 0 right" not in told
     assert "1 nets: 2 right" in told
     assert "64-4-10@5: P = 310, N = 5: limits: products" in told
