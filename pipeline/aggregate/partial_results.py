@@ -88,8 +88,8 @@ class CachedMatrix:
         return self.matrix.num_rows
 
     def __getattr__(self, name: str) -> Any:
-        """What an operator has besides: its layout, and how many vectors it multiplies at once."""
-        if name in {"layout", "columns_per_pass"}:
+        """What an operator has besides: its layout, its dtype and device, how many vectors it multiplies at once."""
+        if name in {"layout", "columns_per_pass", "dtype", "device"}:
             return getattr(self.matrix, name)
         raise AttributeError(name)
 
@@ -98,12 +98,11 @@ class CachedMatrix:
         dense: Array = self.matrix.dense()  # type: ignore[attr-defined]
         return dense
 
-    def matvec(self, vectors: Array) -> Array:
-        """The product; each call is one pass, or none."""
+    def matvec(self, vectors: Any) -> Any:
+        """The product, a tensor of a tensor; each call is one pass, or none."""
         name = f"{self.name}/pass-{self._num_products:05d}"
         self._num_products += 1
-        vectors = np.ascontiguousarray(vectors)
-        told = {"vectors": zlib.crc32(vectors.data)}
+        told = {"vectors": zlib.crc32(_numbers(vectors).data)}
         found = self.unfinished.load(name)
         if found is not None and found.attrs["vectors"] == told["vectors"]:
             self.num_taken += 1
@@ -112,12 +111,21 @@ class CachedMatrix:
                 "%s: pass %d is on the disk already, and taken from there.",
                 *(self.name, self._num_products),
             )
-            return found.arrays["product"]
+            return _like(vectors, found.arrays["product"])
         start = time.monotonic()
-        product = np.ascontiguousarray(self.matrix.matvec(vectors))
+        product = _numbers(self.matrix.matvec(vectors))
         if time.monotonic() - start >= (SLOW if self.slow is None else self.slow):
             self.unfinished.save(name, told, {"product": product})
-        return product
+        return _like(vectors, product)
+
+
+def _numbers(vectors: Any) -> Array:
+    """Of an array or a tensor, side by side in memory."""
+    return np.ascontiguousarray(vectors.detach().cpu().numpy() if hasattr(vectors, "detach") else vectors)
+
+
+def _like(vectors: Any, product: Array) -> Any:
+    return vectors.new_tensor(product) if hasattr(vectors, "new_tensor") else product
 
 
 def remembered(unfinished: PartialResults, name: str, make: Callable[[], Spectrum]) -> Spectrum:

@@ -113,7 +113,7 @@ class Estimation:
         else:
             assert isinstance(strategy, MatrixFree), "no matrix is computed"
             assert isinstance(method, TopK | SLQ), "settled before"
-            estimates = self._by_products(operator, strategy, method, memory)
+            estimates = self._by_products(operator, strategy, method, memory, start)
             numbers |= self._preconditioned(operator, strategy)
         return estimates.file(
             operator.layout,
@@ -130,7 +130,12 @@ class Estimation:
         return {"num_samples": sum(batch.num_samples for batch in batches), "num_batches": len(batches)}
 
     def _by_products(
-        self, operator: CurvatureOperator, strategy: MatrixFree, method: TopK | SLQ, memory: int
+        self,
+        operator: CurvatureOperator,
+        strategy: MatrixFree,
+        method: TopK | SLQ,
+        memory: int,
+        start: Array | None,
     ) -> Estimates:
         matrix = self._kept(operator, "products", strategy)
         with product_counter(f"products at step {self.step}") as watch:
@@ -141,6 +146,7 @@ class Estimation:
                 method.tolerance,
                 max_products=method.max_passes * method.num_columns_per_pass,
                 seed=method.seed,
+                start=start,
                 watch=watch,
                 memory=memory,
             )
@@ -206,7 +212,8 @@ class Estimation:
     def _kept(self, matrix: Any, name: str, strategy: MatrixFree) -> Any:
         if not strategy.keep_products:
             return matrix
-        seconds = SHARE_OF_WRITING * 8 * matrix.num_rows * matrix.columns_per_pass / WRITING
+        itemsize = self.experiment.problem.dtype.itemsize
+        seconds = SHARE_OF_WRITING * itemsize * matrix.num_rows * matrix.columns_per_pass / WRITING
         return CachedMatrix(matrix, self.unfinished, name, slow=seconds)
 
     def _preconditioned(self, operator: CurvatureOperator, strategy: MatrixFree) -> dict[str, float]:

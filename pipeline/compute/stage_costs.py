@@ -30,7 +30,7 @@ from pipeline.training import Adam, GradientTraining, trial_of
 LOOP = 3.4e-3  # seconds of the processor for `_loop`, with which the following constants go
 A_MATRIX = 0.08  # seconds, beside derivatives and bytes: guards, evidence, a file that is forced to the disk
 A_STAGE = 0.1  # seconds in which a stage starts
-PRODUCTS_A_PAIR = 10  # the check that none is missing included
+PRODUCTS_A_PAIR = 8  # the check that none is missing included
 GRADIENTS_A_PRODUCT = 2.5
 GRADIENTS = 18  # in float64, of a certificate of two vectors
 WRITING = 0.6e9  # bytes a second and core: tiles, checksums, the disk's cache
@@ -241,11 +241,12 @@ class Work:
 
 
 def memory_without_matrix(experiment: Experiment) -> dict[str, int]:
-    """Bytes where no matrix is computed, by the option: a basis and its images, or a Gram matrix with its vectors."""
+    """Bytes where no matrix is computed, by the option: the smallest basis, or a Gram matrix with its vectors."""
     num_rows, method = experiment.layout().num_parameters, experiment.spectrum
     if isinstance(experiment.matrix.strategy, MatrixFree):
         wanted = method.num_top + getattr(method, "num_bottom", 0)
-        return {"strategy=matrix_free": 8 * num_rows * min(num_rows, 3 * (wanted + 3 * COLUMNS_PER_PASS))}
+        columns = 2 * wanted + 11 * COLUMNS_PER_PASS  # the fewest with which pairs are sought, and the result
+        return {"strategy=matrix_free": experiment.problem.dtype.itemsize * num_rows * min(num_rows, columns)}
     return {"strategy=gram": 3 * 8 * num_outputs(experiment) ** 2 + 8 * num_rows * (method.num_top + 2)}
 
 

@@ -20,15 +20,19 @@ LONG = 1.0  # seconds: a trial that took so long is not repeated
 
 
 class Trial(NamedTuple):
-    """A way, and the seconds that a vector takes by it once there is a product, and to make one."""
+    """A way, the seconds that a vector takes by it, and the effort: to begin, and of a vector once there is a product.
+
+    The effort is the processor's time, or the time of a GPU: other work on the machine does not change it.
+    """
 
     way: Way
     product: Product
     per_vector: float
-    to_begin: float
+    effort_to_begin: float
+    effort_per_vector: float
 
-    def seconds(self, is_kept: bool) -> float:
-        return self.per_vector + (0.0 if is_kept else self.to_begin / NUM_TRIED)
+    def effort(self, is_kept: bool) -> float:
+        return self.effort_per_vector + (0.0 if is_kept else self.effort_to_begin / NUM_TRIED)
 
 
 class Selected(NamedTuple):
@@ -72,7 +76,7 @@ def select_way(
         except Exception as error:  # a layer may raise anything where it is not known how to differentiate it
             failures.append((way.name, _reason(error)))
     margins = {id(trial): CLEARLY**place for place, trial in enumerate(trials)}
-    for trial in sorted(trials, key=lambda trial: trial.seconds(is_kept) * margins[id(trial)]):
+    for trial in sorted(trials, key=lambda trial: trial.effort(is_kept) * margins[id(trial)]):
         if certified is None:
             return Selected(trial, None, failures)
         try:
@@ -110,25 +114,28 @@ def timed(way: Way, problem: tuple[Objective, Params, Batch]) -> Trial:
     num_weights = sum(value.numel() for value in params.values())
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(num_weights, NUM_TRIED, generator=generator).to(example)
-    begun = [_clock(example)]
+    begun = _clocks(example)
     product = way.product(*problem)
-    begun.append(_clock(example))
+    made = _clocks(example)
     found = product(vectors)
-    begun.append(_clock(example))
+    done = _clocks(example)
     if not bool(found.isfinite().all()):
         raise StrategyError("its products hold NaN or infinity", "")
-    to_begin, taken = begun[1] - begun[0], begun[2] - begun[1]
-    if taken < LONG:  # the first time, much is set up that later products find there
-        begun = [_clock(example)]
+    seconds, effort = done[0] - made[0], done[1] - made[1]
+    if seconds < LONG:  # the first time, much is set up that later products find there
+        again = _clocks(example)
         product(vectors)
-        taken = min(taken, _clock(example) - begun[0])
-    return Trial(way, product, taken / NUM_TRIED, to_begin)
+        done = _clocks(example)
+        seconds, effort = min(seconds, done[0] - again[0]), min(effort, done[1] - again[1])
+    return Trial(way, product, seconds / NUM_TRIED, made[1] - begun[1], effort / NUM_TRIED)
 
 
-def _clock(example: Tensor) -> float:
+def _clocks(example: Tensor) -> tuple[float, float]:
+    """Seconds of the clock, and of the processor; of a GPU the clock's in place of these."""
     if example.device.type == "cuda":
         torch.cuda.synchronize(example.device)
-    return time.perf_counter()
+        return time.perf_counter(), time.perf_counter()
+    return time.perf_counter(), time.process_time()
 
 
 def _reason(error: Exception) -> str:
