@@ -16,3 +16,4 @@ from pipeline.law.piecewise_linear import PiecewiseLinear
 from pipeline.law.protocol import Law
 from pipeline.law.stage import measure
 from pipeline.law.symmetries import Symmetries
+from pipeline.law.tiny_subspace import TinySubspace
