@@ -42,7 +42,8 @@ def eigenpairs(
     block_size: vectors multiplied at once; by default 1 of an operator, of which each costs a product, and twice the
         larger of both numbers of a stored matrix, of which a pass costs the same for one as for many.
     max_columns: vectors of the basis, at which it restarts; more of them mean fewer products.
-    start: (P, m) vectors that are close to those wanted, as those of an earlier checkpoint: they are multiplied first.
+    start: (P, m) vectors that are close to those wanted, as those of an earlier checkpoint, of which the first block is
+        made. It saves few products: what takes most is to tell apart eigenvalues that lie close together.
     watch: is called after each block of products with their number so far, and the largest residual of the pairs that
         are wanted over |λ|max, about; infinity while the basis is too small to hold them.
     memory: bytes that the basis and all beside it may take; None: half of what is free where the vectors lie.

@@ -23,6 +23,7 @@ SEARCHED_AT_ONCE = (
 FEWEST_PASSES = 3  # of that search: fewer do not tell how wide the rest of the spectrum is
 TARGET = 0.7  # of the tolerance, to which pairs converge: the rest is left for rounding
 MOST_REFINEMENTS = 3
+UNKNOWN = 0.1  # share of random vectors in a first block of vectors that are given
 ROUNDING = 1e-13  # of the largest eigenvalue, that a residual in float64 may be above its bound
 
 
@@ -77,16 +78,15 @@ class PairSearch:
         raise PipelineError(self._too_noisy(state))
 
     def _begin(self, first: Rows | None) -> Lanczos:
-        if first is None:
-            return random_start(self.matrix.num_rows, self.block_size, self.seed, self.max_columns, self.like)
-        number = len(first)
-        columns = max(self.max_columns, self.top + self.bottom + 2 * number)
-        rows = on.empty(
-            min(self.matrix.num_rows, columns + 3 * self.block_size), self.matrix.num_rows, self.like
-        )
-        on.assign(rows[:number], first)
-        orthonormal(rows[:number], np.random.default_rng([self.seed, 4]))
-        return start_from(self._images(rows[:number]), rows, number, self.seed)
+        state = random_start(self.matrix.num_rows, self.block_size, self.seed, self.max_columns, self.like)
+        if first is not None:
+            rng = np.random.default_rng([self.seed, 4])
+            vectors = on.empty(len(first), self.matrix.num_rows, self.like)
+            on.assign(vectors, first)
+            weights = rng.standard_normal((len(first), len(state.block))) / np.sqrt(len(first))
+            on.assign(state.block, UNKNOWN * state.block + on.combine(weights, vectors))
+            orthonormal(state.block, rng)
+        return state
 
     def _images(self, vectors: Rows) -> Rows:
         images = on.copied(vectors)
