@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,8 +103,9 @@ def _run_fresh(arguments, cwd, variables):
 
 def _run_forked(arguments, cwd, variables):
     with tempfile.NamedTemporaryFile("r") as output:
-        server, _ = fork(arguments, cwd, variables, output.name)
+        server, child = fork(arguments, cwd, variables, output.name)
         if not select.select([server.stdout], [], [], PATIENCE)[0]:
+            os.kill(child, signal.SIGKILL)  # it does not end with the server
             server.kill()
             _server.cache_clear()
             raise subprocess.TimeoutExpired(arguments, PATIENCE, output.read())
