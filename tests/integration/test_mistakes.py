@@ -51,7 +51,7 @@ MISTAKES = {
     ),
     "matrix that fits no memory": (
         ["model.hidden_sizes=[400000]", "stages=[train,aggregate]"],
-        "spectrum=slq with P = 30,000,010 weights needs 214 GB of memory, ",
+        "spectrum=slq with P = 30,000,010 weights needs 104 GB of memory, ",
     ),
     "model that fits no memory": (
         ["model.hidden_sizes=[100000000000]"],
