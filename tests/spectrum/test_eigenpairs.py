@@ -247,3 +247,32 @@ def test_products_that_are_too_noisy_are_told_with_a_tolerance_that_does():
 
     with pytest.raises(PipelineError, match=r"raise it to \de-0\d, or compute in float64"):
         eigenpairs(Noisy(matrix), 5, 0, 1e-6)
+
+
+def test_pairs_whose_own_products_leave_too_much_are_refused(monkeypatch):
+    """Whatever the basis shows."""
+    rng, images = np.random.default_rng(0), pair_search.PairSearch._images
+
+    def wrong(self, vectors):
+        exact = images(self, vectors)
+        return exact + 1e-6 * rng.standard_normal(exact.shape)
+
+    monkeypatch.setattr(pair_search.PairSearch, "_images", wrong)
+    with pytest.raises(PipelineError, match=r"raise it to \de-0\d, or compute in float64"):
+        eigenpairs(with_spectrum(like_a_hessian(400)), 5, 0, 1e-7, block_size=2)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_pairs_whose_own_products_leave_too_much_are_refined(monkeypatch, tensors):
+    converge, tolerances = pair_search.PairSearch._converge, iter([1e-3])
+
+    def loosely(self, state):
+        asked, self.tolerance = self.tolerance, next(tolerances, self.tolerance)
+        converge(self, state)
+        self.tolerance = asked
+
+    monkeypatch.setattr(pair_search.PairSearch, "_converge", loosely)
+    monkeypatch.setattr(pair_search.PairSearch, "_is_complete", lambda self, state: True)
+    matrix = with_spectrum(SPECTRA["wigner"])
+    found = eigenpairs(Tensors(matrix, torch.float64) if tensors else matrix, 6, 2, 1e-9, block_size=2)
+    assert_pairs(found, Stored(matrix), ends(SPECTRA["wigner"], 6, 2), 1e-9)
