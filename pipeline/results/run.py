@@ -78,7 +78,7 @@ class Run:
 
 
 def store_of(folder: RunFolder) -> TileStore:
-    """The storage format of a run's shards, by the option `storage` in its config.yaml; HDF5 where there is none.
+    """The storage format of a run's shards, by the option `storage` in its config.yaml; HDF5 where no class is named.
 
     Raises:
         PipelineError: the option is a class of somebody's own that cannot be imported here.
@@ -88,7 +88,9 @@ def store_of(folder: RunFolder) -> TileStore:
         return HDF5
     try:
         option = resolve_name(target)
-        if not (isinstance(option, type) and hasattr(option, "store")):  # nothing else is called
+        if not isinstance(option, type):  # a function is not called here, where a folder is only read
+            return HDF5
+        if not hasattr(option, "store"):
             raise ValueError(f"{target} is no class with a store")
         store: TileStore = option(**options).store
     except (ImportError, AttributeError, ValueError, TypeError) as error:
