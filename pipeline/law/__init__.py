@@ -2,6 +2,7 @@
 
 from pipeline.law.attention_scales import AttentionScales
 from pipeline.law.batch_extremes import BatchExtremes
+from pipeline.law.block_spectra import BlockSpectra
 from pipeline.law.catapult import Catapult
 from pipeline.law.class_blocks import ClassBlocks
 from pipeline.law.class_outliers import ClassOutliers
