@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # as in pipeline/run.py: tests must not crawl on busy cores
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # as in pipeline/experiment/instantiate.py: tests must not crawl on busy cores
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"

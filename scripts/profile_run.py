@@ -30,14 +30,14 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 WORK = ("training", "Hessians and shards", "mean and eigenvalues")  # all else is overhead
 PARTS = {  # functions and methods, by what they are timed as
-    "training": ("pipeline.run:train",),
-    "Hessians and shards": ("pipeline.run:compute",),
-    "mean and eigenvalues": ("pipeline.run:aggregate",),
-    "Hydra": ("pipeline.run:main",),
-    "rest": ("pipeline.run:run",),
+    "training": ("pipeline.run.command:train",),
+    "Hessians and shards": ("pipeline.run.command:compute",),
+    "mean and eigenvalues": ("pipeline.run.command:aggregate",),
+    "Hydra": ("pipeline.run.command:main",),
+    "rest": ("pipeline.run.command:run",),
     "data and model": ("pipeline.experiment.instantiate:build_experiment",),
     "plan": ("pipeline.compute.preflight:check_resources",),
-    "loss along eigenvectors": ("pipeline.run:slices",),
+    "loss along eigenvectors": ("pipeline.run.command:slices",),
     "figures and report": ("pipeline.report.report:make_report",),
     "MLflow, summary and table": (
         "pipeline.tracking.mlflow:MLflow.start",
@@ -156,7 +156,7 @@ def child(arguments: list[str]) -> None:
     clock = Clock(float(os.environ[START]))
     clock.begin("rest")
     watch(clock)
-    sys.argv = ["pipeline/run.py", *arguments]
+    sys.argv = ["pipeline/run", *arguments]
     from pipeline import run
 
     try:

@@ -20,17 +20,17 @@ FLOORS = [  # a room imports rooms of lower floors only
     {"data", "matrix", "results", "storage", "strategy"},
     {"aggregate", "experiment", "operator", "tracking", "training"},
     {"compute", "report"},
-    {"law", "stages", "sweep"},
+    {"law", "sweep"},
     {"run"},
 ]
-FLAT = {"errors", "layout", "validation", "stages", "run"}
+FLAT = {"errors", "layout", "validation"}
 FENCES = {  # a library, and the modules or rooms that import it
     "h5py": {"shards.hdf5", "shards.hdf5_store"},
     "dask": {"aggregate", "cluster", "shards.dask_array"},
     "distributed": {"cluster"},
     "hydra": {
         "experiment.instantiate",
-        "run",
+        "run.command",
         "sweep.hydra_callback",
         "sweep.hydra_job",
         "sweep.slurm.launcher",

@@ -16,7 +16,7 @@ from pipeline.config.schema import Config, check_settings
 from pipeline.experiment.instantiate import build
 from pipeline.experiment.instantiate import resolved_settings as plain_settings
 
-PROJECT = Path(pipeline.run.__file__).parents[1]
+PROJECT = Path(pipeline.__file__).parents[1]
 CONF = PROJECT / "conf"
 OPTIONS = [
     path.relative_to(CONF).with_suffix("")

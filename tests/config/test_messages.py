@@ -15,7 +15,7 @@ import pipeline.run
 from pipeline.config.messages import one_line_message
 from pipeline.errors import PipelineError
 
-CONF = Path(pipeline.run.__file__).parents[1] / "conf"
+CONF = Path(pipeline.__file__).parents[1] / "conf"
 
 
 def told(*overrides):

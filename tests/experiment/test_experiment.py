@@ -21,7 +21,7 @@ from pipeline.spectrum import TopK
 from pipeline.storage import Plain
 from pipeline.strategy import HVP, Func
 
-PACKAGE = Path(pipeline.run.__file__).parent
+PACKAGE = Path(pipeline.__file__).parent
 READERS = (
     "config/schema.py",
     "config/saved_config.py",

@@ -24,8 +24,8 @@ from pipeline.cluster import Threads
 from pipeline.config.schema import settings_of
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.report.recorder import RunRecorder
+from pipeline.run.stages import aggregate
 from pipeline.spectrum import Exact
-from pipeline.stages import aggregate
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking
 

@@ -23,8 +23,8 @@ from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.report.recorder import RunRecorder
+from pipeline.run.stages import aggregate
 from pipeline.spectrum import Exact
-from pipeline.stages import aggregate
 from pipeline.strategy import HVP
 from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import NoTracking

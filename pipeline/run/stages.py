@@ -14,6 +14,7 @@ from pipeline.system import set_aside
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
     from pipeline.experiment import Experiment
+    from pipeline.law import Law
     from pipeline.report import RunRecorder
     from pipeline.spectrum import SpectrumMethod
 
@@ -64,3 +65,11 @@ def slices(recorder: RunRecorder, experiment: Experiment, num_points: int) -> No
 
     with recorder.stage(Stage.slices):
         compute_slices(recorder.folder, experiment, num_points)
+
+
+def law(recorder: RunRecorder, measured: Law) -> None:
+    """The law of an experiment, and whether it holds: law.h5."""
+    from pipeline.law import measure
+
+    with recorder.stage(Stage.law):
+        recorder.log(measure(recorder.folder, measured).metrics, 0)

@@ -38,13 +38,11 @@ from pipeline.experiment import (
     prepare,
     resolved_settings,
 )
-from pipeline.stages import aggregate, compute, slices, train
+from pipeline.run.stages import aggregate, compute, law, slices, train
 from pipeline.sweep import LAUNCHER, Slurm, carry_out, conclude, sweep_folder, tracking_labels
 from pipeline.system import RunFolder, prepare_terminal, print_line, recorded_status
 
 if TYPE_CHECKING:
-    from pipeline.law import Law
-    from pipeline.report import RunRecorder
     from pipeline.tracking import Tracking
 
 AGAIN = "to go on after a kill: the same command, with hydra.run.dir=that folder"
@@ -97,14 +95,6 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             recorder.close()
 
 
-def law(recorder: RunRecorder, measured: Law) -> None:
-    """The law of an experiment, and whether it holds: law.h5."""
-    from pipeline.law import measure
-
-    with recorder.stage(Stage.law):
-        recorder.log(measure(recorder.folder, measured).metrics, 0)
-
-
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
     """What Hydra calls once for a run, and once for each job of a sweep."""
@@ -125,7 +115,3 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         ending = error
     sys.exit(conclude(ending))
-
-
-if __name__ == "__main__":
-    main()
