@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,14 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class Scaled:
-    """D M D of a stored matrix M and the diagonal D with entries `scale`, (P,)."""
+    """D M D of a matrix M and the diagonal D with entries `scale`, (P,)."""
 
-    matrix: StoredMatrix | DenseMatrix
+    matrix: Any  # stored or dense; or an operator, which has products alone
     scale: Array
 
     @property
     def num_rows(self) -> int:
-        return self.matrix.num_rows
+        return len(self.scale)
 
     def dense(self) -> Array:
         scaled: Array = self.scale[:, None] * self.matrix.dense() * self.scale

@@ -28,7 +28,14 @@ from pipeline.aggregate.step_summary import batch_spectra, headline_of
 from pipeline.aggregate.tasks import results_in_order
 from pipeline.cluster import Cluster
 from pipeline.errors import PipelineError
-from pipeline.results import LayerBlocks, MeanSpectrum, SecondMoments, SpectraFile, store_of
+from pipeline.results import (
+    LayerBlocks,
+    MeanSpectrum,
+    SecondMoments,
+    SpectraFile,
+    second_moments_at,
+    store_of,
+)
 from pipeline.shards import SHARED, Array, Shard, Tile, TileStore, open_shard, write_shard
 from pipeline.spectrum import Auto, SpectrumMethod, sign_threshold
 from pipeline.system import RunFolder, check_memory, difference, shared_evidence
@@ -66,7 +73,7 @@ def aggregate(
             about = (shards[0].parameters, shards[0].dtype, len(steps), len(shards))
             spectrum = settled(folder, spectrum, *about)
             _check_memory(shards[0], spectrum, num_workers)
-            moments = _second_moments(folder.second_moments(step))
+            moments = second_moments_at(folder.second_moments(step))
             inputs_hash = _hash(shards, spectrum, moments)
             path = folder.spectrum(step)
             file = SpectraFile.read_if_sound(path)
@@ -144,15 +151,6 @@ def _check_together(shards: Sequence[Shard], num_batches: int | None) -> None:
                 f"{shard.path} was made with {differs[0]} than {first.path.name} ({differs[1]} differ): "
                 "one folder holds one experiment; move one of them away."
             )
-
-
-def _second_moments(path: Path) -> SecondMoments | None:
-    """What Adam has left at a step; None of another training, and with a warning where the file is damaged."""
-    try:
-        return SecondMoments.read(path) if path.exists() else None
-    except PipelineError as error:
-        log.warning("%s Until then there is no λmax of the preconditioned matrix.", error)
-        return None
 
 
 def _hash(shards: Sequence[Shard], spectrum: SpectrumMethod, moments: SecondMoments | None) -> str:

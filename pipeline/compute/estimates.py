@@ -43,9 +43,13 @@ class Estimates:
 
     @staticmethod
     def of_products(
-        pairs: Eigenpairs, num_top: int, traces: Traces, band: SpectralDistribution | None
+        pairs: Eigenpairs,
+        num_top: int,
+        traces: Traces,
+        band: SpectralDistribution | None,
+        sharpness: Eigenpairs | None,
     ) -> Estimates:
-        """num_top: how many of the pairs are of the upper end."""
+        """num_top: how many of the pairs are of the upper end. sharpness: of the matrix preconditioned as Adam does."""
         largest = float(np.abs(pairs.values).max())
         norm = traces.frobenius_norm
         numbers = {
@@ -53,8 +57,10 @@ class Estimates:
             "trace_half_width": half_width(traces.trace),
             "frobenius_norm": norm.value,
             "frobenius_norm_half_width": half_width(norm),
-            "num_products": pairs.num_products + traces.num_products + (band.num_products if band else 0),
+            "num_products": sum(each.num_products for each in (pairs, traces, band, sharpness) if each),
         }
+        if sharpness is not None:
+            numbers["lambda_max_preconditioned"] = float(sharpness.values[0])
         if largest:
             numbers["stable_rank"] = norm.value**2 / largest**2
         if len(pairs.values) > num_top:

@@ -126,7 +126,7 @@ class Work:
         first = self.batches[0]
         gradient = fastest(lambda: objective.gradient(params, first), self._place)
         gradient *= sum(batch.num_samples for batch in self.batches) / first.num_samples
-        ((_, memory),) = memory_without_matrix(self.experiment).items()
+        (memory,) = memory_without_matrix(self.experiment).values()
         if isinstance(strategy, MatrixFree):
             number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
             number += strategy.num_trace_products

@@ -33,9 +33,11 @@ def settle_strategy(folder: RunFolder, experiment: Experiment) -> Experiment:
     spec = experiment.matrix
     if not spec.is_computed:
         return _checked(experiment)
-    if Stage.compute not in experiment.stages or not isinstance(spec.strategy, Auto) or folder.shard_steps():
+    if not isinstance(spec.strategy, Auto) or folder.shard_steps():
         return experiment
-    reason = _noted(folder) or _why_no_matrix_fits(folder.path, experiment)
+    reason = _noted(folder)
+    if reason is None and Stage.compute in experiment.stages:
+        reason = _why_no_matrix_fits(folder.path, experiment)
     if reason is None:
         return experiment
     log.info("strategy=auto takes matrix_free, products in place of the matrix: %s.", reason)

@@ -22,6 +22,7 @@ from pipeline.objective import (
     full_precision,
     objective_of,
 )
+from pipeline.spectrum import DenseMatrix, Exact, eigenvalues_of
 from pipeline.strategy import GramMatrix, gram_matrix
 from pipeline.validation import named
 
@@ -91,14 +92,15 @@ def _decomposed(
     gram: GramMatrix, num_parameters: int, num_vectors: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """All eigenvalues of K, descending, and of the first ones the eigenvectors Aᵀu / |Aᵀu| of AᵀA, (P, k)."""
+    matrix = gram.values.cpu().numpy()
     if num_vectors == 0:
-        ascending = torch.linalg.eigvalsh(gram.values)
-        return ascending.flip(0).clamp(min=0).cpu().numpy(), np.zeros((num_parameters, 0))
-    ascending, rotation = torch.linalg.eigh(gram.values)
-    values = ascending.flip(0).clamp(min=0).cpu().numpy()
+        found = eigenvalues_of(matrix, "auto")
+        return found[::-1].clip(0), np.zeros((num_parameters, 0))
+    spectrum = Exact(num_vectors).decompose(DenseMatrix(matrix))
+    values = spectrum.eigenvalues[::-1].clip(0)
     above = int((values > ZERO * values.max(initial=0.0)).sum())
     vectors = np.zeros((num_parameters, min(num_vectors, above)))
     for index in range(vectors.shape[1]):
-        column = gram.pull(rotation[:, -1 - index]).double()
+        column = gram.pull(torch.from_numpy(spectrum.top_eigenvectors[:, index].copy())).double()
         vectors[:, index] = (column / column.norm()).cpu().numpy()
     return values, vectors

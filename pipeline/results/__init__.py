@@ -26,7 +26,7 @@ from pipeline.results.quantities import (
     Quantity,
 )
 from pipeline.results.run import Run, open_run, store_of
-from pipeline.results.second_moments import SecondMoments
+from pipeline.results.second_moments import SecondMoments, second_moments_at
 from pipeline.results.spectra_file import (
     BatchSpectra,
     Density,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.shards import Array, damaged, read_array_file, write_array_file
 
+log = logging.getLogger(__name__)
 SCALARS = ("beta1", "beta2", "epsilon", "num_updates")
 
 
@@ -67,3 +70,12 @@ class SecondMoments:
             return cls(found.arrays, **{name: found.attrs[name] for name in SCALARS})
         except KeyError as missing:
             raise damaged(path, f"it has no {missing.args[0]}") from missing
+
+
+def second_moments_at(path: Path) -> SecondMoments | None:
+    """What Adam has left there; None of another training, and with a warning where the file is damaged."""
+    try:
+        return SecondMoments.read(path) if path.exists() else None
+    except PipelineError as error:
+        log.warning("%s Until then there is no λmax of the preconditioned matrix.", error)
+        return None

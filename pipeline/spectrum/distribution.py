@@ -130,7 +130,8 @@ class _Outliers:
             )
         order = np.argsort(pairs.values)
         values, residuals = pairs.values[order], pairs.residuals[order]
-        return _Outliers(values, np.sort(values - residuals), np.sort(values + residuals), pairs.vectors)
+        vectors = np.asarray(pairs.vectors, np.float64)
+        return _Outliers(values, np.sort(values - residuals), np.sort(values + residuals), vectors)
 
     def with_rest(self, points: Array, low: Array, high: Array) -> tuple[Array, Array]:
         """The band of all eigenvalues, from that of the rest."""

@@ -14,12 +14,10 @@ from pipeline.spectrum.orthogonal import orthonormal
 from pipeline.spectrum.protocol import Array, ProductMatrix, Watch
 from pipeline.spectrum.rows import Rows
 
-FAILURES = (
-    1e-4  # the probability that a random block holds less of a hidden eigenvector than is taken for granted
-)
-SEARCHED_AT_ONCE = (
-    2  # vectors of the block that looks for hidden pairs: few, since many passes cost less than many vectors
-)
+# The probability that a random block holds less of a hidden eigenvector than is taken for granted.
+FAILURES = 1e-4
+# Vectors of the block that looks for hidden pairs: few, since many passes cost less than many vectors.
+SEARCHED_AT_ONCE = 2
 FEWEST_PASSES = 3  # of that search: fewer do not tell how wide the rest of the spectrum is
 TARGET = 0.7  # of the tolerance, to which pairs converge: the rest is left for rounding
 MOST_REFINEMENTS = 3
@@ -33,8 +31,7 @@ class Eigenpairs:
 
     residuals: ‖H v − λ v‖, from products with the vectors that are returned: an eigenvalue lies within that of λ.
     complete: whether a search from a random block in the space without these vectors came to its end and found no
-    pair beyond them; it fails with a probability of about 1e-4 for blocks of four. num_products: vectors that were
-    multiplied.
+    pair beyond them; it fails with a probability of about 1e-4. num_products: vectors that were multiplied.
     """
 
     values: Array  # (w,) descending: `top`, then `bottom`
@@ -152,9 +149,8 @@ class PairSearch:
     def _is_complete(self, state: Lanczos) -> bool:
         """Search the space without the basis, from a random block: whether no pair beyond those found is there."""
         width = min(self.block_size, SEARCHED_AT_ONCE)
-        if (
-            len(state.coupling) > 2 * self.block_size
-        ):  # after many searches: of converged pairs nothing of it matters
+        if len(state.coupling) > 2 * self.block_size:
+            # After many searches: of converged pairs nothing of it matters.
             state.restart(self.top, self.bottom)
             state.coupling = state.coupling[:0]
         elif state.num_columns > sum(self._kept):

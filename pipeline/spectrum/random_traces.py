@@ -68,7 +68,7 @@ def trace(
 
     num_products: vectors to multiply, at least 12; where there are as many as P, all is exact. pairs: eigenpairs of the
     matrix that are known already; they cost nothing, and make intervals narrow. Memory: 2/3 num_products vectors, or
-        those of `pairs`.
+    those of `pairs`.
 
     Raises:
         PipelineError: an option is wrong, or a product is not finite.
@@ -79,10 +79,11 @@ def trace(
     spans = [slice(None), *layers.values(), *parameters.values()]
     sample = _sums(matrix, num_products, pairs, seed, spans)
     whole, *parts = [
-        _interval(each, exact, confidence) for exact, each in zip(sample.exact, sample.each.T, strict=True)
+        _interval(each, exact, confidence, slack)
+        for exact, each, slack in zip(sample.exact, sample.each.T, sample.slack, strict=True)
     ]
     of_layers, of_parameters = parts[: len(layers)], parts[len(layers) :]
-    squares = _interval(sample.squares, sample.exact_square, confidence)
+    squares = _interval(sample.squares, sample.exact_square, confidence, sample.slack_of_square)
     norm = Estimate(
         *(float(np.sqrt(max(value, 0.0))) for value in (squares.value, squares.low, squares.high))
     )
@@ -125,13 +126,16 @@ class _Sample:
     """What products have told: a number of H = what is exact of it + the mean of what each random vector gives.
 
     exact: (S,), of the trace, and of each part of the diagonal that was asked for. each: (m, S), by each of m vectors;
-    no rows where all is exact. exact_square, squares (m,): of ‖H‖_F².
+    no rows where all is exact. exact_square, squares (m,): of ‖H‖_F². slack (S,), slack_of_square: how far what is
+    taken for exact may be off, as the vectors of pairs leave residuals.
     """
 
     exact: Array
     each: Array
+    slack: Array
     exact_square: float
     squares: Array
+    slack_of_square: float
     num_products: int
 
 
@@ -149,8 +153,18 @@ def _sums(
     for products, norms in known.rest():
         each.append(sums(products).T)
         squares.append(norms)
+    # The diagonal takes v (H v)ᵀ for v λ vᵀ; in the trace the two agree, as λ is a Rayleigh quotient.
+    lengths = np.array([np.linalg.norm(known.space[span], axis=0) for span in spans])  # (S, k)
+    slack = 2 * lengths @ known.residuals
+    slack[0] = 0.0
     return _Sample(
-        sums(known.diagonal), np.concatenate(each), known.square, np.concatenate(squares), known.num_products
+        sums(known.diagonal),
+        np.concatenate(each),
+        slack,
+        known.square,
+        np.concatenate(squares),
+        float((known.residuals**2).sum()),
+        known.num_products,
     )
 
 
@@ -158,11 +172,13 @@ def _sums(
 class _Known:
     """What H does in a space Q with orthonormal columns, which is exact; `rest` estimates the rest.
 
-    diagonal: (P,), of what is exact. square: its part of ‖H‖_F². used: products of `num_products` that it took.
+    residuals: (k,) of the columns of Q, where they are vectors of pairs. diagonal: (P,), of what is exact. square: its
+    part of ‖H‖_F². used: products of `num_products` that it took.
     """
 
     matrix: ProductMatrix
     space: Array
+    residuals: Array
     diagonal: Array
     square: float
     used: int
@@ -181,9 +197,11 @@ class _Known:
             dense = _times(matrix, np.eye(num_rows))
             nothing = np.zeros((num_rows, 0))
             square = float((dense**2).sum())
-            return _Known(matrix, nothing, np.diag(dense).copy(), square, num_rows, num_rows, rng)
+            diagonal = np.diag(dense).copy()
+            return _Known(matrix, nothing, np.zeros(0), diagonal, square, num_rows, num_rows, rng)
         if pairs is not None:
-            space, image, used = pairs.vectors, pairs.vectors * pairs.values, 0
+            space, used = np.asarray(pairs.vectors, np.float64), 0
+            image, residuals = space * pairs.values, np.asarray(pairs.residuals, np.float64)
             if len(space) != num_rows:
                 raise PipelineError(
                     f"pairs are of P = {len(space):,} weights, the matrix is of {num_rows:,}."
@@ -191,11 +209,12 @@ class _Known:
         else:
             used = num_products // 3
             space = np.asarray(np.linalg.qr(_times(matrix, _signs(rng, num_rows, used)))[0])
-            image = _times(matrix, space)
+            image, residuals = _times(matrix, space), np.zeros(used)
             used *= 2
         small = space.T @ image
         exact: Array = 2 * (space * image).sum(axis=1) - ((space @ small) * space).sum(axis=1)
-        return _Known(matrix, space, exact, float((image**2).sum()), used, num_products, rng)
+        square = float((image**2).sum())
+        return _Known(matrix, space, residuals, exact, square, used, num_products, rng)
 
     def rest(self) -> Iterator[tuple[Array, Array]]:
         """Of a few random vectors at once: what each gives of the diagonal, (P, b), and of ‖H‖_F², (b,)."""
@@ -237,18 +256,20 @@ def _times(matrix: ProductMatrix, vectors: Array) -> Array:
     return product
 
 
-def _interval(each: Array, exact: float, confidence: float) -> Estimate:
+def _interval(each: Array, exact: float, confidence: float, slack: float) -> Estimate:
     """The mean with Student's interval; nothing but rounding where all is exact.
 
     With half the degrees of freedom: the spread of squares, which have longer tails than a normal variable, is known
-    only as well as from half as many of these.
+    only as well as from half as many of these. slack: how far `exact` may be off.
     """
     if len(each) == 0:
-        rounding = 1e-12 * abs(exact)
+        rounding = 1e-12 * abs(exact) + slack
+        exact = float(exact)
         return Estimate(exact, exact - rounding, exact + rounding)
     from scipy.stats import t  # slow to import
 
-    value = exact + float(each.mean())
+    value = float(exact) + float(each.mean())
     half = float(t.ppf((1 + confidence) / 2, (len(each) - 1) / 2) * each.std(ddof=1) / np.sqrt(len(each)))
     half += 1e-12 * (abs(exact) + float(np.abs(each).mean()))  # rounding, where the spread is none
+    half += slack
     return Estimate(value, value - half, value + half)

@@ -7,15 +7,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from support.cases import CASES, Case, mlp
+from support.cases import CASES, Case
+from support.operator_cases import classes, cut
 from support.oracles import FiniteDifferences, finite_differences
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.matrix import MATRICES
 from pipeline.objective.objective import objective_of
 from pipeline.operator import curvature_operator
 from pipeline.operator.central_difference import CentralDifference
@@ -63,149 +62,6 @@ def test_central_differences_are_right_to_seven_digits(name: str) -> None:
     vectors = torch.randn(len(expected), 3, dtype=torch.float64)
     found = CentralDifference().product(objective, params, batch)(vectors)
     assert (found - expected @ vectors).norm() <= 1e-7 * (expected @ vectors).norm()
-
-
-def classes(num_samples: int = 23) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    torch.manual_seed(3)
-    model = mlp(4, 6, 3).double()
-    return model, (torch.randn(num_samples, 4, dtype=torch.float64), torch.randint(3, (num_samples,)))
-
-
-def cut(pair: tuple[Tensor, Tensor], *sizes: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(pair[0].split(sizes), pair[1].split(sizes), strict=True))
-
-
-@pytest.mark.parametrize("matrix", [name for name in MATRICES if name != "fisher"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_unequal_batches_make_up_the_matrix_of_all_samples(matrix: str, reduction: str) -> None:
-    model, pair = classes()
-    criterion = nn.CrossEntropyLoss(reduction=reduction)
-    whole = pipeline.hessian(model, criterion, *pair, matrix=matrix)
-    operator = curvature_operator(model, criterion, cut(pair, 2, 13, 8), matrix=matrix)
-    vectors = torch.randn(len(whole), 4, dtype=torch.float64)
-    torch.testing.assert_close(operator @ vectors, whole @ vectors, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(operator @ vectors[:, 0], whole @ vectors[:, 0], rtol=1e-12, atol=1e-12)
-
-
-def test_labels_drawn_for_the_fisher_are_those_of_each_batch() -> None:
-    model, pair = classes()
-    batches = cut(pair, 2, 13, 8)
-    fisher = pipeline.matrix.Fisher(num_draws=5)
-    parts = [pipeline.hessian(model, nn.CrossEntropyLoss(), *part, matrix=fisher) for part in batches]
-    expected = sum(len(part[1]) / 23 * dense for part, dense in zip(batches, parts, strict=True))
-    operator = curvature_operator(model, nn.CrossEntropyLoss(), batches, matrix=fisher)
-    eye = torch.eye(len(expected), dtype=torch.float64)
-    torch.testing.assert_close(operator @ eye, expected, rtol=1e-11, atol=1e-12)
-
-
-class OwnCrossEntropy(nn.Module):
-    """A criterion that does not say how it reduces."""
-
-    def __init__(self, reduction: str) -> None:
-        super().__init__()
-        self.own = reduction
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction=self.own)
-
-
-class Counting(OwnCrossEntropy):
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, ignore_index=1)
-
-    def num_terms(self, targets: Tensor) -> int:
-        return int((targets != 1).sum())
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        nn.CrossEntropyLoss(ignore_index=1),
-        nn.CrossEntropyLoss(torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64)),
-        nn.CrossEntropyLoss(torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64), ignore_index=0),
-        nn.CrossEntropyLoss(label_smoothing=0.1),
-        OwnCrossEntropy("mean"),
-        OwnCrossEntropy("sum"),
-        Counting("mean"),
-        lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum") / 7,
-    ],
-    ids=["ignored", "class-weights", "both", "smooth", "own-mean", "own-sum", "own-terms", "scaled-sum"],
-)
-def test_batches_are_weighted_by_the_terms_of_the_loss(criterion) -> None:
-    model, pair = classes()
-    pair[1][2:9] = 1  # more of what is ignored in one batch than in others
-    whole = pipeline.hessian(model, criterion, *pair)
-    operator = curvature_operator(model, criterion, cut(pair, 2, 13, 8))
-    vectors = torch.randn(len(whole), 2, dtype=torch.float64)
-    torch.testing.assert_close(operator @ vectors, whole @ vectors, rtol=1e-12, atol=1e-12)
-
-
-def test_tokens_that_count_weigh_batches_of_other_lengths() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4)).double()
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=-100)
-
-    class Tokens(nn.CrossEntropyLoss):
-        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-            return loss(outputs, targets)
-
-    short = torch.randint(5, (3, 2)), torch.randint(4, (3, 2))
-    long = torch.randint(5, (2, 7)), torch.randint(4, (2, 7))
-    long[1][0, 3:] = -100
-    nothing = torch.randint(5, (2, 2)), torch.full((2, 2), -100)
-    operator = curvature_operator(model, Tokens(), [short, nothing, long])
-    first, second = (pipeline.hessian(model, loss, *pair) for pair in (short, long))
-    expected = (6 * first + 10 * second) / 16
-    vectors = torch.randn(len(expected), 2, dtype=torch.float64)
-    torch.testing.assert_close(operator @ vectors, expected @ vectors, rtol=1e-12, atol=1e-12)
-
-
-def test_entries_weigh_a_mean_over_entries() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(2, 3).double()
-    inputs, targets = (
-        torch.randn(9, 4, 2, dtype=torch.float64),
-        torch.randn(9, 4, 3, dtype=torch.float64),
-    )
-    batches = [(inputs[:5, :2], targets[:5, :2]), (inputs[5:], targets[5:])]
-    flat = [torch.cat([part.flatten(0, 1) for part in parts]) for parts in zip(*batches, strict=True)]
-    whole = pipeline.hessian(model, nn.MSELoss(), *flat)
-    operator = curvature_operator(model, nn.MSELoss(), batches)
-    eye = torch.eye(len(whole), dtype=torch.float64)
-    torch.testing.assert_close(operator @ eye, whole, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_a_data_loader_in_any_order(shuffle: bool) -> None:
-    model, pair = classes()
-    whole = pipeline.hessian(model, nn.CrossEntropyLoss(), *pair)
-    loader = DataLoader(TensorDataset(*pair), batch_size=5, shuffle=shuffle)
-    operator = curvature_operator(model, nn.CrossEntropyLoss(), loader)
-    vectors = torch.randn(len(whole), 2, dtype=torch.float64)
-    for _ in range(3):
-        torch.testing.assert_close(operator @ vectors, whole @ vectors, rtol=1e-12, atol=1e-12)
-
-
-def test_samples_that_change_from_pass_to_pass_are_refused() -> None:
-    model, pair = classes()
-    loader = DataLoader(TensorDataset(*pair), batch_size=5, shuffle=True, drop_last=True)
-    operator = curvature_operator(model, nn.CrossEntropyLoss(), loader)
-    operator @ torch.ones(operator.num_rows)
-    with pytest.raises(PipelineError, match="the batches hold other samples at each pass"):
-        operator @ torch.ones(operator.num_rows)  # three of 23 samples are left out, seldom the same
-
-
-def test_batches_that_memory_does_not_hold_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, pair = classes()
-    kept = curvature_operator(model, nn.CrossEntropyLoss(), cut(pair, 10, 13))
-    monkeypatch.setattr("pipeline.operator.batch_sum.available_memory", lambda: 100)
-    fresh = curvature_operator(model, nn.CrossEntropyLoss(), cut(pair, 10, 13))
-    vectors = torch.randn(kept.num_rows, 2, dtype=torch.float64)
-    torch.testing.assert_close(fresh @ vectors, kept @ vectors, rtol=1e-12, atol=1e-13)
-    assert "kept" not in fresh.way
-    assert fresh.memory < kept.memory
 
 
 def test_kinds_of_vectors_and_their_dtypes() -> None:

@@ -253,14 +253,6 @@ def test_every_chart_of_a_run_stands_in_one_picture(several):
     assert sorted(charts) == sorted(part for parts in of_runs for part in parts)
 
 
-def test_the_band_of_the_distribution_has_the_bounds_of_the_file():
-    file, (axes,) = estimated(), drawn("distribution", estimated())
-    points, high = line(axes, "95 % band")
-    near(points, np.repeat(file.distribution.points, 2)[1:])
-    near(high, np.repeat(file.distribution.high, 2)[:-1])
-    assert len(axes.collections) == 1  # what lies between the bounds
-
-
 def inside(figure, text):
     """Whether a text lies within the figure."""
     box, page = text.get_window_extent(), figure.bbox

@@ -9,7 +9,7 @@ from torch import nn
 import pipeline
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
-from pipeline.spectrum import diagonal, eigenpairs, trace
+from pipeline.spectrum import Eigenpairs, diagonal, eigenpairs, trace
 
 MATRICES = {
     "hessian": with_spectrum(like_a_hessian(300)),
@@ -96,3 +96,23 @@ def test_mistakes_in_one_line():
     matrix[3, 4] = np.inf
     with pytest.raises(PipelineError, match="holds NaN or infinity"):
         diagonal(matrix, 12)
+
+
+def test_what_pairs_leave_open_is_in_the_intervals():
+    """Pairs to a loose tolerance: their vectors are turned a little, and all random vectors agree."""
+    values = np.concatenate([[50.0, 30.0], np.zeros(58)])
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))[0]
+    dense = (rotation * values) @ rotation.T
+    turned = np.linalg.qr(rotation[:, :2] + 1e-3 * rotation[:, 2:4])[0]
+    quotients = np.diag(turned.T @ dense @ turned)
+    residuals = np.linalg.norm(dense @ turned - turned * quotients, axis=0)
+    pairs = Eigenpairs(quotients, turned, residuals, True, 0)
+    found = trace(Layered(dense), num_products=30, pairs=pairs)
+    spans = Layered(dense).layout.layers()
+    for name, estimate in found.layers.items():
+        exact = float(np.diag(dense)[spans[name]].sum())
+        assert estimate.low <= exact <= estimate.high, name
+    off = max(abs(found.layers[name].value - np.diag(dense)[span].sum()) for name, span in spans.items())
+    assert off > 1e-4  # so that the slack is needed
+    assert found.trace.high - found.trace.low < found.layers["one"].high - found.layers["one"].low
+    np.testing.assert_allclose(found.trace.value, 80, atol=1e-3)
