@@ -233,8 +233,9 @@ def _width(matrix: ProductMatrix) -> int:
 
 
 def _signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
-    signs: Array = rng.integers(0, 2, (num_rows, number)) * 2.0 - 1
-    return signs
+    """(P, number), one vector after the other: how many are drawn at once changes none of them."""
+    signs: Array = rng.integers(0, 2, (number, num_rows)) * 2.0 - 1
+    return signs.T
 
 
 def _times(matrix: ProductMatrix, vectors: Array) -> Array:
