@@ -95,7 +95,8 @@ def check_room(num_bytes: int, num_parameters: int, place: torch.device) -> None
 def expected_seconds(plan: Plan, objective: Objective, params: Params, batch: Batch) -> float:
     """For the tangents and products of one batch, from how long a few and a small product take here and now."""
     per_tangent = _seconds_per_tangent(objective, params, batch)
-    return plan.num_tangents * per_tangent + plan.flop / gemm_rate(next(iter(params.values())))
+    products = plan.flop / gemm_rate(next(iter(params.values()))) if plan.flop else 0.0
+    return plan.num_tangents * per_tangent + products
 
 
 def gemm_rate(like: Tensor, size: int = 768) -> float:

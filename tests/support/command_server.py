@@ -3,38 +3,49 @@
     python command_server.py      # each line of standard input asks for a run; the output has a line with the child's
                                   # number, as soon as it runs, and one with its exit status
 
-The child is the command as `python -m pipeline.run` is, from its first line to the end of the interpreter, in a session
-of its own. Workers of cluster=local are forks of one process for all runs, as they are for all waves of one run.
+The child is the command as `python -m pipeline.run` is, from its first line to what is done at the end of an
+interpreter, in a session of its own; it does not take the interpreter itself to pieces, which would copy all memory of
+the server. Workers of cluster=local are forks of one process for all runs, as they are for all waves of one run.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import runpy
 import sys
+import threading
 from importlib import import_module
 from multiprocessing import forkserver
 
 from pipeline.cluster.local import IMPORTED as IMPORTED_BY_WORKERS
+from pipeline.spectrum.cost import Rates
 
 IMPORTED = (  # what a run imports on its way, but for `pipeline.run` itself; none of these starts a thread
     "dask.threaded",
+    "email.policy",
+    "hydra._internal.core_plugins.basic_launcher",
     "matplotlib.font_manager",
     "pipeline.aggregate.stage",
     "pipeline.compute.stage",
     "pipeline.data",
+    "pipeline.device",
     "pipeline.experiment.instantiate",
+    "pipeline.model",
     "pipeline.report.figures",
     "pipeline.report.recorder",
     "pipeline.report.report",
     "pipeline.sweep.hydra_callback",
     "pipeline.sweep.slurm.launcher",
+    "rich._emoji_codes",
     "scipy.linalg",
     "sklearn.datasets",
+    "torch._decomp.decompositions_for_jvp",
     "torch._dynamo",
     "torch.func",
+    "torch.utils.serialization",
 )
 
 
@@ -76,10 +87,27 @@ def become(request: dict) -> None:
     sys.argv[1:] = request["overrides"]
 
 
+def carry_out() -> None:
+    """What `python -m pipeline.run` does."""
+    status = 0
+    try:
+        runpy._run_module_as_main("pipeline.run")
+    except SystemExit as end:  # another exception, or a text, ends as everywhere
+        if isinstance(end.code, str):
+            raise
+        status = end.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
     forkserver.set_forkserver_preload(["distributed", *IMPORTED_BY_WORKERS])
     for name in IMPORTED:
         import_module(name)
+    Rates.of("float64")  # of this machine, which each process measures once
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
     become(serve())
-    runpy._run_module_as_main("pipeline.run")  # what `python -m` calls
+    carry_out()
