@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from benchmark_nets import NETS, Problem, problem_of, warm_up
 from benchmark_peers import CHUNKED, PEERS, NotApplicable, seconds_per_row
-from benchmark_rates import Rates, timed
+from benchmark_rates import SIDE, Rates, timed
 from torch import Tensor
 
 from pipeline.compute.dense import hessian
@@ -123,7 +123,7 @@ class Child:
     """One method on one net, in a process of its own that ends when asked, at its limits, or with this one."""
 
     def __init__(self, net: str, name: str, options: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(options.start)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, net, name, options), daemon=True)
         self.process.start()
@@ -228,15 +228,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of one torch operation")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the matrices whose product is timed")
     parser.add_argument("--rounds", type=int, default=7, help="runs of which the median is taken")
     parser.add_argument("--limit", type=float, default=120, help="seconds, of one run")
     parser.add_argument("--patience", type=float, default=20, help="seconds above which one run is enough")
     parser.add_argument("--memory", type=float, default=18, help="GiB that a method may take")
+    parser.add_argument(
+        "--start",
+        choices=("spawn", "fork"),
+        default="spawn",
+        help="how a process begins; fork is sooner, for a try",
+    )
     parser.add_argument("--json", type=Path, help="a file to which the figures are added")
     options = parser.parse_args()
     names = options.methods.split(",") if options.methods else [*STRATEGIES, ALONE, *PEERS[options.matrix]]
     torch.set_num_threads(options.threads)
-    rates = Rates.of(DTYPES[options.dtype], torch.device(options.device))
+    rates = Rates.of(DTYPES[options.dtype], torch.device(options.device), options.side)
     print(f"torch {torch.__version__}, {options.dtype}, {options.threads} threads: {rates}")
     with tempfile.TemporaryDirectory() as folder:
         options.reference = str(Path(folder) / "reference.pt")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 Result = TypeVar("Result")
-SIDE = 3072  # of the matrices that are multiplied
+SIDE = 3072  # of the matrices that are multiplied, where no other is asked for
 FRESH = 2**28  # bytes that are written
 
 
@@ -22,12 +22,12 @@ class Rates(NamedTuple):
     itemsize: int
 
     @staticmethod
-    def of(dtype: torch.dtype, device: torch.device) -> Rates:
-        """Measured on this device now, with the threads that torch may use."""
-        one, other = torch.randn(2, SIDE, SIDE, dtype=dtype, device=device)
+    def of(dtype: torch.dtype, device: torch.device, side: int = SIDE) -> Rates:
+        """Measured on this device now, with the threads that torch may use, on matrices of `side` rows."""
+        one, other = torch.randn(2, side, side, dtype=dtype, device=device)
         product = min(timed(lambda: one @ other)[0] for _ in range(6))
         writing = min(timed(lambda: _write(device))[0] for _ in range(5))
-        return Rates(2 * SIDE**3 / product, FRESH / writing, one.element_size())
+        return Rates(2 * side**3 / product, FRESH / writing, one.element_size())
 
     def __str__(self) -> str:
         return f"{self.flop / 1e9:.0f} GFLOP/s, {self.bytes / 1e9:.1f} GB/s into fresh memory"

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from benchmark_nets import problem_of
-from benchmark_rates import Rates, timed
+from benchmark_rates import SIDE, Rates, timed
 from torch import nn
 
 from pipeline import curvature_operator, eigenpairs
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--cases", default="*", help="a glob of their names; all by default")
     parser.add_argument("--real-nets", default="*", help="a glob of the names of nets; all by default")
     parser.add_argument("--width", type=int, default=1024, help="of the net whose products are timed")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the matrices whose product is timed")
     parser.add_argument("--rows", type=int, default=7510, help="of the matrix for the eigenvalues")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -245,7 +246,7 @@ def main() -> None:
     num_wrong = check(device, options.cases) + check_nets(device, options.real_nets)
     num_wrong += check_operators(device, options.cases)
     time_operator(options.width, device)
-    rates = Rates.of(torch.float32, device)
+    rates = Rates.of(torch.float32, device, options.side)
     print(rates)
     for name in options.sizes.split(","):
         time_net(name, device, rates)

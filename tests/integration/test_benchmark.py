@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from support.command import PROJECT, python
+from support.command import PROJECT
+from support.command import script as run_script
 
 from pipeline.compute.dense import hessian
 
@@ -17,8 +18,8 @@ import benchmark_storage
 
 
 def script(*arguments):
-    done = python(*arguments)
-    assert done.returncode == 0, done.stderr
+    done = run_script(*arguments)
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
@@ -63,7 +64,8 @@ def test_the_script_ends_with_a_table_and_a_figure(tmp_path, monkeypatch):
     earlier = {"P": 160, "N": 5, "gemm": 1e9, "write": 1e9, "methods": {"hvp": {"times": [0.1]}}}
     figures.write_text(json.dumps({"64-2-10@5": earlier}))
     methods = "khatri_rao,khatri_rao (blocks),chunked jvp(grad)"
-    options = ("--nets", "64-4-10@5", "--methods", methods, "--rounds", "1", "--json", figures)
+    tiny = ("--rounds", "1", "--side", "256", "--start", "fork")
+    options = ("--nets", "64-4-10@5", "--methods", methods, *tiny, "--json", figures)
     told = script("scripts/benchmark.py", *options)
     assert "64-4-10 tanh, cross-entropy: P = 310, N = 5" in told
     before, net = json.loads(figures.read_text()).values()
@@ -88,7 +90,7 @@ def test_the_check_on_a_gpu_runs_without_one():
         "--sizes",
         "64-4-10@5",
     )
-    told = script("scripts/gpu_check.py", *options, "--rows", "300", "--width", "16")
+    told = script("scripts/gpu_check.py", *options, "--rows", "300", "--width", "16", "--side", "256")
     assert told.count(" 0 wrong") == 3
     assert "operators: 2 right, 0 refused" in told
     assert "operator, P = 13,002, " in told

@@ -63,6 +63,12 @@ def python(*arguments, cwd=PROJECT, text=True):
     )
 
 
+def script(path, *arguments, cwd=PROJECT, paths=()):
+    """`python PATH ARGUMENTS` in a child of `command_server`, run to its end; its output is as that of `run`."""
+    given = [sys.executable, *map(str, (path, *arguments))]
+    return _run_forked(given, str(cwd), environment(*paths))
+
+
 def command(folder, *overrides):
     return [sys.executable, "-m", "pipeline.run", *overrides, f"hydra.run.dir={folder}"]
 
@@ -115,7 +121,7 @@ def _run_forked(arguments, cwd, variables):
 def fork(arguments, cwd, variables, output=os.devnull):
     """It at work in a child of `command_server`: the server, whose next line is the exit status, and its number."""
     server = _server()
-    request = {"overrides": arguments[3:], "cwd": str(cwd), "environment": variables, "output": output}
+    request = {"arguments": arguments[1:], "cwd": str(cwd), "environment": variables, "output": output}
     server.stdin.write(json.dumps(request).encode() + b"\n")
     return server, int(server.stdout.readline())
 

@@ -3,9 +3,10 @@
     python command_server.py      # each line of standard input asks for a run; the output has a line with the child's
                                   # number, as soon as it runs, and one with its exit status
 
-The child is the command as `python -m pipeline.run` is, from its first line to what is done at the end of an
-interpreter, in a session of its own; it does not take the interpreter itself to pieces, which would copy all memory of
-the server. Workers of cluster=local are forks of one process for all runs, as they are for all waves of one run.
+The child is the command as `python -m pipeline.run` is (or a script, as `python PATH` is), from its first line to what
+is done at the end of an interpreter, in a session of its own; it does not take the interpreter itself to pieces, which
+would copy all memory of the server. Workers of cluster=local are forks of one process for all runs, as they are for all
+waves of one run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import threading
 from importlib import import_module
 from multiprocessing import forkserver
+from pathlib import Path
 
 from pipeline.cluster.local import IMPORTED as IMPORTED_BY_WORKERS
 from pipeline.spectrum.cost import Rates
@@ -55,7 +57,7 @@ def serve() -> dict:
     os.dup2(2, 1)  # what workers print is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        if "cluster=local" in request["overrides"]:
+        if "cluster=local" in request["arguments"]:
             forkserver.ensure_running()
         pid = os.fork()
         if pid == 0:
@@ -84,14 +86,19 @@ def become(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:] = [request["cwd"], *request["environment"]["PYTHONPATH"].split(os.pathsep), *sys.path[2:]]
-    sys.argv[1:] = request["overrides"]
 
 
-def carry_out() -> None:
-    """What `python -m pipeline.run` does."""
+def carry_out(first: str, *arguments: str) -> None:
+    """What `python -m pipeline.run OPTIONS` does, or `python PATH ARGUMENTS`."""
     status = 0
     try:
-        runpy._run_module_as_main("pipeline.run")
+        if first == "-m":
+            sys.argv[1:] = arguments[1:]
+            runpy._run_module_as_main(arguments[0])
+        else:
+            sys.argv[:] = (first, *arguments)
+            sys.path[0] = str(Path(first).resolve().parent)
+            runpy.run_path(first, run_name="__main__")
     except SystemExit as end:  # another exception, or a text, ends as everywhere
         if isinstance(end.code, str):
             raise
@@ -109,5 +116,6 @@ if __name__ == "__main__":
         import_module(name)
     Rates.of("float64")  # of this machine, which each process measures once
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
-    become(serve())
-    carry_out()
+    asked = serve()
+    become(asked)
+    carry_out(*asked["arguments"])
