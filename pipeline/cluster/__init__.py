@@ -1,4 +1,4 @@
-"""Where the Dask tasks of aggregation run."""
+"""Where Dask tasks run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cluster.address import Address
-from pipeline.cluster.fan_out import fan_out, worker_number
+from pipeline.cluster.fan_out import fan_out, worker_number, worker_share
 from pipeline.cluster.local import Local
+from pipeline.cluster.pool import Pool, opened
 from pipeline.cluster.slurm import Slurm
 from pipeline.cluster.threads import Threads
 

@@ -37,3 +37,12 @@ def worker_number() -> int:
 
     found = re.search(r"\d+$", str(get_worker().name))
     return int(found[0]) if found else 0
+
+
+def worker_share() -> float:
+    """The share of its machine's memory that the Dask worker in which this is called may use."""
+    from distributed import get_worker
+    from distributed.system import MEMORY_LIMIT
+
+    limit = get_worker().memory_manager.memory_limit
+    return min(1.0, limit / MEMORY_LIMIT) if limit else 1.0

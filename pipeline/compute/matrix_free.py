@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,21 @@ from pipeline.aggregate import LARGEST, CachedMatrix, PartialResults, Scaled
 from pipeline.compute.estimates import Estimates
 from pipeline.compute.identity import identity_of
 from pipeline.compute.loss_landscape import joined
+from pipeline.compute.product_workers import ProductWorkers, evidence_of
 from pipeline.config import Verify
 from pipeline.errors import PipelineError, StrategyError
 from pipeline.experiment import Experiment
 from pipeline.objective import NUM_FIRST, Batch, hash_of, objective_of, observed
-from pipeline.operator import COLUMNS_PER_PASS, CurvatureOperator, curvature_operator, gram_spectrum
+from pipeline.operator import (
+    COLUMNS_PER_PASS,
+    CurvatureOperator,
+    Part,
+    PartialSum,
+    curvature_operator,
+    gram_spectrum,
+    parts_of,
+    sum_of_parts,
+)
 from pipeline.results import SecondMoments, SpectraFile, second_moments_at
 from pipeline.shards import SHARED, Array
 from pipeline.spectrum import SLQ, Eigenpairs, TopK, distribution_of, eigenpairs, trace
@@ -33,10 +44,13 @@ SINGLE_GRAM, DOUBLE_GRAM = 1e-4, 1e-10
 log = logging.getLogger(__name__)
 
 
-def estimate_spectra(folder: RunFolder, experiment: Experiment) -> None:
+def estimate_spectra(
+    folder: RunFolder, experiment: Experiment, workers: ProductWorkers | None = None
+) -> None:
     """Write the spectra file of each checkpoint; one that was made of the same is taken as it is.
 
-    The eigenvectors of a checkpoint are where the search begins at the next one.
+    The eigenvectors of a checkpoint are where the search begins at the next one. workers: compute products, where there
+    are several batches.
 
     Raises:
         PipelineError: there is no checkpoint, or one of another experiment; an option has no meaning without matrices;
@@ -59,7 +73,7 @@ def estimate_spectra(folder: RunFolder, experiment: Experiment) -> None:
         if file is not None and file.inputs_hash == estimation.unfinished.identity:
             log.info("%s is up to date: taken as it is.", path.relative_to(folder.path))
         else:
-            file = estimation.file(start)
+            file = estimation.file(start, workers)
             file.write(path)
         estimation.unfinished.remove()
         start = file.mean.top_eigenvectors
@@ -100,13 +114,15 @@ class Estimation:
         unfinished = PartialResults(folder.unfinished(step), told)
         return Estimation(experiment, batches, step, origin, unfinished, moments)
 
-    def file(self, start: Array | None) -> SpectraFile:
-        """Estimate all of it. start: (P, k) vectors near the ones that are sought."""
+    def file(self, start: Array | None, workers: ProductWorkers | None = None) -> SpectraFile:
+        """Estimate all of it. start: (P, k) vectors near the ones that are sought. workers: compute products."""
         choices = self._choices()
         operator = self._operator(choices.get("way"))
         memory = int(choices.get("memory", available_memory() // 2))
+        num_parts = self._num_parts(choices, workers)
         if not choices:
-            self.unfinished.save("choices", {"way": operator.way, "memory": memory}, {})
+            chosen = {"way": operator.way, "memory": memory, "parts": num_parts}
+            self.unfinished.save("choices", chosen, {})
         loss, gradient = operator.loss_and_gradient()
         method, strategy = self.experiment.spectrum, self.experiment.matrix.strategy
         num_samples = sum(batch.num_samples for batch in self.batches)
@@ -118,7 +134,8 @@ class Estimation:
         else:
             assert isinstance(strategy, MatrixFree), "no matrix is computed"
             assert isinstance(method, TopK | SLQ), "settled before"
-            estimates = self._by_products(operator, strategy, method, memory, start)
+            in_parts = self._in_parts(operator, num_parts, workers)
+            estimates = self._by_products(in_parts, strategy, method, memory, start)
         return estimates.file(
             operator.layout,
             {**self.origin, "way": operator.way},
@@ -208,6 +225,37 @@ class Estimation:
                 raise PipelineError(str(error)) from error
             log.warning("%s: products are taken all the same, because verify=warn.", error)
             return operator(verify=False)
+
+    def _num_parts(self, choices: Mapping[str, Any], workers: ProductWorkers | None) -> int:
+        """One for each worker that there is now; a run that goes on has as many as before, for the same rounding."""
+        num_batches = len(self.batches)
+        if choices:
+            return int(choices.get("parts", 1))
+        if workers is None or num_batches == 1 or isinstance(self.experiment.matrix.strategy, Gram):
+            return 1
+        return min(num_batches, workers.num_workers)
+
+    def _in_parts(
+        self, operator: CurvatureOperator, num_parts: int, workers: ProductWorkers | None
+    ) -> CurvatureOperator:
+        """The operator, or the same with products that are added from sums over parts of the batches."""
+        if num_parts == 1:
+            return operator
+        parts = parts_of(operator, num_parts)
+        if workers is None:
+            multiply = self._multiply_here(parts)
+        else:
+            log.info("products are dealt to the workers in %d parts of the batches.", num_parts)
+            evidence = evidence_of(self.experiment, self.step)
+            multiply = partial(workers.multiply, self.step, evidence, parts)
+        return sum_of_parts(operator, parts, multiply)
+
+    def _multiply_here(self, parts: Sequence[Part]) -> Callable[[Array], Sequence[Array]]:
+        """The sums of parts one after another, to go on with what workers have begun."""
+        problem, spec = self.experiment.problem, self.experiment.matrix
+        about = (problem.model, problem.criterion, self.batches, spec.matrix, spec.parameters)
+        sums = [PartialSum.of(part, *about, share=1 / len(parts)) for part in parts]
+        return lambda vectors: [each(vectors) for each in sums]
 
     def _kept(self, matrix: Any, name: str, strategy: MatrixFree) -> Any:
         if not strategy.keep_products:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.aggregate import SpectrumChoice, choose
+from pipeline.cluster import Cluster, Threads
+from pipeline.compute.product_workers import num_product_workers
 from pipeline.compute.stage_costs import StageCost, Work, memory_without_matrix
 from pipeline.compute.ways_out import bytes_on_disk, stored_itemsize, ways_in_memory, ways_on_disk
 from pipeline.config import Stage
@@ -29,6 +31,7 @@ from pipeline.system import (
 from pipeline.training import same_random_numbers
 from pipeline.validation import name_of
 
+ONE_A_CORE = Threads()
 log = logging.getLogger("pipeline")
 
 
@@ -37,12 +40,12 @@ def check_resources(
     experiment: Experiment,
     training: object = None,
     sweep: Path | None = None,
-    num_workers: int | None = None,
+    cluster: Cluster = ONE_A_CORE,
 ) -> list[StageCost]:
     """Say what each stage will take, and refuse now what would not fit later; gives the costs.
 
     training: that of the run, whose steps are tried. sweep: the folder of the sweep that the run is a job of.
-    num_workers: that share aggregation; None for one a core.
+    cluster: whose workers share aggregation, and products.
 
     Raises:
         PipelineError: with P, the bytes needed, the bytes there, and what to do.
@@ -78,8 +81,9 @@ def check_resources(
         format_bytes(available_memory()),
     )
     num_steps = sum(not folder.spectrum(step).exists() for step in steps)
-    workers = num_workers or num_cores()
-    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, workers, training)
+    workers = getattr(cluster, "num_workers", None) or num_cores()
+    products = num_product_workers(cluster)
+    work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, workers, training, products)
     with same_random_numbers():
         costs = _costs(work, is_trained=folder.checkpoint(experiment.last_step).exists())
     _tell(costs, num_files * bytes_each)

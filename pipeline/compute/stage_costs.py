@@ -22,7 +22,7 @@ from pipeline.compute.recipe import parts_of
 from pipeline.config import Verify
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Objective, Params, Tree, objective_of, predict
-from pipeline.operator import COLUMNS_PER_PASS
+from pipeline.operator import COLUMNS_PER_PASS, split_evenly
 from pipeline.spectrum import SLQ, SPEEDUP, Exact, Rates, SpectrumMethod, TopK
 from pipeline.strategy import MatrixFree
 from pipeline.training import Adam, GradientTraining, trial_of
@@ -62,7 +62,8 @@ class Work:
 
     experiment: its spectrum is no longer `auto`. num_steps: checkpoints that are aggregated. num_matrices: that are to
     be computed. bytes_each: of a matrix on disk, where a number takes `itemsize`. num_workers: processes or threads
-    that share a stage. training: that of the run.
+    that share a stage. training: that of the run. product_workers: processes that products are dealt to, None where
+    their number is not known; 1 for this process.
     """
 
     experiment: Experiment
@@ -73,6 +74,7 @@ class Work:
     itemsize: int
     num_workers: int
     training: object = None
+    product_workers: int | None = 1
 
     @cached_property
     def plan(self) -> Plan:
@@ -123,23 +125,46 @@ class Work:
         """Where no matrix is computed: products for eigenpairs, density and traces; or a Gram matrix."""
         strategy, method = self.experiment.matrix.strategy, self.experiment.spectrum
         objective, params = self._objective()
-        first = self.batches[0]
-        gradient = fastest(lambda: objective.gradient(params, first), self._place)
-        gradient *= sum(batch.num_samples for batch in self.batches) / first.num_samples
+        first, samples = self.batches[0], [batch.num_samples for batch in self.batches]
+        gradient = fastest(lambda: objective.gradient(params, first), self._place) / first.num_samples
         (memory,) = memory_without_matrix(self.experiment).values()
         if isinstance(strategy, MatrixFree):
             number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
             number += strategy.num_trace_products
             if isinstance(method, SLQ):
                 number += strategy.num_density_vectors * strategy.num_density_steps
-            seconds = number * GRADIENTS_A_PRODUCT * gradient
-            work = f"about {number:,} products with the matrix of {len(self.batches)} batches"
+            seconds = number * GRADIENTS_A_PRODUCT * gradient * self._samples_of_a_worker
+            work = f"about {number:,} products with the matrix of {len(samples)} batches" + self._dealt
         else:
             size = num_outputs(self.experiment)
-            seconds = Rates.of("float64").all_eigenvalues(size, "cpu") + gradient * method.num_top
+            seconds = (
+                Rates.of("float64").all_eigenvalues(size, "cpu") + gradient * sum(samples) * method.num_top
+            )
             work = f"all eigenvalues of a Gram matrix of {size:,} rows"
         seconds = self.num_steps * (seconds + GRADIENTS * self._gradient[0]) + A_STAGE * slowness()
         return StageCost("products", work + self._at, seconds, memory)
+
+    @property
+    def _num_parts(self) -> int | None:
+        """Of the batches of a product; None where it is not known."""
+        number = len(self.batches)
+        return 1 if number == 1 else self.product_workers and min(self.product_workers, number)
+
+    @property
+    def _samples_of_a_worker(self) -> float:
+        """Those that take this process as long as a product: a worker has one thread, and may share its GPU."""
+        sizes, number = [batch.num_samples for batch in self.batches], self._num_parts or 1
+        if number == 1 or self._place.type != "cpu":
+            return sum(sizes)
+        largest = max(sum(sizes[index] for index in part) for part in split_evenly(sizes, number))
+        return float(largest * torch.get_num_threads() ** SPEEDUP)
+
+    @property
+    def _dealt(self) -> str:
+        number = self._num_parts
+        if number == 1:
+            return ""
+        return f", dealt to {number} workers" if number else ", dealt to the workers of the cluster"
 
     def mean(self) -> StageCost:
         """Every tile of every batch read and added up, and the mean written where there are several."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import yaml
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.compute.distribution import Processes, Work
     from pipeline.experiment import Experiment
 
+_alone = Lock()
+
 
 def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) -> Processes | None:
     """How shards are computed by workers of a cluster; None for threads, which share this process's cores anyway."""
@@ -28,7 +33,7 @@ def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) ->
     def compute(work: Callable[[int], list[Work]]) -> None:
         from pipeline.cluster import fan_out
 
-        about = (yaml.safe_dump(dict(experiment.recipe)), str(folder.path.absolute()))
+        about = told_to_workers(experiment, folder)
         fan_out(
             cluster,
             folder.path / ".dask",
@@ -39,6 +44,11 @@ def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) ->
     return compute
 
 
+def told_to_workers(experiment: Experiment, folder: RunFolder) -> tuple[str, str]:
+    """The config and the run folder."""
+    return yaml.safe_dump(dict(experiment.recipe)), str(folder.path.absolute())
+
+
 def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) -> None:
     """Compute a shard of a run, or a band of one, unless it is there; weights come from the checkpoint.
 
@@ -47,8 +57,8 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
     from pipeline.compute.stage import matrices_of
 
     step, batch, band = work
-    run, experiment = RunFolder(Path(folder)), _experiment(config)
-    try:
+    run, experiment = RunFolder(Path(folder)), experiment_of(config)
+    with alone():
         experiment.problem.load(run.checkpoint(step))
         [matrix] = matrices_of(
             run, step, experiment.problem, experiment.batches(), experiment.matrix, only=batch
@@ -57,6 +67,18 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
             matrix.write_band(band)
         elif matrix.there() is None:
             matrix.write()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it a thread has the worker's model for itself, whose weights are those of one call at a time.
+
+    Raises:
+        PipelineError: in place of OtherExperiment: what differs is the worker's, for the run itself has looked before.
+    """
+    try:
+        with _alone:
+            yield
     except OtherExperiment as error:  # the run itself has looked before
         raise PipelineError(
             f"a worker has other code or files than the run ({error.where} differ): start the workers anew; "
@@ -65,8 +87,8 @@ def compute_shard(config: str, folder: str, work: tuple[int, int, Band | None]) 
 
 
 @lru_cache(maxsize=1)
-def _experiment(config: str) -> Experiment:
-    """Built once in each worker, not once for each batch."""
+def experiment_of(config: str) -> Experiment:
+    """Built once in each worker, not once for each batch. config: YAML."""
     from pipeline.cluster import worker_number
     from pipeline.experiment import as_config, build_experiment
 

@@ -64,7 +64,8 @@ class Net:
 class BatchSum:
     """V ↦ Σ_b w_b H_b V, (P, m) to (P, m) in float64, or in the dtype of the weights where there is one batch.
 
-    way: how H_b V is computed; `select` finds it. expected: of the samples of the first pass. kept: products of
+    way: how H_b V is computed; `select` finds it. weights: terms of the batches, where they are counted already. share:
+    of the free memory, that this process may use. expected: of the samples of the first pass. kept: products of
     batches, and their weights, where memory holds them.
     """
 
@@ -73,6 +74,8 @@ class BatchSum:
     matrix: Matrix
     batches: Batches
     way: Way | None = None
+    weights: Sequence[float] | None = None
+    share: float = 1.0
     expected: Fingerprint = field(default_factory=Fingerprint)
     kept: dict[int, tuple[Product, float]] = field(default_factory=dict)
 
@@ -125,7 +128,7 @@ class BatchSum:
         """Bytes that graphs, or the vectors of a pass, may take."""
         place = next(iter(self.params.values())).device
         free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else available_memory()
-        return int(free) // SHARE
+        return int(self.share * free) // SHARE
 
     @property
     def memory(self) -> int:
@@ -147,7 +150,7 @@ class BatchSum:
         """
         columns = min(MOST_AT_ONCE, Layout.of(self.params).num_parameters, self.room // self.bytes_of_a_graph)
         ways: list[Way] = [ReverseOverReverse(self.is_kept), ForwardOverReverse(max(1, columns))]
-        ways = [way for way in ways if name in (None, way.name)]
+        ways = [way for way in ways if name is None or _is_named(way, name)]
         return self._take(select_way(ways, self.problem, self.is_kept, certified))
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -158,8 +161,8 @@ class BatchSum:
         """
         loss, terms = 0.0, 0.0
         gradient = torch.zeros(Layout.of(self.params).num_parameters, dtype=torch.float64)
-        for batch in self.batches:
-            if (weight := self._weight(batch)) == 0:
+        for index, batch in enumerate(self.batches):
+            if (weight := self._weight(index, batch)) == 0:
                 continue
             with torch.no_grad():
                 loss += weight * float(self.objective.loss(self.params, batch))
@@ -168,6 +171,14 @@ class BatchSum:
         if self.terms is None or self.terms.is_sum or terms == 0:
             return loss, gradient
         return loss / terms, gradient / terms
+
+    def counted(self) -> list[float]:
+        """The terms of each batch.
+
+        Raises:
+            PipelineError: it is not known how the batches add up.
+        """
+        return [self._weight(index, batch) for index, batch in enumerate(self.batches)]
 
     def by_differences(self, certified: Certified | None) -> Selected:
         """Take differences of gradients.
@@ -180,7 +191,7 @@ class BatchSum:
     def _take(self, selected: Selected) -> Selected:
         self.way = selected.trial.way
         if self.is_kept:
-            self.kept[0] = selected.trial.product, self._weight(self.first)
+            self.kept[0] = selected.trial.product, self._weight(0, self.first)
         return selected
 
     def forget_trial(self) -> None:
@@ -191,13 +202,22 @@ class BatchSum:
         vectors = vectors.to(self.dtype)
         if self.terms is None:
             return next(self._products())[0](vectors)
+        return self.normalized(*self.weighted(vectors))
+
+    def weighted(self, vectors: Tensor) -> tuple[Tensor, float]:
+        """Σ_b t_b H_b V in float64, and Σ_b t_b, for the terms t_b of each batch."""
+        vectors = vectors.to(self.dtype)
         total, terms = torch.zeros(vectors.shape, dtype=torch.float64, device=vectors.device), 0.0
         for product, weight in self._products():
             total += weight * product(vectors).double()
             terms += weight
+        return total, terms
+
+    def normalized(self, total: Tensor, terms: float) -> Tensor:
+        """Σ_b w_b H_b V of what `weighted` gives over all batches: divided by the terms if the loss is a mean."""
         if terms == 0:
             return total * float("nan")
-        return total if self.terms.is_sum else total / terms
+        return total if self.terms is None or self.terms.is_sum else total / terms
 
     def _products(self) -> Iterator[tuple[Product, float]]:
         """The product of each batch, and its weight.
@@ -210,7 +230,7 @@ class BatchSum:
             if self.batches.held is None or not self.expected.num_samples:
                 seen.add(batch)
             if index not in self.kept:
-                made = self._made(batch)
+                made = self._made(index, batch)
                 if self.is_kept:
                     self.kept[index] = made
             else:
@@ -221,17 +241,24 @@ class BatchSum:
         if self.batches.held is None:
             seen.check(self.expected)
 
-    def _made(self, batch: Batch) -> tuple[Product, float]:
-        weight = self._weight(batch)
+    def _made(self, index: int, batch: Batch) -> tuple[Product, float]:
+        weight = self._weight(index, batch)
         if weight == 0:
             return torch.zeros_like, 0.0
         objective, drawn = self.matrix.problem(self.objective, self.params, batch)
         assert self.way is not None, "a way is selected first"
         return self.way.product(objective, self.params, drawn), weight
 
-    def _weight(self, batch: Batch) -> float:
+    def _weight(self, index: int, batch: Batch) -> float:
+        if self.weights is not None:
+            return self.weights[index]
         if self.terms is None:
             return 1.0
         if not self.expected.num_samples:  # at the first pass
             self.terms.check(self.objective, self.params, batch)
         return self.terms.weight(batch)
+
+
+def _is_named(way: Way, name: str) -> bool:
+    """Whether it has that name, but for whether graphs are kept: memory decides that, and it changes no bit."""
+    return way.name.partition(",")[0] == name.partition(",")[0]

@@ -16,6 +16,7 @@ from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Matrix
 from pipeline.objective import Certificate, Criterion, check_loss, device_named, full_precision
 from pipeline.operator.batch_sum import BatchSum, Net
+from pipeline.operator.protocol import SumOverBatches
 from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
 from pipeline.validation import named
@@ -45,7 +46,7 @@ class CurvatureOperator:
     rounding: float
     seconds: float
     memory: int
-    _sum: BatchSum = field(repr=False)
+    _sum: SumOverBatches = field(repr=False)
     num_products: int = 0
 
     @property

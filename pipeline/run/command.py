@@ -68,7 +68,7 @@ def run(config: DictConfig, folder: RunFolder) -> None:
             )
             experiment = settle_strategy(folder, experiment)
             training = build(config, "training") if config.training.get("num_steps") else None
-            check_resources(folder, experiment, training, sweep_folder(), config.cluster.get("num_workers"))
+            check_resources(folder, experiment, training, sweep_folder(), build(config, "cluster"))
             save_settings(folder, settings)
             log.info("run folder: %s (%s)", folder.path, AGAIN)
         else:

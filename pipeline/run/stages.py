@@ -5,6 +5,7 @@ A stage imports its room when it begins, so that a run imports no more than its 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Stage
@@ -33,12 +34,13 @@ def train(recorder: RunRecorder, experiment: Experiment, training: Any) -> None:
 
 def compute(recorder: RunRecorder, experiment: Experiment, cluster: Cluster) -> None:
     """Shards: one for each batch at each checkpoint, or their mean alone; spectra, where no matrix is computed."""
+    from pipeline.compute import ProductWorkers, estimate_spectra, processes_of
     from pipeline.compute import compute as compute_shards
-    from pipeline.compute import estimate_spectra, processes_of
 
     with recorder.stage(Stage.compute):
         if not experiment.matrix.is_computed:
-            estimate_spectra(recorder.folder, experiment)
+            with ProductWorkers.of(cluster, experiment, recorder.folder) or nullcontext() as workers:
+                estimate_spectra(recorder.folder, experiment, workers)
             return
         processes = processes_of(cluster, experiment, recorder.folder)
         compute_shards(recorder.folder, experiment, recorder.tracked.log_metrics, processes)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.aggregate.spectrum_choice import SpectrumChoice
+from pipeline.cluster import Threads
 from pipeline.compute import preflight, stage_costs
 from pipeline.compute.stage_costs import Work
 from pipeline.config.schema import Keep, Stage
@@ -157,7 +158,7 @@ def test_workers_share_the_blocks_and_not_the_mean(folder, monkeypatch):
     monkeypatch.setattr(stage_costs, "slowness", lambda: 0.0)
 
     def seconds(num_workers):
-        costs = preflight.check_resources(folder, EXPERIMENT, None, None, num_workers)
+        costs = preflight.check_resources(folder, EXPERIMENT, None, None, Threads(num_workers))
         return next(cost.seconds for cost in costs if cost.stage == "spectrum")
 
     # Two parameters, three batches, and λmax of their layer; then the mean.

@@ -80,7 +80,7 @@ def test_a_worker_knows_its_number(monkeypatch, name, number):
     monkeypatch.setattr(
         pipeline.experiment, "build_experiment", lambda config, worker: asked.append((config.seed, worker))
     )
-    worker._experiment.__wrapped__("seed: 3")
+    worker.experiment_of.__wrapped__("seed: 3")
     assert asked == [(3, number)]
 
 
