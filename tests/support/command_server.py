@@ -18,9 +18,12 @@ import os
 import runpy
 import sys
 import threading
+import weakref
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
+
+from hydra._internal.hydra import Hydra
 
 from pipeline.cluster.local import IMPORTED as IMPORTED_BY_WORKERS
 from pipeline.spectrum.cost import Rates
@@ -94,6 +97,10 @@ def carry_out(first: str, *arguments: str) -> None:
     try:
         if first == "-m":
             sys.argv[1:] = arguments[1:]
+            if not any("hydra.mode" in each for each in arguments):
+                Hydra.get_mode = lambda *_, **__: (
+                    None
+                )  # what it finds by composing the whole config once more
             runpy._run_module_as_main(arguments[0])
         else:
             sys.argv[:] = (first, *arguments)
@@ -115,6 +122,8 @@ if __name__ == "__main__":
     for name in IMPORTED:
         import_module(name)
     Rates.of("float64")  # of this machine, which each process measures once
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False  # torch would take its libraries of operators to pieces, for 0.05 s
     gc.freeze()  # or a child's garbage collector would touch, and so copy, all of it
     asked = serve()
     become(asked)
