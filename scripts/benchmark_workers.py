@@ -2,9 +2,11 @@
 
     python scripts/benchmark_workers.py                     # three minutes a round
     python scripts/benchmark_workers.py --only rows --hidden 240 --strategy khatri_rao
+    python scripts/benchmark_workers.py --only products     # two workers against one process with one and two threads
 
 Each run is a `python -m pipeline.run` of the digits MLP with so many hidden units in a folder of its own. What is told
 are the seconds of the stage in `summary.json`, the start of the workers among them. The results must be identical.
+Products are those of a run without matrices, of a conv net and 8 batches of digits; eigenvalues must agree to 1e-5.
 """
 
 from __future__ import annotations
@@ -36,6 +38,25 @@ KINDS = {  # what is computed, and the stage that is timed
     "batches": (("stages=[train,compute]",), "compute"),
     "rows": (("stages=[train,compute]", "data.batch_size=null"), "compute"),
     "aggregate": (("stages=[aggregate]", "spectrum=topk"), "aggregate"),
+}
+CONV_NET = (
+    "model=cnn",
+    "model.num_channels=[64,128,256]",
+    "data.size=16",
+    "data.num_samples=1024",
+    "data.batch_size=128",
+    "strategy=matrix_free",
+    "strategy.num_trace_products=16",
+    "strategy.keep_products=false",
+    "spectrum=topk",
+    "spectrum.num_top=2",
+    "spectrum.tolerance=1e-3",
+    "stages=[train,compute]",
+)
+PROCESSES = {
+    "1 process, 1 thread": ("device.num_threads=1",),
+    "1 process, 2 threads": ("device.num_threads=2",),
+    "2 workers, 1 thread each": ("device.num_threads=1", "cluster=local", "cluster.num_workers=2"),
 }
 
 
@@ -88,6 +109,30 @@ def compare(kind: str, net: Sequence[str], rounds: int, scratch: Path) -> None:
     )
 
 
+def compare_products(rounds: int, scratch: Path) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in PROCESSES}
+    eigenvalues, summary = {}, {}
+    for number in range(rounds):
+        for place, (name, options) in enumerate(PROCESSES.items()):
+            folder = scratch / f"products-{number}-{place}"
+            summary[name] = run(folder, *CONV_NET, *options)
+            seconds[name].append(summary[name]["seconds_compute"])
+            [step] = RunFolder(folder).spectrum_steps()
+            eigenvalues[name] = read_array_file(RunFolder(folder).spectrum(step)).arrays["mean/eigenvalues"]
+            subprocess.run(["rm", "-rf", folder], check=True)
+    alone, *others = PROCESSES
+    print(f"products   P = {int(summary[alone]['num_parameters']):,}, seconds of the stage compute")
+    for name in PROCESSES:
+        ratio = statistics.median(a / b for a, b in zip(seconds[alone], seconds[name], strict=True))
+        products = int(summary[name]["num_products"])
+        told = f"{statistics.median(seconds[name]):6.1f} s for {products} products: {ratio:.2f} times as fast"
+        print(f"    {name:25}{told}", flush=True)
+    off = max(np.abs(eigenvalues[name] / eigenvalues[alone] - 1).max() for name in others)
+    print(f"    eigenvalues agree to {off:.1e}", flush=True)
+    if not off < 1e-5:
+        raise SystemExit("these are not the same numbers")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -100,9 +145,13 @@ def main() -> None:
     options = parser.parse_args()
     print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it began; P = {75 * options.hidden + 10:,}"
+        " but for products"
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         for kind in options.only.split(","):
+            if kind == "products":
+                compare_products(options.rounds, Path(scratch).absolute())
+                continue
             net = (f"model.hidden_sizes=[{options.hidden}]", f"strategy={options.strategy}")
             compare(kind, net, options.rounds, Path(scratch).absolute())
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.aggregate.spectrum_choice import SpectrumChoice
-from pipeline.cluster import Threads
+from pipeline.cluster import Address, Local, Threads
 from pipeline.compute import preflight, stage_costs
 from pipeline.compute.stage_costs import Work
 from pipeline.config.schema import Keep, Stage
@@ -21,8 +21,8 @@ from pipeline.matrix import Hessian
 from pipeline.objective.batch import Batch
 from pipeline.objective.problem import Problem
 from pipeline.report.recorder import RunRecorder
-from pipeline.spectrum import Auto, Exact
-from pipeline.strategy import Func
+from pipeline.spectrum import Auto, Exact, TopK
+from pipeline.strategy import Func, MatrixFree
 from pipeline.system.resources import format_seconds
 from pipeline.system.run_folder import RunFolder, write_atomically
 from pipeline.tracking import NoTracking
@@ -163,6 +163,28 @@ def test_workers_share_the_blocks_and_not_the_mean(folder, monkeypatch):
 
     # Two parameters, three batches, and λmax of their layer; then the mean.
     assert (seconds(1), seconds(2)) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "batch_size", "told"),
+    [
+        (Threads(4), 4, "of 3 batches"),
+        (Local(2), 4, "of 3 batches, dealt to 2 workers"),
+        (Local(9), 4, "of 3 batches, dealt to 3 workers"),
+        (Address(), 4, "of 3 batches, dealt to the workers of the cluster"),
+        (Address(), None, "of 1 batches"),
+    ],
+)
+def test_the_plan_says_how_many_workers_products_are_dealt_to(folder, cluster, batch_size, told):
+    free = replace(
+        EXPERIMENT,
+        problem=replace(EXPERIMENT.problem, batch_size=batch_size),
+        matrix=MatrixSpec(Hessian(), MatrixFree()),
+        spectrum=TopK(num_top=2),
+        stages={Stage.compute},
+    )
+    [cost] = preflight.check_resources(folder, free, cluster=cluster)
+    assert cost.work.endswith(told)
 
 
 def test_nothing_is_told_of_work_that_is_done(run_of_11_samples, folder, caplog):

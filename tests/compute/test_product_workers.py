@@ -29,8 +29,9 @@ FEW = (
     "strategy=matrix_free",
     "strategy.num_trace_products=12",
     "spectrum=topk",
-    "spectrum.num_top=2",
-    "spectrum.tolerance=1e-9",
+    "spectrum.num_top=1",
+    "spectrum.num_bottom=0",
+    "spectrum.tolerance=1e-3",
 )
 RUN = (*SMALL, *CRITERION, *FEW)  # batches of 16, 16 and 8 samples, of which another share counts in each
 
@@ -105,8 +106,10 @@ def test_workers_find_what_one_process_finds(trained, cluster, expected, tmp_pat
     dealt = expected if not criterion else estimated(*trained(tmp_path / "dealt", *criterion), cluster)
     scale = alone.mean.top_eigenvalues[0]
     for name in ("eigenvalues", "gradient"):
-        np.testing.assert_allclose(getattr(dealt.mean, name), getattr(alone.mean, name), atol=1e-10 * scale)
-    np.testing.assert_allclose(dealt.layers.trace, alone.layers.trace, atol=1e-10 * scale)
+        np.testing.assert_allclose(
+            getattr(dealt.mean, name), getattr(alone.mean, name), rtol=0, atol=1e-10 * scale
+        )
+    np.testing.assert_allclose(dealt.layers.trace, alone.layers.trace, rtol=0, atol=1e-10 * scale)
     for key in ("loss", "trace", "frobenius_norm", "num_samples"):
         assert dealt.numbers[key] == pytest.approx(alone.numbers[key], rel=1e-10), key
 
@@ -132,35 +135,11 @@ def test_a_worker_that_is_killed_at_its_part_changes_no_bit(
 
     monkeypatch.setattr(Pool, "map", killed_at_the_fifth)
     same(estimated(*trained(tmp_path / "run"), cluster), expected)
-    assert len(done) > 20
+    assert len(done) > 10
 
 
 class Cut(Exception):
     """The process ends here."""
-
-
-def test_a_run_goes_on_with_other_workers_and_with_none_to_the_same_bits(
-    trained, cluster, expected, tmp_path, monkeypatch
-):
-    done, multiply = [], Pool.map
-
-    def cut_at_times(pool, function, arguments):
-        done.append(len(arguments))
-        if len(done) in (8, 16):
-            raise Cut
-        return multiply(pool, function, arguments)
-
-    folder, experiment = trained(tmp_path / "run")
-    monkeypatch.setattr(Pool, "map", cut_at_times)
-    for number in (2, 1):
-        cluster.scale(number)
-        while len(cluster.scheduler_info["workers"]) != number:
-            time.sleep(0.01)
-        with pytest.raises(Cut):
-            estimated(folder, experiment, cluster)
-    cluster.scale(2)
-    same(estimated(folder, experiment, None), expected)
-    assert done == [2] * 16
 
 
 def test_a_run_that_one_process_began_goes_on_in_one(trained, cluster, tmp_path, monkeypatch):
@@ -237,14 +216,36 @@ def test_workers_with_other_settings_are_told_by_the_run(trained, cluster, tmp_p
         estimate_spectra(folder, experiment, changed)
 
 
-@pytest.mark.integration
-def test_the_command_deals_products_to_workers(tmp_path):
-    lines = succeed(tmp_path / "run", *RUN, "spectrum.num_top=1", "cluster=local", "cluster.num_workers=2")
+def test_the_command_deals_products_to_workers(cluster, tmp_path):
+    lines = succeed(tmp_path / "run", *RUN, "cluster=address", f"cluster.address={cluster.scheduler_address}")
     assert "products are dealt to the workers in 2 parts of the batches." in lines
-    assert any("with the matrix of 3 batches, dealt to 2 workers" in line for line in lines)
-    assert not (tmp_path / "run" / ".dask").exists()
+    assert any("with the matrix of 3 batches, dealt to the workers of the cluster" in line for line in lines)
 
 
 def test_the_number_of_workers_where_it_is_known():
     known = [num_product_workers(each) for each in (Threads(3), Local(3), Local(), Slurm(5), Address())]
     assert known == [1, 3, num_cores(), 5, None]
+
+
+# The last one: it leaves one worker.
+def test_a_run_goes_on_with_other_workers_and_with_none_to_the_same_bits(
+    trained, cluster, expected, tmp_path, monkeypatch
+):
+    done, multiply = [], Pool.map
+
+    def cut_at_times(pool, function, arguments):
+        done.append(len(arguments))
+        if len(done) in (8, 16):
+            raise Cut
+        return multiply(pool, function, arguments)
+
+    folder, experiment = trained(tmp_path / "run")
+    monkeypatch.setattr(Pool, "map", cut_at_times)
+    for number in (2, 1):
+        cluster.scale(number)
+        while len(cluster.scheduler_info["workers"]) != number:
+            time.sleep(0.01)
+        with pytest.raises(Cut):
+            estimated(folder, experiment, cluster)
+    same(estimated(folder, experiment, None), expected)
+    assert done == [2] * 16
