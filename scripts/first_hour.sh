@@ -4,6 +4,7 @@
 #   scripts/first_hour.sh                     all (those whose library is not installed are left out, and named)
 #   scripts/first_hour.sh dataset focal       these alone
 #   PYTHON=…/python scripts/first_hour.sh     another environment than .venv
+#   OPTIONS="training.num_steps=20" scripts/first_hour.sh     with these options more in each run
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHON=${PYTHON:-$here/../.venv/bin/python} PYTHONPATH=$here/..:$here/first_hour${PYTHONPATH:+:$PYTHONPATH}
@@ -22,7 +23,7 @@ first_hour() {  # name, the library that it needs or "", what is done before, an
   fi
   echo "          $name: python -m pipeline.run $*"
   if { [ -z "$before" ] || "$PYTHON" "$here/first_hour/$before"; } > "$name.log" 2>&1 &&
-    "$PYTHON" -m pipeline.run "$@" dtype=float64 tracking=none "hydra.run.dir=$folder/$name" >> "$name.log" 2>&1 &&
+    "$PYTHON" -m pipeline.run "$@" dtype=float64 tracking=none ${OPTIONS:-} "hydra.run.dir=$folder/$name" >> "$name.log" 2>&1 &&
     "$PYTHON" "$here/first_hour/check.py" "$name"; then
     echo "done      $name in $((SECONDS - start)) s"
   else

@@ -7,14 +7,15 @@ from support.command import succeed
 
 from pipeline.results.run import open_run
 
-STEPS = [0, 1500, 2000, 3000, 4000]
+STEPS = [0, 1500, 2000, 4000]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("edge") / "run"
     options = [f"checkpoint_steps={STEPS[:-1]}".replace(" ", ""), "spectrum=topk", "device=cpu"]
-    stages = "stages=[train,compute,aggregate]"
+    options += [f"training.num_steps={STEPS[-1]}", "training.evaluate_every=2000", "training.save_every=4000"]
+    stages = "stages=[train,compute,aggregate,law]"
     succeed(folder, "experiment=edge_of_stability", *options, stages, f"tracking.root={folder.parent}")
     return open_run(folder)
 
@@ -28,6 +29,8 @@ def test_the_largest_eigenvalue_comes_to_rest_at_two_over_the_learning_rate(run)
         assert ratios[step] == pytest.approx(1.0, abs=0.08)
     losses = [each.attrs["loss"] for each in run.spectra.values()]
     assert losses[-1] < 0.75 * losses[1] < 0.2 * losses[0]  # and the loss goes on falling
+    assert run.law.outcome.held
+    assert run.law.options == {"learning_rate": 0.4, "first_step": 1500}
 
 
 @pytest.mark.slow
