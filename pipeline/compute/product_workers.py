@@ -92,7 +92,8 @@ def partial_product(config: str, folder: str, step: int, evidence: str, part: Pa
         sums = _sums(config, folder, step, evidence)
         if part not in sums:
             checkpoint = RunFolder(Path(folder)).checkpoint(step)
-            sums[part] = _sum_of(part, experiment_of(config), checkpoint, step, json.loads(evidence))
+            experiment = _checked(experiment_of(config), checkpoint, step, json.loads(evidence))
+            sums[part] = _sum_of(part, experiment, num_others=len(sums))
         return sums[part](vectors)
 
 
@@ -102,21 +103,25 @@ def _sums(config: str, folder: str, step: int, evidence: str) -> dict[Part, Part
     return {}
 
 
-def _sum_of(
-    part: Part, experiment: Experiment, checkpoint: Path, step: int, evidence: Mapping[str, Any]
-) -> PartialSum:
-    problem, spec = experiment.problem, experiment.matrix
-    problem.load(checkpoint)
+def _checked(experiment: Experiment, checkpoint: Path, step: int, evidence: Mapping[str, Any]) -> Experiment:
+    """The experiment with the weights of the checkpoint, if it is that of the run."""
+    experiment.problem.load(checkpoint)
     own = evidence_of(experiment, step)
     for key in ("batches", *SAME):
         if own[key] != evidence[key]:
             raise OtherExperiment(checkpoint, "other settings or files", f"its {key.removesuffix('_hash')}")
     check_evidence(checkpoint, evidence, own)
+    return experiment
+
+
+def _sum_of(part: Part, experiment: Experiment, num_others: int) -> PartialSum:
+    """num_others: parts that this worker has already, which leave less memory to a further one."""
+    problem, spec = experiment.problem, experiment.matrix
     share = worker_share()
     if next(problem.model.parameters()).is_cuda:  # workers take the GPUs of a machine in turn
         share = min(1.0, share * torch.cuda.device_count())
     about = (problem.model, problem.criterion, experiment.batches(), spec.matrix, spec.parameters)
-    return PartialSum.of(part, *about, share=share)
+    return PartialSum.of(part, *about, share=share / 2**num_others)
 
 
 def evidence_of(experiment: Experiment, step: int) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from support.command import SMALL, succeed
 from pipeline.cluster import Address, Local, Pool, Slurm, Threads
 from pipeline.compute import matrix_free, product_workers
 from pipeline.compute.matrix_free import estimate_spectra
-from pipeline.compute.product_workers import ProductWorkers, evidence_of, num_product_workers
+from pipeline.compute.product_workers import ProductWorkers, evidence_of, num_product_workers, partial_product
 from pipeline.config import settings_of
 from pipeline.errors import PipelineError
 from pipeline.experiment import as_config, build_experiment
-from pipeline.operator import curvature_operator, parts_of, selection
+from pipeline.operator import PartialSum, curvature_operator, parts_of, selection
 from pipeline.results import SpectraFile
 from pipeline.system import RunFolder, num_cores
 
@@ -153,6 +153,23 @@ def test_a_run_that_one_process_began_goes_on_in_one(trained, cluster, tmp_path,
     estimated(folder, experiment, cluster)
 
 
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A worker's function in this process, of evidence, part and vectors; the operator; and the right evidence."""
+    folder, experiment = trained(tmp_path / "run")
+    monkeypatch.setattr(product_workers, "worker_share", lambda: 1.0)
+    monkeypatch.setattr(product_workers, "experiment_of", lambda config: experiment)
+    step, problem = experiment.last_step, experiment.problem
+    problem.load(folder.checkpoint(step))
+    pairs = [tuple(batch) for batch in experiment.batches()]
+    operator = curvature_operator(problem.model, problem.criterion, pairs, verify=False)
+
+    def product(evidence, part, vectors):
+        return partial_product("", str(folder.path), step, json.dumps(evidence), part, vectors)
+
+    return product, operator, evidence_of(experiment, step)
+
+
 @pytest.mark.parametrize(
     ("changes", "differ"),
     [
@@ -164,23 +181,28 @@ def test_a_run_that_one_process_began_goes_on_in_one(trained, cluster, tmp_path,
     ],
     ids=["batches", "weights", "config", "samples", "outputs"],
 )
-def test_a_worker_with_other_code_or_files_is_told(trained, tmp_path, monkeypatch, changes, differ):
-    folder, experiment = trained(tmp_path / "run")
-    monkeypatch.setattr(product_workers, "worker_share", lambda: 1.0)
-    monkeypatch.setattr(product_workers, "experiment_of", lambda config: experiment)
-    step, problem = experiment.last_step, experiment.problem
-    problem.load(folder.checkpoint(step))
-    pairs = [tuple(batch) for batch in experiment.batches()]
-    operator = curvature_operator(problem.model, problem.criterion, pairs, verify=False)
+def test_a_worker_with_other_code_or_files_is_told(here, changes, differ):
+    product, operator, evidence = here
     (part,) = parts_of(operator, 1)
-    about = ("", str(folder.path), step)
-    vectors, told = np.ones((operator.num_rows, 1)), evidence_of(experiment, step)
-    found = product_workers.partial_product(*about, json.dumps(told), part, vectors)
-    np.testing.assert_allclose(found / sum(part.weights), operator.matvec(vectors), rtol=1e-12)
+    vectors = np.ones((operator.num_rows, 1))
+    found = product(evidence, part, vectors) / sum(part.weights)
+    np.testing.assert_allclose(found, operator.matvec(vectors), rtol=1e-12)
     with pytest.raises(
         PipelineError, match=rf"^a worker has other code or files than the run \({differ} differ\)"
     ):
-        product_workers.partial_product(*about, json.dumps(told | changes), part, vectors)
+        product(evidence | changes, part, vectors)
+
+
+def test_a_worker_with_several_parts_takes_no_more_memory_for_each(here, monkeypatch):
+    product, operator, evidence = here
+    made, of = [], PartialSum.of
+    monkeypatch.setattr(
+        PartialSum, "of", lambda *args, share: (made.append(share), of(*args, share=share))[1]
+    )
+    parts = parts_of(operator, 3)
+    for part in (*parts, *parts):
+        product(evidence, part, np.ones((operator.num_rows, 1)))
+    assert made == [1.0, 0.5, 0.25]
 
 
 def test_threads_of_a_worker_take_its_model_in_turn(monkeypatch):
@@ -195,10 +217,7 @@ def test_threads_of_a_worker_take_its_model_in_turn(monkeypatch):
 
     monkeypatch.setattr(product_workers, "_sums", lambda *_: {"one": slow, "other": slow})
     with ThreadPoolExecutor(2) as threads:
-        calls = [
-            threads.submit(product_workers.partial_product, "", "", 0, "", part, 7)
-            for part in ("one", "other")
-        ]
+        calls = [threads.submit(partial_product, "", "", 0, "", part, 7) for part in ("one", "other")]
         assert [call.result() for call in calls] == [7, 7]
     assert most == [1, 1]
 
