@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 
+AT_ONCE = 16  # vectors that are multiplied in one pass over a stored matrix
+
 Array = NDArray[np.floating]
 Matvec = Callable[[Array], Array]  # (P, m) -> (P, m): the symmetric matrix times m vectors, one pass over it
 Watch = Callable[
@@ -74,6 +76,11 @@ class DenseMatrix:
     def held(self) -> DenseMatrix:
         """Itself: it is in memory."""
         return self
+
+
+def columns_at_once(matrix: object) -> int:
+    """How many vectors a product takes: fewer of an operator, which are long, and of which each costs a product."""
+    return min(AT_ONCE, int(getattr(matrix, "columns_per_pass", AT_ONCE)))
 
 
 class SymmetricMatrix(Protocol):

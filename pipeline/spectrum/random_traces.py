@@ -10,10 +10,9 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix
+from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix, columns_at_once
 from pipeline.validation import check_count, check_number
 
-AT_ONCE = 16  # vectors of a product
 FEWEST = 12  # products: a third of them are left for the spread
 
 
@@ -218,18 +217,13 @@ class _Known:
 
     def rest(self) -> Iterator[tuple[Array, Array]]:
         """Of a few random vectors at once: what each gives of the diagonal, (P, b), and of ‖H‖_F², (b,)."""
-        width = _width(self.matrix)
+        width = columns_at_once(self.matrix)
         for first in range(self.used, self.num_products, width):
             signs = _signs(self.rng, self.matrix.num_rows, min(width, self.num_products - first))
             product = _times(self.matrix, signs - self.space @ (self.space.T @ signs))
             squares = (product**2).sum(axis=0)
             rest: Array = signs * (product - self.space @ (self.space.T @ product))
             yield rest, squares
-
-
-def _width(matrix: ProductMatrix) -> int:
-    """Vectors of a product: fewer of an operator, which are long, and of which each costs a product."""
-    return min(AT_ONCE, int(getattr(matrix, "columns_per_pass", AT_ONCE)))
 
 
 def _signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
@@ -244,7 +238,7 @@ def _times(matrix: ProductMatrix, vectors: Array) -> Array:
     Raises:
         PipelineError: it is not finite.
     """
-    width = _width(matrix)
+    width = columns_at_once(matrix)
     parts = [
         np.asarray(matrix.matvec(vectors[:, first : first + width]), np.float64)
         for first in range(0, vectors.shape[1], width)

@@ -1,5 +1,7 @@
 """Linear systems against a dense solver."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.spectrum import solve
+from pipeline.spectrum import eigenpairs, solve
 
 
 @pytest.mark.parametrize("shape", [(350,), (350, 3), (350, 0)])
@@ -25,6 +27,29 @@ def test_indefinite_systems(shape, damping):
         found.residuals * np.linalg.norm(b.reshape(350, -1), axis=0), residuals, atol=1e-10
     )
     np.testing.assert_allclose(found.x, np.linalg.solve(damped, b), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tolerance", [1e-10, 1e-2])
+@pytest.mark.parametrize("damping", [0.001, 0.1])
+def test_known_pairs_save_products_and_change_no_solution(damping, tolerance):
+    matrix = with_spectrum(np.concatenate([np.geomspace(1e-3, 1, 330), np.geomspace(10, 1000, 20)]))
+    pairs = eigenpairs(matrix, 20, 0, tolerance=tolerance)
+    b = np.random.default_rng(0).standard_normal((350, 2))
+    plain, deflated = solve(matrix, b, damping), solve(matrix, b, damping, pairs=pairs)
+    damped, norms = matrix + damping * np.eye(350), np.linalg.norm(b, axis=0)
+    for found in (plain, deflated):
+        assert (np.linalg.norm(b - damped @ found.x, axis=0) <= 1e-6 * norms).all()
+        np.testing.assert_allclose(found.x, np.linalg.solve(damped, b), atol=2e-5 / damping)
+    if tolerance < 1e-6:
+        assert deflated.num_products < 0.3 * plain.num_products
+
+
+def test_pairs_whose_damped_eigenvalue_is_zero_are_left_out():
+    matrix = np.diag(np.arange(40.0))
+    pairs = eigenpairs(matrix, 2, 2, tolerance=1e-10)
+    zero = replace(pairs, values=np.where(np.abs(pairs.values) < 1e-8, 0.0, pairs.values))
+    b = np.arange(40.0)  # nothing where the matrix gives nothing
+    assert solve(matrix, b, pairs=zero).x == pytest.approx(np.minimum(b, 1), abs=1e-5)
 
 
 def test_a_zero_right_side_has_a_zero_solution():
@@ -57,6 +82,11 @@ def test_what_has_no_solution_is_told():
     [
         (np.ones(7), {}, r"b has shape \(7,\): give \(350,\) or \(350, m\) finite numbers"),
         (np.full(350, np.nan), {}, "finite numbers"),
+        (
+            np.ones(350),
+            {"pairs": eigenpairs(np.eye(20), 1, 0)},
+            r"pairs are of P = 20 weights, the matrix is of 350\.",
+        ),
         (np.ones(350), {"damping": -1}, "damping=-1: give a number of at least 0"),
         (np.ones(350), {"tolerance": 0}, "tolerance=0"),
     ],
