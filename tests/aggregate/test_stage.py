@@ -329,7 +329,7 @@ def test_a_folder_of_shards_needs_neither_model_nor_data(folder):
     folder.config.write_text(yaml.safe_dump({**gone, "seed": 3, "command": "python -m pipeline.run"}))
     before = folder.config.read_bytes()
     classes = ("model._target_=gone.Net", "data._target_=gone.Data")
-    options = (*classes, "spectrum.num_top=4", "tracking=none")
+    options = (*classes, "spectrum.num_top=4", "tracking=none", "figure_formats=[]")
     lines = succeed(folder.path, "stages=[aggregate,report]", *options)
     assert lines[-1] == f"report: {folder.report}"
     found = pipeline.open_run(folder.path)

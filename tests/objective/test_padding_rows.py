@@ -3,6 +3,8 @@
 Second derivatives are differences of the plain net's loss alone: no gradient is taken, so none is masked.
 """
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,7 +125,9 @@ def loss_of(net: nn.Module) -> Tensor:
     return F.cross_entropy(net(TOKENS), LABELS)
 
 
-def expected(net: Words, matrix: str) -> Tensor:
+@cache
+def expected(name: str, matrix: str) -> Tensor:
+    net = NETS[name]()
     free = ~masked(net)
     if matrix == "hessian":
         return second_differences(net, free, loss_of)
@@ -141,7 +145,7 @@ def expected(net: Words, matrix: str) -> Tensor:
 def test_hessian_is_that_of_the_other_weights(name: str, strategy: str) -> None:
     net = NETS[name]()
     found = pipeline.hessian(net, nn.CrossEntropyLoss(), TOKENS, LABELS, strategy=strategy)
-    torch.testing.assert_close(found, expected(net, "hessian"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected(name, "hessian"), rtol=1e-4, atol=1e-5)
     assert not found[masked(net)].any()
     assert not found[:, masked(net)].any()
 
@@ -156,7 +160,7 @@ def test_products_of_the_reference_are_those_of_a_symmetric_matrix(name: str) ->
     assert float((found - found.T).abs().max()) < 1e-9
     assert float(found[:, masked(net)].abs().max()) < 1e-9
     if name != "random numbers":
-        torch.testing.assert_close(found, expected(net, "hessian"), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected(name, "hessian"), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("matrix", [name for name in MATRICES if name not in ("hessian", "residual")])
@@ -164,7 +168,7 @@ def test_gauss_newton_matrices_are_those_of_the_other_weights(matrix: str) -> No
     for name in ("functional", "module", "bag"):
         net = NETS[name]()
         found = pipeline.hessian(net, nn.CrossEntropyLoss(), TOKENS, LABELS, matrix=matrix)
-        torch.testing.assert_close(found, expected(net, matrix), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected(name, matrix), rtol=1e-4, atol=1e-5)
         assert not found[masked(net)].any()
 
 
@@ -175,14 +179,14 @@ def test_operator_gives_the_same_products(name: str, way: str) -> None:
     op = pipeline.curvature_operator(net, nn.CrossEntropyLoss(), (TOKENS, LABELS), way=way)
     assert op.way == way
     found = op @ torch.eye(len(masked(net)), dtype=torch.float64)
-    torch.testing.assert_close(found, expected(net, "hessian"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected(name, "hessian"), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["functional", "module"])
 def test_spectrum_of_the_gram_matrix(name: str) -> None:
     net = NETS[name]()
     found = gram_spectrum(net, nn.CrossEntropyLoss(), TOKENS, LABELS, num_vectors=2)
-    values = torch.linalg.eigvalsh(expected(net, "ggn")).flip(0)[: len(found.eigenvalues)]
+    values = torch.linalg.eigvalsh(expected(name, "ggn")).flip(0)[: len(found.eigenvalues)]
     torch.testing.assert_close(torch.tensor(found.eigenvalues.copy()), values, rtol=1e-4, atol=1e-6)
     assert not found.vectors[masked(net).numpy()].any()
 
