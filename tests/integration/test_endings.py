@@ -1,15 +1,17 @@
 """How a command ends where people use it: Ctrl-C, `| head`, terminals in ASCII, folders with odd names."""
 
 import json
+import os
 import re
 import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 
-from support.command import SMALL, command, environment, run, start
+from support.command import SMALL, command, environment, fork
 
 TRACKED = [option for option in SMALL if not option.startswith("tracking")]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
@@ -24,13 +26,14 @@ def runs_in(store):
 
 
 def test_ctrl_c_says_the_command_that_goes_on(tmp_path):
-    folder = tmp_path / "a b"
-    with start(folder, *SMALL, "training.num_steps=1000000") as process:
-        while not process.stdout.readline().startswith("run folder: "):
-            pass
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-    assert process.returncode == 130
+    folder, output = tmp_path / "a b", tmp_path / "output"
+    given = command(folder, *SMALL, "training.num_steps=1000000")
+    server, pid = fork(given, tmp_path, environment(), str(output))
+    while not (output.exists() and "run folder: " in output.read_text()):
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGINT)
+    assert int(server.stdout.readline()) == 130
+    rest = output.read_text()
     assert "Traceback" not in rest
     [told] = re.findall(r"interrupted: what is whole stays; to go on: python -m pipeline\.run (.*)", rest)
     *given, last = shlex.split(told)
@@ -41,16 +44,23 @@ def test_ctrl_c_says_the_command_that_goes_on(tmp_path):
 
 
 def test_a_run_whose_output_is_closed_goes_on_to_its_end(tmp_path):
-    folder = tmp_path / "folder"
-    arguments = command(folder, *TRACKED, f"tracking.root={tmp_path}")
+    """In the store of the environment, with names and stages that are a plain text."""
+    folder, store = tmp_path / "folder", tmp_path / "elsewhere.db"
+    arguments = command(folder, *TRACKED, "parameters=fc1.*", "stages=train")
+    uri = f"sqlite:///{store}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), **pipes) as process:
+    variables = environment(MLFLOW_TRACKING_URI=uri)
+    with subprocess.Popen(arguments, cwd=tmp_path, env=variables, **pipes) as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-    assert [status for status, _ in runs_in(tmp_path / "mlflow.db")] == ["FINISHED"]
+    assert f"MLflow records at {uri} (MLFLOW_TRACKING_URI)." in (folder / "run.log").read_text()
+    assert [status for status, _ in runs_in(store)] == ["FINISHED"]
+    config = (folder / "config.yaml").read_text()
+    assert "parameters:\n- fc1.*\n" in config
+    assert "stages:\n- train\n" in config
 
 
 def test_a_sweep_in_a_folder_with_an_odd_name_in_a_terminal_without_utf_8(tmp_path):
@@ -81,15 +91,3 @@ def test_a_sweep_in_a_folder_with_an_odd_name_in_a_terminal_without_utf_8(tmp_pa
     text = log.read_text(encoding="utf-8")
     for told in ("train: ", "compute: ", "aggregate: ", "Hessian spectrum:", "  λ max  ", "finished after "):
         assert told in text
-
-
-def test_names_and_stages_take_a_plain_text_and_a_store_of_the_environment_counts(tmp_path):
-    folder, store = tmp_path / "folder", tmp_path / "elsewhere.db"
-    uri = f"sqlite:///{store}"
-    done = run(folder, *TRACKED, "parameters=fc1.*", "stages=train", MLFLOW_TRACKING_URI=uri)
-    assert done.returncode == 0, done.stdout
-    assert f"MLflow records at {uri} (MLFLOW_TRACKING_URI)." in done.stdout
-    assert [status for status, _ in runs_in(store)] == ["FINISHED"]
-    config = (folder / "config.yaml").read_text()
-    assert "parameters:\n- fc1.*\n" in config
-    assert "stages:\n- train\n" in config

@@ -17,6 +17,7 @@ from pipeline.system.run_folder import RunFolder
 
 NUM_KILLS = 12
 NUM_KILLS_A_STAGE = 2
+LAST = 400
 STAGES = ("train", "compute", "aggregate")
 AFTER = (*STAGES, "report")  # all is there, and the process has not ended yet
 OPTIONS = (
@@ -26,12 +27,12 @@ OPTIONS = (
     "data.num_clusters=4",
     "data.batch_size=25",  # 25, 25 and 10
     "data.separation=2.0",
-    "model.hidden_sizes=[16,8]",
-    "training.num_steps=700",
+    "model.hidden_sizes=[8,4]",
+    f"training.num_steps={LAST}",
     "training.batch_size=16",
-    "training.save_every=30",
-    "training.evaluate_every=50",
-    "checkpoint_steps=[0,350]",
+    "training.save_every=20",
+    "training.evaluate_every=40",
+    f"checkpoint_steps=[{LAST // 2}]",
     "strategy=triangular",
     "dtype=float64",
     "device=cpu",
@@ -43,12 +44,12 @@ OPTIONS = (
 
 def under_way(folder):
     """Which stage a killed run was in, from what it left behind."""
-    run, steps = RunFolder(folder), 3
+    run, steps = RunFolder(folder), 2
     if len(run.spectrum_steps()) == steps:
         return "report"
     if len(list(run.shards.glob("step-*/batch-*.h5"))) == 3 * steps:
         return "aggregate"
-    return "compute" if run.checkpoint(700).exists() else "train"
+    return "compute" if run.checkpoint(LAST).exists() else "train"
 
 
 def traces(folder, stage):
@@ -65,9 +66,9 @@ def durations(folder):
     """Seconds from the first file of each stage to its last one."""
     run = RunFolder(folder)
     marks = {
-        "train": [run.checkpoint(0), run.checkpoint(700)],
-        "compute": [run.checkpoint(700), run.shard(700, 2)],
-        "aggregate": [run.shard(700, 2), run.spectrum(700)],
+        "train": [run.config, run.checkpoint(LAST)],
+        "compute": [run.checkpoint(LAST), run.shard(LAST, 2)],
+        "aggregate": [run.shard(LAST, 2), run.spectrum(LAST)],
     }
     return {stage: last.stat().st_mtime - first.stat().st_mtime for stage, (first, last) in marks.items()}
 
@@ -77,7 +78,7 @@ def kill_within(folder, stage, delay):
     before = traces(folder, stage)
     server, pid = fork(command(folder, *OPTIONS), folder.parent, environment())
     while psutil.pid_exists(pid) and traces(folder, stage) == before:
-        time.sleep(0.001)
+        time.sleep(0.01)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
