@@ -30,12 +30,15 @@ def test_a_newcomers_own_files_end_in_certified_matrices(name, tmp_path):
     assert f"done      {name}" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["focal", "strategy"])
-def test_a_newcomers_own_class_ends_in_certified_matrices(name, tmp_path):
+@pytest.mark.parametrize(("name", "formats"), [("focal", "[png]"), ("strategy", "[]")])
+def test_a_newcomers_own_class_ends_in_certified_matrices(name, formats, tmp_path):
     """The script's options, in a child of the server of commands."""
     [options] = re.findall(rf'^first_hour {name} "" "" (.+)$', SCRIPT.read_text(), re.MULTILINE)
-    given = (*shlex.split(options), "dtype=float64", "tracking=none", *SHORT)
+    given = (*shlex.split(options), "dtype=float64", "tracking=none", SHORT[0], f"figure_formats={formats}")
     succeed(tmp_path / name, *given, paths=[BROUGHT])
     done = script(BROUGHT / "check.py", name, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "error of H v" in done.stdout
+    figures = {path.stem: path.read_bytes()[:4] for path in (tmp_path / name / "figures").glob("*.png")}
+    assert ("landscape" in figures and "density" in figures) == (formats == "[png]")
+    assert set(figures.values()) <= {b"\x89PNG"}

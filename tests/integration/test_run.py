@@ -76,8 +76,8 @@ def his(tmp_path_factory):
     (root / "his_package.py").write_text(HIS_PACKAGE)
     names = [f"{group}._target_=his_package.His{name}" for group, name in
              (("model", "Net"), ("data", "Data"), ("criterion", "Loss"))]  # fmt: skip
-    options = ["+data.num_rows=25", "+model.width=4", "strategy=func", "training.num_steps=30"]
-    options += ["dtype=float64", f"tracking.root={root}", "model=mlp"]
+    options = ["+data.num_rows=25", "+model.width=4", "strategy=func", "training.num_steps=30", TWO_STEPS]
+    options += ["dtype=float64", f"tracking.root={root}", "model=mlp", "figure_formats=[]"]
     lines = succeed(root / "folder", *names, *options, paths=[root])
     return root, lines
 
@@ -201,19 +201,17 @@ def test_a_persons_own_model_data_and_criterion_need_no_change_here(his):
     }
     assert config["criterion"] == {"_target_": "his_package.HisLoss"}
     assert not any("hidden_sizes" in line for line in lines)  # of the default class: none of his business
-    [shards] = pipeline.open_run(root / "folder").shards.values()
+    shards = pipeline.open_run(root / "folder").shards[30]
     assert [shard.attrs["num_samples"] for shard in shards] == [10, 10, 5]  # by the class's own batch_size
     assert {shard.attrs["reduction"] for shard in shards} == {"sum"}
     assert shards[0].parameters.names == ("first.weight", "first.bias", "second.weight")
-    assert (root / "folder" / "figures" / "landscape.png").exists()
-    assert (root / "folder" / "figures" / "density.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_gradient_and_hessian_of_a_persons_own_loss_are_those_of_numpy(his):
     """Central differences, in NumPy, of the sum over all samples: the sum of the batches' matrices."""
     root, _ = his
     found = pipeline.open_run(root / "folder")
-    [shards] = found.shards.values()
+    shards = found.shards[30]
     weights = load_file(root / "folder" / "checkpoints" / "step-000030.safetensors")
     names = shards[0].parameters.names
     flat = np.concatenate([weights[name].ravel() for name in names])
@@ -237,7 +235,7 @@ def test_the_gradient_and_hessian_of_a_persons_own_loss_are_those_of_numpy(his):
     ])  # fmt: skip
     summed = sum(shard.dense() for shard in shards)
     np.testing.assert_allclose(summed, hessian, atol=2e-6 * np.abs(hessian).max())
-    [spectra] = found.spectra.values()
+    spectra = found.spectra[30]
     np.testing.assert_allclose(
         spectra.mean.eigenvalues, np.linalg.eigvalsh(summed), atol=1e-12 * np.abs(hessian).max()
     )
@@ -253,21 +251,23 @@ def test_every_number_of_the_page_is_that_of_the_summary(finished):
     assert {"lambda_max", "trace", "largest_probe_error", "train_loss", "test_accuracy"} <= shown.keys()
 
 
-def test_mlflow_holds_the_run_with_the_numbers_of_the_summary(his):
+def test_mlflow_holds_the_run_with_the_numbers_of_the_summary_each_at_its_training_step(his):
     root, _ = his
-    summary = json.loads((root / "folder" / "summary.json").read_text())
+    found = pipeline.open_run(root / "folder")
+    summary, spectra = found.summary, found.spectra
     with sqlite3.connect(root / "mlflow.db") as store:
         [(status, name)] = store.execute("select status, name from runs").fetchall()
         metrics = dict(store.execute("select key, value from latest_metrics where step = 30"))
-        [(num_batches,)] = store.execute(
-            "select count(*) from metrics where key = 'per_batch/gradient_norm'"
-        ).fetchall()
+        query = "select step, value from metrics where key = ? order by step"
+        largest = store.execute(query, ["lambda_max"]).fetchall()
+        per_batch = store.execute(query, ["per_batch/gradient_norm"]).fetchall()
     store.close()
     assert status == "FINISHED"
     assert name.startswith("mlp digits hessian func seed=0")
     assert metrics["lambda_max"] == pytest.approx(summary["lambda_max"])
     assert metrics["train_loss"] == pytest.approx(summary["train_loss"])
-    assert num_batches == 3
+    assert largest == [(step, spectra[step].attrs["lambda_max"]) for step in (0, 30)]
+    assert len(per_batch) == 6
 
 
 @pytest.fixture(scope="module")
