@@ -53,11 +53,11 @@ def metrics(root, name):
 def test_all_calls_are_carried_out_in_the_run_before_it_ends(root, tmp_path):
     (tmp_path / "figure.png").write_bytes(b"png")
     with start(root, "whole", {"model": {"bias": True}, "none": None}) as run:
-        for step in range(300):
+        for step in range(100):
             run.log_metrics({"loss": step / 8, "nan": float("nan")}, step)
         run.set_tags({"note": "λ"})
         run.log_artifact(tmp_path / "figure.png", "figures")
-    assert metrics(root, "whole") == [(step, step / 8) for step in range(300)]
+    assert metrics(root, "whole") == [(step, step / 8) for step in range(100)]
     assert status(root, "whole") == "FINISHED"
     assert ("λ",) in ask(root, "select value from tags where key = 'note'")
     assert ("model.bias", "true") in ask(root, "select key, value from params")
@@ -92,15 +92,12 @@ def log_for_a_while(root):
 def test_a_store_that_cannot_be_used_is_told_in_one_line_and_the_next_run_gets_another_recorder(tmp_path):
     """By a call on the way, or at the end."""
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
-    pids = set()
-    for _ in range(2):
-        pids.add(tracking(tmp_path).ready().process.pid)
-        with pytest.raises(
-            PipelineError, match=r"cannot be used as an MLflow store \(file is not a database\)"
-        ):
-            log_for_a_while(tmp_path)
-    assert len(pids) == 2
-    tracking(tmp_path).ready().close()
+    first = tracking(tmp_path).ready().process
+    with pytest.raises(PipelineError, match=r"cannot be used as an MLflow store \(file is not a database\)"):
+        log_for_a_while(tmp_path)
+    another = tracking(tmp_path).ready()
+    assert another.process.pid != first.pid
+    another.close()
 
 
 def test_a_recorder_that_dies_is_told(tmp_path):
@@ -122,7 +119,7 @@ tracker = MLflow(root=str(root), background=True).ready()
 print(tracker.process.pid, flush=True)
 if how == "refused": sys.exit(1)
 with tracker.start(RunFolder(root / how), how, {}, {}, None) as run:
-    for step in range(200):
+    for step in range(100):
         run.log_metrics({"loss": float(step)}, step)
     if how == "killed": os.kill(os.getpid(), signal.SIGKILL)
     assert "mlflow" not in sys.modules
@@ -151,5 +148,5 @@ def test_nothing_is_lost_and_no_process_left_however_the_run_ends(root, how, cod
     assert done.returncode == code, done.stderr
     assert is_gone(int(done.stdout), patience)
     if how != "refused":
-        assert metrics(root, how) == [(step, float(step)) for step in range(200)]
+        assert metrics(root, how) == [(step, float(step)) for step in range(100)]
         assert status(root, how) == {"well": "FINISHED", "killed": "KILLED"}[how]

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -23,13 +24,17 @@ from scripts.screenshot import browser, find_chromium
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dashboard")
+def put_two_runs(folder):
     for seed in range(2):
         run_folder = RunFolder(folder / f"run{seed}")
         with MLflow(root=str(folder)).start(run_folder, f"mlp seed={seed}", {"seed": seed}, {}, None) as run:
             run.log_metrics({"trace": 2.0})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dashboard")
+    put_two_runs(folder)
     return folder
 
 
@@ -62,26 +67,47 @@ def sockets_of(pid):
     return [each[1] for each in fields if each[3] == "0A" and f"socket:[{each[9]}]" in inodes]
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_it_serves_the_store_on_this_machine_alone_and_leaves_no_process_behind(root):
-    """It is one process: by SIGTERM and Ctrl-C it ends in order, and there is nothing that could outlive a SIGKILL."""
+class Served(NamedTuple):
+    """A dashboard at work, what it said, and what its store holds."""
+
+    process: subprocess.Popen
+    said: re.Match
+    front: str
+    taken: int
+    root: Path
+    run_id: str
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """On three runs; at last it is ended by SIGTERM and an impatient Ctrl-C, and must end in order."""
+    folder = tmp_path_factory.mktemp("served")
+    put_two_runs(folder)
+    run_id = put_a_run_with_everything(folder)
     with socket.socket() as taken, ExitStack() as stack:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = stack.enter_context(running_dashboard(root, port))
-        match = read_until(process, r"port (\d+) cannot be .*using (\d+).*dashboard: +(http\S+)\n.*no login")
-        front = f"http://127.0.0.1:{match[2]}"
-        assert match[1] == str(port)
-        assert match[3].startswith(f"{front}/#/experiments/1/runs?")
-        with urllib.request.urlopen(front, timeout=100) as page:
-            assert b"<title>MLflow" in page.read()
-        check_that_a_run_can_be_tracked_there(front, root)
-        assert processes_of(process.pid) == []
-        assert sockets_of(process.pid) == [f"0100007F:{int(match[2]):04X}"]
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # an impatient person
+        process = stack.enter_context(running_dashboard(folder, port))
+        addresses = r"dashboard: +(http\S+)\nside by side: (http\S+)\n"
+        said = read_until(process, rf"port (\d+) cannot be .*using (\d+).*{addresses}.*no login")
+        yield Served(process, said, f"http://127.0.0.1:{said[2]}", port, folder, run_id)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
             process.send_signal(number)
         assert process.wait(100) == 0
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_it_serves_the_store_on_this_machine_alone_and_is_one_process(served):
+    """So there is nothing that could outlive a SIGKILL."""
+    match, front = served.said, served.front
+    assert match[1] == str(served.taken)
+    assert match[3].startswith(f"{front}/#/experiments/1/runs?")
+    with urllib.request.urlopen(front, timeout=100) as page:
+        assert b"<title>MLflow" in page.read()
+    check_that_a_run_can_be_tracked_there(front, served.root)
+    assert processes_of(served.process.pid) == []
+    assert sockets_of(served.process.pid) == [f"0100007F:{int(match[2]):04X}"]
 
 
 @contextmanager
@@ -117,7 +143,7 @@ def check_that_a_run_can_be_tracked_there(uri, root):
             run.log_artifact(folder.report)
     found = run.client.get_run(run.run_id)
     assert (found.info.status, found.data.metrics["trace"]) == ("FINISHED", 1.0)
-    assert len(run.client.search_runs([found.info.experiment_id])) == 4
+    assert len(run.client.search_runs([found.info.experiment_id])) == 5
     folder.report.unlink()
     address = f"{uri}/get-artifact?path=report.html&run_uuid={run.run_id}"
     with urllib.request.urlopen(address, timeout=100) as answer:
@@ -142,12 +168,20 @@ def test_a_number_that_is_not_a_port(root, port, capsys):
     assert f"--port {port} is not a port: give a number from 1 to 65535." in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_a_store_is_an_error_of_one_line(tmp_path):
+def test_a_file_that_is_not_a_store_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").write_text("text")
-    with running_dashboard(tmp_path, 5400) as process:
-        match = read_until(process, "error: (.*)\n")
-        assert re.fullmatch(r"\S+mlflow\.db cannot be used as an MLflow store \(.*\): .*", match[1])
-        assert process.wait(100) == 1
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it was served"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            monkeypatch.setattr(dashboard, "_listen", lambda port: listener)
+            assert dashboard.main(["--root", str(tmp_path)]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert re.fullmatch(
+        r"error: \S+mlflow\.db cannot be used as an MLflow store \(.*\): .*\n", capsys.readouterr().err
+    )
 
 
 def test_an_experiment_has_saved_views_with_the_columns_that_differ(root):
@@ -168,20 +202,14 @@ VISIBLE = "[...document.querySelectorAll('{}')].some(e => e.getBoundingClientRec
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium here")
-def test_a_browser_shows_the_runs_a_metric_a_figure_and_the_report(root, tmp_path):
+def test_a_browser_shows_the_runs_a_metric_a_figure_and_the_report(served):
     """The table with its columns side by side, and what each run carries, by the addresses that a person would open."""
-    run_id = a_run_with_everything(root)
-    with ExitStack() as stack:
-        server = stack.enter_context(running_dashboard(root, 5700))
-        front = read_until(server, r"side by side: (http://[^/]+)/.*no login")[1]
-        page = stack.enter_context(browser(find_chromium()))
+    front, run_id = served.front, served.run_id
+    assert served.said[4] == f"{front}{RUNS}?workflowType=machine_learning&viewStateShareKey=compare"
+    with browser(find_chromium()) as page:
         page.appearance(1600, 900)
         table = "document.querySelector('[role=grid], [role=treegrid]').innerText"
-        page.open(
-            f"{front}{RUNS}?workflowType=machine_learning&viewStateShareKey=compare",
-            f"{table}.length > 0",
-            120,
-        )
+        page.open(served.said[4], f"{table}.length > 0", 120)
         for told in ("mlp seed=0", "mlp seed=1", "tanh of all", "activation", "lambda_max", "0.625"):
             page.wait(f"{table}.includes({told!r})", 60)
         page.open(f"{front}{RUNS}/{run_id}/model-metrics", VISIBLE.format("svg.main-svg"), 120)
@@ -191,7 +219,7 @@ def test_a_browser_shows_the_runs_a_metric_a_figure_and_the_report(root, tmp_pat
         assert [line for line in page.console if "net::ERR" in line] == []  # nothing was sought elsewhere
 
 
-def a_run_with_everything(root):
+def put_a_run_with_everything(root):
     folder = RunFolder(root / "everything")
     put(folder, spectra(num_batches=2))
     make_report(folder)

@@ -204,8 +204,8 @@ def test_what_is_too_long_or_has_other_characters_is_made_to_fit(tracking, folde
     assert data.metrics == {"λ max _top_": 1.0, "up": 2.0}
 
 
-def test_eight_processes_on_a_fresh_store_lose_nothing(tmp_path):
-    """All eight stand at a barrier with mlflow imported, so that they open the store at the same moment."""
+def test_four_processes_on_a_fresh_store_lose_nothing(tmp_path):
+    """All four stand at a barrier with mlflow imported, so that they open the store at the same moment."""
     code = """
 import multiprocessing, sys
 from pathlib import Path
@@ -223,8 +223,8 @@ def job(number, barrier, root):
 
 store.load(); store._sqlalchemy_store()
 context = multiprocessing.get_context("fork")
-barrier = context.Barrier(8)
-jobs = [context.Process(target=job, args=(n, barrier, Path(sys.argv[1]))) for n in range(8)]
+barrier = context.Barrier(4)
+jobs = [context.Process(target=job, args=(n, barrier, Path(sys.argv[1]))) for n in range(4)]
 for process in jobs: process.start()
 for process in jobs: process.join()
 sys.exit(sum(process.exitcode != 0 for process in jobs))
@@ -237,7 +237,7 @@ sys.exit(sum(process.exitcode != 0 for process in jobs))
     with start(MLflow(root=str(tmp_path)), RunFolder(tmp_path / "look")) as run:
         client, experiment_id = run.client, stored(run).info.experiment_id
     runs = [found for found in client.search_runs([experiment_id]) if found.info.run_name.startswith("job")]
-    assert sorted(found.data.params["seed"] for found in runs) == [str(n) for n in range(8)]
+    assert sorted(found.data.params["seed"] for found in runs) == [str(n) for n in range(4)]
     assert {found.info.status for found in runs} == {"FINISHED"}
     assert len({found.data.tags["mlflow.parentRunId"] for found in runs}) == 1
     for found in runs:
