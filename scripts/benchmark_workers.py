@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.results import SpectraFile
 from pipeline.shards.hdf5 import read_array_file, read_arrays
 from pipeline.system.run_folder import RunFolder
 
@@ -118,7 +119,7 @@ def compare_products(rounds: int, scratch: Path) -> None:
             summary[name] = run(folder, *CONV_NET, *options)
             seconds[name].append(summary[name]["seconds_compute"])
             [step] = RunFolder(folder).spectrum_steps()
-            eigenvalues[name] = read_array_file(RunFolder(folder).spectrum(step)).arrays["mean/eigenvalues"]
+            eigenvalues[name] = SpectraFile.read(RunFolder(folder).spectrum(step)).mean.eigenvalues
             subprocess.run(["rm", "-rf", folder], check=True)
     alone, *others = PROCESSES
     print(f"products   P = {int(summary[alone]['num_parameters']):,}, seconds of the stage compute")

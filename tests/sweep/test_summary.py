@@ -228,6 +228,9 @@ def test_a_sweep_whose_launcher_is_killed_is_summed_up_afterwards(tmp_path, caps
     finally:
         process.kill()
         process.wait()
+    end = time.monotonic() + 30  # a command that it has just started may hold the lock until it has begun
+    while pipeline.open_sweep(folder).jobs[1].status.state == "running" and time.monotonic() < end:
+        time.sleep(0.05)
     assert list(pipeline.open_sweep(folder).table["state"]) == ["finished", "killed", "missing"]
     assert summary.main([str(folder)]) == 1
     assert "job 1 (training.num_steps=3000000) killed: its process ended" in capsys.readouterr().out
