@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from support.command import SMALL, contents, environment, run
+from support.command import SMALL, contents, environment, fork, run
 
 from pipeline.errors import PipelineError
 from pipeline.sweep import resume
@@ -23,7 +23,7 @@ from pipeline.system.run_folder import RunFolder
 from pipeline.tracking import network_disk
 
 SLURM = ("-m", "hydra/launcher=slurm")
-QUICK = (*SMALL, "stages=[train,compute,aggregate]")
+QUICK = (*SMALL, "stages=[train,compute]")
 
 
 @pytest.fixture
@@ -251,18 +251,13 @@ def take_up(folder, *changes, cwd):
 
 def test_a_local_sweep_that_was_killed_is_taken_up_where_it_was(tmp_path):
     folder = tmp_path / "jobs"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.run", "-m", *QUICK, "seed=0,1,2", "hydra.sweep.dir=jobs"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    begin = [sys.executable, "-m", "pipeline.run", "-m", *QUICK, "seed=0,1,2", "hydra.sweep.dir=jobs"]
+    server, pid = fork(begin, tmp_path, environment())
     deadline = time.monotonic() + 60
     while not list(folder.glob("1/shards/*/batch-*.h5")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(pid, signal.SIGKILL)
+    assert int(server.stdout.readline()) == -signal.SIGKILL
     before = contents(folder / "0")
     first = (folder / "1" / "shards" / "step-000020" / "batch-00000.h5").stat().st_ino
     done = take_up("../jobs", cwd=tmp_path / "jobs")

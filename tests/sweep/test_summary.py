@@ -4,12 +4,13 @@ import csv
 import fcntl
 import json
 import math
-import subprocess
+import os
+import signal
 import time
 
 import pytest
 import yaml
-from support.command import SMALL, environment
+from support.command import SMALL, environment, fork
 from support.command import command as run_command
 
 import pipeline
@@ -219,15 +220,15 @@ def test_a_sweep_whose_launcher_is_killed_is_summed_up_afterwards(tmp_path, caps
     folder = tmp_path / "jobs"
     options = [*(option for option in SMALL if "num_steps" not in option), "training.num_steps=20,3000000,21"]
     begin = run_command(tmp_path / "unused", "-m", *options, "stages=[train]", f"hydra.sweep.dir={folder}")
-    process = subprocess.Popen(begin, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    server, pid = fork(begin, tmp_path, environment())
     try:
         end = time.monotonic() + 300
         while not (folder / "1" / "status.json").exists() and time.monotonic() < end:
             time.sleep(0.05)
         assert pipeline.open_sweep(folder).jobs[1].status.state == "running"
     finally:
-        process.kill()
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        assert int(server.stdout.readline()) == -signal.SIGKILL
     end = time.monotonic() + 30  # a command that it has just started may hold the lock until it has begun
     while pipeline.open_sweep(folder).jobs[1].status.state == "running" and time.monotonic() < end:
         time.sleep(0.05)
