@@ -40,7 +40,7 @@ def started(*arguments):
         process.wait(100)
 
 
-@contextmanager
+@pytest.fixture(scope="module")
 def scheduler():
     port = free_port()
     with started("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as process:
@@ -54,18 +54,27 @@ def scheduler():
 
 
 def worker(address, scratch):
-    options = ("--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--local-directory", str(scratch))
+    options = (
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--no-dashboard",
+        "--host",
+        "127.0.0.1",
+        "--local-directory",
+        str(scratch),
+    )
     return started("worker", address, *options)
 
 
 @pytest.mark.slow
-def test_workers_of_a_running_scheduler_find_the_same_and_stay(tmp_path):
+def test_workers_of_a_running_scheduler_find_the_same_and_stay(scheduler, tmp_path):
     expected = write(RunFolder(tmp_path / "threads"), known(), tile=8)
     list(aggregate(expected, Exact(num_top=4), Threads(1)))
-    with scheduler() as address, worker(address, tmp_path) as one, worker(address, tmp_path) as other:
+    with worker(scheduler, tmp_path) as one, worker(scheduler, tmp_path) as other:
         for number in range(2):  # the first run closes nothing that the second one needs
             folder = write(RunFolder(tmp_path / str(number)), known(), tile=8)
-            list(aggregate(folder, Exact(num_top=4), Address(address, patience=60)))
+            list(aggregate(folder, Exact(num_top=4), Address(scheduler, patience=60)))
             found, wanted = (read_array_file(f.spectrum(ATTRS["step"])).arrays for f in (folder, expected))
             assert found.keys() == wanted.keys()
             for name, values in found.items():
@@ -85,11 +94,11 @@ def test_a_scheduler_that_does_not_answer_is_told(tmp_path):
         pass
 
 
-def test_a_scheduler_without_workers_is_told(tmp_path):
+def test_a_scheduler_without_workers_is_told(scheduler, tmp_path):
+    """Those of the test above have left it."""
     with (
-        scheduler() as address,
-        pytest.raises(PipelineError, match=rf"^the Dask scheduler at {address} has no workers: start some"),
-        Address(address, patience=5).open(tmp_path),
+        pytest.raises(PipelineError, match=rf"^the Dask scheduler at {scheduler} has no workers: start some"),
+        Address(scheduler, patience=2).open(tmp_path),
     ):
         pass
 

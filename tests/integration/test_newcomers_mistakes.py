@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command import PROJECT, python, run
+from support.command import PROJECT, run, script
 
 NEWCOMER = Path(__file__).parents[1] / "support" / "newcomer"
 ROWS = re.findall(
@@ -17,8 +17,8 @@ ROWS = re.findall(
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("newcomer")
     (folder / "mine.py").write_text((NEWCOMER / "mine.py").read_text())
-    done = python("mine.py", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = script("mine.py", cwd=folder)
+    assert done.returncode == 0, done.stdout
     return folder
 
 

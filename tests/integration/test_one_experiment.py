@@ -116,7 +116,7 @@ def shard_0(root):
     return RunFolder(root / "folder").shard(5, 0)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", list(EDITS)[1:])  # the tests below have the first
 def test_the_same_command_after_an_edit_is_refused_and_nothing_changes(root, edit):
     old, new, told = EDITS[edit]
     assert old in HIS_MODULE
@@ -204,7 +204,8 @@ def test_a_mean_that_is_kept_alone_refuses_what_was_edited(tmp_path):
 def test_worker_processes_make_shards_of_the_same_experiment(tmp_path):
     """Workers build model and data themselves, and must be handed the options that the run is."""
     write_module(tmp_path, "def load(self):", OWN_SIZES)
-    succeed(tmp_path / "folder", *HIS, STAGES, "cluster=local", "cluster.num_workers=2", paths=[tmp_path])
+    workers = ("cluster=local", "cluster.num_workers=2", "stages=[train,compute]")
+    succeed(tmp_path / "folder", *HIS, *workers, paths=[tmp_path])
     [shards] = pipeline.open_run(tmp_path / "folder").shards.values()
     assert len(shards) == 3
     assert len({shard.attrs["train_hash"] for shard in shards}) == 1
@@ -222,7 +223,9 @@ def test_a_file_of_samples_that_was_edited_in_place_is_refused(tmp_path, trainin
     succeed(tmp_path / "folder", *options, "stages=[train,compute]")
     x[7, 2] += 0.5
     np.savez(tmp_path / "mine.npz", x=x, y=y)
-    for stages in ("stages=[train,compute]", "stages=[compute]", "stages=[slices]"):
+    for stages in (
+        ("stages=[train,compute]", "stages=[compute]") if training == "adam" else ("stages=[slices]",)
+    ):
         line = fail(tmp_path / "folder", *options, stages)
         assert line == f"{tmp_path / 'folder'} was made {DATA} (its training samples differ): {ONE}"
     (tmp_path / "folder" / "config.yaml").unlink()  # its checkpoint and its shards know it too
@@ -236,7 +239,7 @@ def test_weights_that_were_given_by_a_file_are_still_those_of_the_file(tmp_path)
     for seed in (0, 1):
         succeed(tmp_path / str(seed), *options, "training=none", f"seed={seed}", "stages=[train]")
     given, name = tmp_path / "given.safetensors", "checkpoints/step-000000.safetensors"
-    mine = [*options, "training=pretrained", f"training.path={given}", "stages=[train,compute]"]
+    mine = [*options, "training=pretrained", f"training.path={given}", "stages=[train]"]
     shutil.copy(tmp_path / "0" / name, given)
     succeed(tmp_path / "folder", *mine)
     succeed(tmp_path / "folder", *mine)
