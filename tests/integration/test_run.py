@@ -341,20 +341,6 @@ def test_help_waits_for_no_heavy_library():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_run_waits_for_no_library_that_it_does_not_need(tmp_path):
-    """Dask asks for all of distributed where it is not told otherwise; garbage is looked for after the imports."""
-    heavy = ["mlflow", "scipy", "sklearn", "distributed"]
-    code = f"""
-import atexit, gc, sys
-atexit.register(lambda: print([name for name in {heavy} if name in sys.modules], gc.isenabled()))
-from pipeline import run
-run.main()
-"""
-    overrides = (*SMALL, "num_batches=1", "model.hidden_sizes=[80]")  # too large for a dense solver
-    done = python("-c", code, *overrides, f"hydra.run.dir={tmp_path / 'folder'}")
-    assert done.stdout.splitlines()[-1] == "[] True", done.stderr
-
-
 def test_it_runs_from_any_folder_once_it_is_installed(tmp_path):
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "pipeline.run", "--cfg", "job"]

@@ -62,7 +62,7 @@ def test_a_whole_run(
 
 def test_the_mean_alone_by_a_run_that_goes_on(usual: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    succeed(folder, *OPTIONS, OWN, "keep=mean", "num_batches=2", paths=[ELSEWHERE])
+    succeed(folder, *OPTIONS, OWN, "keep=mean", "num_batches=2", "stages=[train,compute]", paths=[ELSEWHERE])
     succeed(folder, *OPTIONS, OWN, "keep=mean", paths=[ELSEWHERE])
     [step] = (folder / "shards").iterdir()
     assert [path.name for path in step.iterdir()] == ["mean.h5"]
