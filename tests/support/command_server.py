@@ -19,8 +19,11 @@ import runpy
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from pathlib import Path
 
 from hydra._internal.hydra import Hydra
@@ -71,6 +74,24 @@ def serve() -> dict:
     os._exit(0)
 
 
+def start_forkserver(spawn: Callable[[str, list[str], list[int]], int], *how) -> int:
+    """In place of `multiprocessing.util.spawnv_passfds`: its server of forks is a fork of this process, and imports
+    nothing again; other processes are started as ever.
+    """
+    _, arguments, handles = how
+    if "forkserver" not in arguments[-1]:
+        return spawn(*how)
+    if pid := os.fork():
+        return pid
+    for handle in {int(each) for each in os.listdir("/proc/self/fd")} - {0, 1, 2, *handles}:
+        with suppress(OSError):
+            os.close(handle)
+    try:
+        exec(arguments[-1])
+    finally:
+        os._exit(0)
+
+
 def become(request: dict) -> None:
     """Take the session, output, folder, environment and search path that the command would be started with."""
     os.setsid()
@@ -118,6 +139,7 @@ def carry_out(first: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    util.spawnv_passfds = partial(start_forkserver, util.spawnv_passfds)
     forkserver.set_forkserver_preload(["distributed", *IMPORTED_BY_WORKERS])
     for name in IMPORTED:
         import_module(name)
