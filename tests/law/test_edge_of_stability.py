@@ -4,9 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.command import succeed
 
-from pipeline import open_run
 from pipeline.errors import PipelineError
 from pipeline.law import EdgeOfStability, edge_of_stability
 
@@ -56,15 +54,3 @@ def test_too_few_steps_are_told(spectra):
     spectra([0, 100], [1.0, 2.0], [1.0, 1.0])
     with pytest.raises(PipelineError, match="needs spectra of two steps from 100 on, and outputs/mine has 1"):
         LAW.measure(FOLDER)
-
-
-@pytest.mark.slow
-@pytest.mark.integration
-def test_a_run_is_at_the_edge(tmp_path):
-    options = ["checkpoint_steps=[0,1750,2000,3000]", "spectrum=topk", "device=cpu", "tracking=none"]
-    succeed(
-        tmp_path / "run", "experiment=edge_of_stability", *options, "stages=[train,compute,aggregate,law]"
-    )
-    law = open_run(tmp_path / "run").law
-    assert law.outcome.held
-    assert law.options == {"learning_rate": 0.4, "first_step": 1500}
