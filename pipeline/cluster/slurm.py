@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.local import ALLOCATOR
 from pipeline.errors import PipelineError
 from pipeline.system import slurm
 from pipeline.validation import check_count, check_number
@@ -86,6 +87,7 @@ class Slurm:
             "python": shlex.quote(sys.executable),
             "interface": self.interface,
             "local_directory": str(scratch),
+            "job_script_prologue": [f"export {name}={value}" for name, value in ALLOCATOR.items()],
             "job_extra_directives": [f"-o {scratch / 'worker-%j.out'}"],
             # a worker that leaves in time hands over what it holds
             "worker_extra_args": [

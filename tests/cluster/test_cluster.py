@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -69,12 +70,13 @@ def test_processes_are_forks_of_one_that_has_imported_what_this_one_has(tmp_path
 
     def look():
         threads = {each["num_threads"] for each in threadpool_info()}
-        return os.getppid(), "pipeline.aggregate.stage" in sys.modules, threads
+        keeps = b"MALLOC_ARENA_MAX=1\0" in Path("/proc/self/environ").read_bytes()  # it began with that
+        return os.getppid(), "pipeline.aggregate.stage" in sys.modules, threads, keeps
 
     with Local(2).open(tmp_path / ".dask"):
         found = dask.compute(*[delayed(lambda _: look())(i) for i in range(8)])
-    assert len({parent for parent, _, _ in found}) == 1
-    assert all(imported and threads == {1} for _, imported, threads in found)
+    assert len({parent for parent, *_ in found}) == 1
+    assert all(imported and threads == {1} and keeps for _, imported, threads, keeps in found)
     assert found[0][0] != os.getpid()
 
 
