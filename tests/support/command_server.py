@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import weakref
@@ -95,6 +96,7 @@ def start_forkserver(spawn: Callable[[str, list[str], list[int]], int], *how) ->
 def become(request: dict) -> None:
     """Take the session, output, folder, environment and search path that the command would be started with."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
     forkserver._forkserver.ensure_running = lambda: (
         None
     )  # it runs; that it is no child of this process is no matter
