@@ -23,8 +23,18 @@ from pipeline.config import Verify
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Objective, Params, Tree, objective_of, predict
 from pipeline.operator import COLUMNS_PER_PASS, split_evenly
-from pipeline.spectrum import SLQ, SPEEDUP, Exact, Rates, SpectrumMethod, TopK
+from pipeline.spectrum import (
+    SLQ,
+    SPEEDUP,
+    Exact,
+    Rates,
+    SpectrumMethod,
+    TopK,
+    bytes_of_pairs,
+    bytes_of_recurrences,
+)
 from pipeline.strategy import MatrixFree
+from pipeline.system import available_memory
 from pipeline.training import Adam, GradientTraining, trial_of
 
 LOOP = 3.4e-3  # seconds of the processor for `_loop`, with which the following constants go
@@ -129,6 +139,7 @@ class Work:
         gradient = fastest(lambda: objective.gradient(params, first), self._place) / first.num_samples
         (memory,) = memory_without_matrix(self.experiment).values()
         if isinstance(strategy, MatrixFree):
+            memory = self._bytes_of_vectors(strategy)
             number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
             number += strategy.num_trace_products
             if isinstance(method, SLQ):
@@ -143,6 +154,20 @@ class Work:
             work = f"all eigenvalues of a Gram matrix of {size:,} rows"
         seconds = self.num_steps * (seconds + GRADIENTS * self._gradient[0]) + A_STAGE * slowness()
         return StageCost("products", work + self._at, seconds, memory)
+
+    def _bytes_of_vectors(self, strategy: MatrixFree) -> int:
+        """What the vectors of eigenpairs take, or those of the density beside the pairs: as many as memory holds."""
+        method, itemsize = self.experiment.spectrum, self.experiment.problem.dtype.itemsize
+        num_rows, room = self.num_rows, available_memory() // 2
+        wanted = min(num_rows, method.num_top + getattr(method, "num_bottom", 0))
+        pairs = bytes_of_pairs(num_rows, wanted, COLUMNS_PER_PASS, itemsize, room)
+        if not isinstance(method, SLQ):
+            return pairs
+        about = num_rows, strategy.num_density_vectors
+        steps = min(strategy.num_density_steps, num_rows)
+        if bytes_of_recurrences(*about, steps, itemsize) > room:
+            steps = 0
+        return max(pairs, bytes_of_recurrences(*about, steps, itemsize) + 8 * num_rows * wanted)
 
     @property
     def _num_parts(self) -> int | None:

@@ -3,10 +3,10 @@
 from pipeline.spectrum.auto import Auto
 from pipeline.spectrum.cost import SPEEDUP, Rates
 from pipeline.spectrum.density import DensityGrid, density_of, estimate, fit_grid, resolution_of
-from pipeline.spectrum.distribution import SpectralDistribution
+from pipeline.spectrum.distribution import SpectralDistribution, bytes_of_recurrences
 from pipeline.spectrum.distribution import density as distribution_of
 from pipeline.spectrum.exact import Exact, eigenvalues_of, live_rows
-from pipeline.spectrum.extremal_pairs import Eigenpairs, eigenpairs
+from pipeline.spectrum.extremal_pairs import Eigenpairs, bytes_of_pairs, eigenpairs
 from pipeline.spectrum.linear_systems import Solution, solve
 from pipeline.spectrum.protocol import (
     Array,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,8 @@ def density(
     nodes are small. pairs: eigenpairs of the matrix that are known already: each counts for exactly 1 / P of the
     eigenvalues, and the vectors see what lies in the space without theirs, so that outliers blur nothing (as in
     arXiv:2410.21690). watch: is called after each step with the number of products so far, and NaN for a residual.
-    memory: bytes that m · s + 4 m vectors may take; where they do not fit, 3 m are held. None: half of what is free.
+    memory: bytes that m · s vectors in the precision of the matrix and 4 m in float64 may take; where they do not fit,
+    the 4 m are held alone. None: half of what is free.
 
     Cost: m · s products, m at once.
 
@@ -89,9 +91,11 @@ def density(
         raise PipelineError("all eigenvalues are known already: leave out pairs.")
     num_steps = min(num_steps, num_rest)
     room = available_memory() // 2 if memory is None else memory
-    is_kept = 8 * matrix.num_rows * num_vectors * (num_steps + 4) <= room
+    kept_as = np.dtype(np.float32 if "float32" in str(getattr(matrix, "dtype", "")) else np.float64)
+    is_kept = bytes_of_recurrences(matrix.num_rows, num_vectors, num_steps, kept_as.itemsize) <= room
     rng = np.random.default_rng([seed, 3])
-    recurrences = _recurrences(matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng, watch)
+    kept = kept_as if is_kept else None
+    recurrences = _recurrences(matrix, outliers.vectors, num_vectors, num_steps, kept, rng, watch)
     rules = [_rule(alpha, beta) for alpha, beta in recurrences]
     fewer = 3 * num_steps // 4 or 1
     earlier = _together([_rule(alpha[:fewer], beta[:fewer]) for alpha, beta in recurrences], num_rest)
@@ -108,6 +112,11 @@ def density(
     return SpectralDistribution(
         points, low, high, spread, quadrature, grid, values, error, is_kept, num_vectors * num_steps
     )
+
+
+def bytes_of_recurrences(num_rows: int, num_vectors: int, num_steps: int, itemsize: int) -> int:
+    """Bytes of `distribution_of` where it keeps all Lanczos vectors; of 0 steps: where it does not."""
+    return num_rows * num_vectors * (itemsize * num_steps + 4 * 8)
 
 
 @dataclass(frozen=True)
@@ -156,13 +165,14 @@ def _recurrences(
     known: Array,
     num_vectors: int,
     num_steps: int,
-    is_kept: bool,
+    kept: np.dtype[Any] | None,
     rng: np.random.Generator,
     watch: Watch | None,
 ) -> list[tuple[Array, Array]]:
     """Diagonal and side diagonal of the Lanczos recurrence of each random vector: all of them go side by side.
 
-    known: (P, k) eigenvectors, without which the vectors go.
+    known: (P, k) eigenvectors, without which the vectors go. kept: the precision in which all vectors are kept, to
+    which each is made orthogonal; None to keep the last two.
 
     Raises:
         PipelineError: a product is not finite.
@@ -174,13 +184,13 @@ def _recurrences(
     basis: list[Array] = []
     diagonals, sides = [], []
     for step in range(num_steps):
-        if is_kept:
-            basis.append(now)
+        if kept is not None:
+            basis.append(now.astype(kept))
         image = np.asarray(matrix.matvec(now), np.float64) - beta * before
         alpha = (now * image).sum(axis=0)
         image = image - alpha * now
         image -= known @ (known.T @ image)
-        for _ in range(2 if is_kept else 0):
+        for _ in range(2):
             for earlier in basis:
                 image -= earlier * (earlier * image).sum(axis=0)
         beta = np.linalg.norm(image, axis=0)

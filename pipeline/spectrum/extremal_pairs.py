@@ -99,9 +99,8 @@ def _columns_in_memory(num_bytes: int, num_rows: int, wanted: int, block_size: i
     Raises:
         PipelineError: it does not hold the fewest that are needed.
     """
-    fewest, best = wanted + 3 * block_size, 2 * wanted + max(BLOCKS_BESIDE * block_size, COLUMNS_BESIDE)
+    fewest, best, beside = _numbers(wanted, block_size)
     each = num_rows * (8 if like is None else like.element_size())
-    beside = wanted + 8 * block_size  # the result, and what a step takes
     room = num_bytes // each - beside
     if room < min(fewest, num_rows):
         raise PipelineError(
@@ -109,3 +108,15 @@ def _columns_in_memory(num_bytes: int, num_rows: int, wanted: int, block_size: i
             f"for a basis, {format_bytes((room + beside) * each)} may be taken: ask for fewer pairs, or block_size=1."
         )
     return int(min(best, max(room, fewest)))
+
+
+def _numbers(wanted: int, block_size: int) -> tuple[int, int, int]:
+    """Vectors: of the smallest basis; of one that is as large as is of use; and beside it, of the result and a step."""
+    best = 2 * wanted + max(BLOCKS_BESIDE * block_size, COLUMNS_BESIDE)
+    return wanted + 3 * block_size, best, wanted + 8 * block_size
+
+
+def bytes_of_pairs(num_rows: int, wanted: int, block_size: int, itemsize: int, room: int) -> int:
+    """Bytes that `eigenpairs` takes where it may take `room`."""
+    fewest, best, beside = (min(num_rows, number) for number in _numbers(wanted, block_size))
+    return max(min(itemsize * num_rows * (best + beside), room), itemsize * num_rows * (fewest + beside))

@@ -1,12 +1,14 @@
 """The band of a distribution of eigenvalues against the distribution itself."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 from pipeline import eigenpairs
 from pipeline.errors import PipelineError
-from pipeline.spectrum.distribution import density
+from pipeline.spectrum.distribution import bytes_of_recurrences, density
 
 NAMES = ("wigner", "low_rank", "multiple", "zero", "identity", "both_signs_alike")
 CASES = {"hessian": like_a_hessian(300), **{name: SPECTRA[name] for name in NAMES}}
@@ -112,3 +114,27 @@ def test_watch_is_told_the_products():
 def test_mistakes_in_one_line(options, message):
     with pytest.raises(PipelineError, match=message):
         density(np.eye(9), **options)
+
+
+class Diagonal:
+    def __init__(self, dtype):
+        self.values = np.linspace(-1, 1, 100_000).astype(dtype)
+        self.num_rows, self.dtype, self.columns_per_pass = 100_000, self.values.dtype, 1
+
+    def matvec(self, vectors):
+        return (self.values[:, None] * vectors.astype(self.dtype)).astype(np.float64)
+
+
+@pytest.mark.parametrize(("dtype", "memory"), [(np.float64, None), (np.float32, None), (np.float32, 10**6)])
+def test_vectors_take_the_bytes_that_a_plan_tells(dtype, memory):
+    matrix, steps = Diagonal(dtype), 20 if memory is None else 0
+    tracemalloc.start()
+    try:
+        found = density(matrix, 3, 20, memory=memory)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    told = bytes_of_recurrences(100_000, 3, steps, np.dtype(dtype).itemsize)
+    assert found.is_reorthogonalized == bool(steps)
+    assert 0.75 * told < peak < 1.25 * told + 3 * 3 * 800_000, (peak, told)
+    assert is_held(found, matrix.values.astype(np.float64))
