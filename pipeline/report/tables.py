@@ -136,7 +136,7 @@ def estimates(file: SpectraFile) -> Rows:
         words = f"in a band {width} wide on average, everywhere at once with 95 % confidence"
         rows.append(["distribution of the eigenvalues", words])
     if "largest_probe_error" in numbers:
-        error = f"{numbers['largest_probe_error']:.1e}"
+        error = number(numbers["largest_probe_error"], 2)
         rows.append(["products H v", f"in float64 within {error} of differences of the model's own gradient"])
     return rows
 
