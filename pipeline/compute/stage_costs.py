@@ -137,7 +137,6 @@ class Work:
         objective, params = self._objective()
         first, samples = self.batches[0], [batch.num_samples for batch in self.batches]
         gradient = fastest(lambda: objective.gradient(params, first), self._place) / first.num_samples
-        (memory,) = memory_without_matrix(self.experiment).values()
         if isinstance(strategy, MatrixFree):
             memory = self._bytes_of_vectors(strategy)
             number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
@@ -147,6 +146,7 @@ class Work:
             seconds = number * GRADIENTS_A_PRODUCT * gradient * self._samples_of_a_worker
             work = f"about {number:,} products with the matrix of {len(samples)} batches" + self._dealt
         else:
+            (memory,) = memory_without_matrix(self.experiment).values()
             size = num_outputs(self.experiment)
             seconds = (
                 Rates.of("float64").all_eigenvalues(size, "cpu") + gradient * sum(samples) * method.num_top
@@ -295,8 +295,8 @@ def memory_without_matrix(experiment: Experiment) -> dict[str, int]:
     num_rows, method = experiment.layout().num_parameters, experiment.spectrum
     if isinstance(experiment.matrix.strategy, MatrixFree):
         wanted = method.num_top + getattr(method, "num_bottom", 0)
-        columns = 2 * wanted + 11 * COLUMNS_PER_PASS  # the fewest with which pairs are sought, and the result
-        return {"strategy=matrix_free": experiment.problem.dtype.itemsize * num_rows * min(num_rows, columns)}
+        least = bytes_of_pairs(num_rows, wanted, COLUMNS_PER_PASS, experiment.problem.dtype.itemsize, room=0)
+        return {"strategy=matrix_free": least}
     return {"strategy=gram": 3 * 8 * num_outputs(experiment) ** 2 + 8 * num_rows * (method.num_top + 2)}
 
 

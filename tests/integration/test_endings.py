@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ import sys
 import time
 from contextlib import closing
 
-from support.command import SMALL, command, environment, fork
+from support.command import PATIENCE, SMALL, command, environment, fork
 
 TRACKED = [option for option in SMALL if not option.startswith("tracking")]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
@@ -29,9 +30,12 @@ def test_ctrl_c_says_the_command_that_goes_on(tmp_path):
     folder, output = tmp_path / "a b", tmp_path / "output"
     given = command(folder, *SMALL, "training.num_steps=1000000")
     server, pid = fork(given, tmp_path, environment(), str(output))
-    while not (output.exists() and "run folder: " in output.read_text()):
+    end = time.monotonic() + PATIENCE
+    while not (output.exists() and "run folder: " in output.read_text()) and time.monotonic() < end:
         time.sleep(0.02)
     os.kill(pid, signal.SIGINT)
+    if not select.select([server.stdout], [], [], PATIENCE)[0]:
+        os.kill(pid, signal.SIGKILL)  # or the server, and all tests after this one, would wait for it
     assert int(server.stdout.readline()) == 130
     rest = output.read_text()
     assert "Traceback" not in rest
