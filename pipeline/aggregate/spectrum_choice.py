@@ -12,7 +12,14 @@ from numpy.typing import DTypeLike
 
 from pipeline.layout import Layout
 from pipeline.spectrum import Auto, Rates, SpectrumMethod
-from pipeline.system import RunFolder, available_memory, format_bytes, format_seconds, write_atomically
+from pipeline.system import (
+    RunFolder,
+    available_memory,
+    format_bytes,
+    format_seconds,
+    locked,
+    write_atomically,
+)
 
 RATES = "spectrum-rates.json"  # in the folder of a sweep: what its first job has measured counts for all
 log = logging.getLogger("pipeline")
@@ -119,9 +126,12 @@ def _rates(dtype: DTypeLike, sweep: Path | None) -> Rates:
     if sweep is None:
         return Rates.of(dtype).rounded()
     path = sweep / f"{np.dtype(dtype).name}-{RATES}"
-    try:
-        return Rates(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        rates = Rates.of(dtype).rounded()
-        write_atomically(path, json.dumps(asdict(rates)) + "\n")
-        return rates
+    with locked(
+        path.with_name(f".{path.name}.lock"), "hydra.sweep.dir=FOLDER"
+    ):  # jobs begin at the same moment
+        try:
+            return Rates(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            rates = Rates.of(dtype).rounded()
+            write_atomically(path, json.dumps(asdict(rates)) + "\n")
+            return rates

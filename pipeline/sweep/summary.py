@@ -25,7 +25,7 @@ from pipeline.report import column_heads
 from pipeline.results import COLUMNS, QUANTITIES
 from pipeline.sweep.jobs import Job, Sweep, open_sweep
 from pipeline.sweep.mlflow_run import record
-from pipeline.system import print_line, print_rows, write_atomically
+from pipeline.system import locked, print_line, print_rows, write_atomically
 
 TABLE, SEEDS, REPORT = "summary.csv", "seeds.csv", "report.html"
 log = logging.getLogger("pipeline")
@@ -43,11 +43,11 @@ def conclude(folder: Path) -> Sweep:
     files = {sweep.folder / TABLE: sweep.table.to_csv(), sweep.folder / REPORT: page_of(sweep)}
     if sweep.over_seeds is not None:
         files[sweep.folder / SEEDS] = sweep.over_seeds.to_csv(index=False)
-    for path, content in files.items():
-        try:
+    with locked(
+        sweep.folder / ".summary.lock", "hydra.sweep.dir=FOLDER"
+    ):  # the command may be given twice at once
+        for path, content in files.items():
             write_atomically(path, content)
-        except OSError as error:
-            raise PipelineError(f"{path} cannot be written ({error.strerror}).") from error
     try:
         record(sweep, list(files))
     except PipelineError as error:  # the files are there: `python -m pipeline.sweep` records them again

@@ -9,6 +9,7 @@ from pipeline.system.evidence import (
     difference,
     shared_evidence,
 )
+from pipeline.system.file_lock import locked
 from pipeline.system.provenance import git_commit, machine, versions
 from pipeline.system.resources import (
     available_memory,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.system import RunFolder, git_commit, versions, write_atomically
+from pipeline.system import RunFolder, git_commit, locked, versions, write_atomically
 from pipeline.tracking import error_messages, store
 from pipeline.tracking.background import Recorder, recorder
 from pipeline.tracking.key_format import flat_texts, key_text, value_text
@@ -127,7 +127,7 @@ class MLflow:
     def _parent(self, client: Any, experiment_id: str, uri: str, sweep: Path) -> str:
         """The run under which all jobs of `sweep` hang, made by whichever job comes first."""
         name = " ".join(("sweep", *sweep.absolute().parts[-2:]))
-        with store.locked(sweep / f".{RECORD}.lock"):
+        with locked(sweep / f".{RECORD}.lock", store.OTHER_STORE):
             run_id = _recorded(client, experiment_id, sweep)
             if run_id is None:
                 run_id = self._run_of(client, experiment_id, uri, sweep, name, {})

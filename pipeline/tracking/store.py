@@ -19,10 +19,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pipeline.errors import PipelineError
-from pipeline.system import replacing
+from pipeline.system import locked, replacing
 from pipeline.tracking.error_messages import database, in_use, is_server, one_line, shortened, unreachable
 
 # A server is first asked whether it is there; later calls may be slow, yet must not hang a run for long
@@ -30,7 +28,7 @@ from pipeline.tracking.error_messages import database, in_use, is_server, one_li
 PATIENCE = 5.0  # seconds: a server's first answer
 LOCK_PATIENCE = 10.0  # seconds: SQLite's lock
 SPECIAL, HANDLES = frozenset("?%#"), Path("/proc/self/fd")  # see proc(5)
-START_PATIENCE = 120.0  # seconds: other processes that open the same store
+OTHER_STORE = "tracking.root=FOLDER, or use tracking=none"  # the remedy where a store cannot be locked
 VARIABLE = "MLFLOW_TRACKING_URI"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -123,29 +121,10 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     return _connect_sqlite(uri, experiment)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for other processes; the kernel frees it if its holder dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path, timeout=START_PATIENCE):
-            yield
-    except Timeout as error:
-        raise PipelineError(
-            f"{path} has been held by another process for {START_PATIENCE:.0f} s: end that process, or use "
-            "tracking=none."
-        ) from error
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise PipelineError(
-            f"{error.filename or path} cannot be written ({error.strerror}): choose another folder with "
-            "tracking.root=FOLDER."
-        ) from error
-
-
 def _connect_sqlite(uri: str, experiment: str) -> tuple[Any, str]:
     path = database(uri)
     load()
-    with locked(path.with_name(path.name + ".lock")), one_line(uri):
+    with locked(path.with_name(path.name + ".lock"), OTHER_STORE), one_line(uri):
         client = _client(uri, experiment)
         return client, _experiment(client, uri, experiment, artifacts(uri))
 

@@ -1,7 +1,10 @@
 """What `spectrum=auto` stands for: a rule of rows, matrices and rounded rates, settled once in a run folder."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 
@@ -116,6 +119,25 @@ def test_jobs_of_a_sweep_share_the_rates_of_the_first(tmp_path, rates, monkeypat
     monkeypatch.setattr(Rates, "of", lambda dtype: Rates(1e6, 1.0))
     assert chosen(RunFolder(tmp_path / "1"), sweep=tmp_path) == first
     assert choose(RunFolder(tmp_path / "2"), Auto(), SMALL, "float64", 1, 6, tmp_path).spectrum == "slq"
+
+
+def test_jobs_that_begin_at_once_measure_rates_once_and_share_them(tmp_path, monkeypatch):
+    measured, begin = [], Barrier(6)
+
+    def measure(dtype):
+        measured.append(dtype)
+        time.sleep(0.02)
+        return Rates(10.0 ** len(measured), 1.0)
+
+    def job(number):
+        begin.wait()
+        return chosen(RunFolder(tmp_path / str(number)), sweep=tmp_path)
+
+    monkeypatch.setattr(Rates, "of", measure)
+    with ThreadPoolExecutor(6) as pool:
+        choices = list(pool.map(job, range(6)))
+    assert len(measured) == 1
+    assert choices == choices[:1] * 6
 
 
 def test_rates_that_differ_by_a_little_give_the_same_choice(folder, monkeypatch):

@@ -5,8 +5,11 @@ import logging
 import math
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from support.command import python
@@ -174,6 +177,28 @@ def test_jobs_of_a_sweep_share_one_parent_that_is_finished(tracking, root):
     with start(tracking, RunFolder(sweep)) as again:  # what belongs to the whole sweep is logged there
         again.log_metrics({"num_jobs": 2})
     assert again.run_id == parent.info.run_id
+
+
+def test_jobs_that_begin_at_once_share_one_parent(tracking, root, monkeypatch):
+    sweep, begin = root / "multirun" / "at once", Barrier(4)
+    parent_of, run_of = MLflow._parent, MLflow._run_of
+
+    def together(*args):
+        begin.wait()
+        return parent_of(*args)
+
+    def slow(*args):
+        time.sleep(0.05)  # the others come meanwhile
+        return run_of(*args)
+
+    def parent(number):
+        with start(tracking, RunFolder(sweep / str(number)), sweep=sweep) as run:
+            return stored(run).data.tags["mlflow.parentRunId"]
+
+    monkeypatch.setattr(MLflow, "_parent", together)
+    monkeypatch.setattr(MLflow, "_run_of", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(parent, range(4)))) == 1
 
 
 def test_values_that_are_no_numbers_do_not_break(tracking, folder):
