@@ -147,7 +147,11 @@ class PairSearch:
         return float(found.residuals.max() / (found.largest or 1.0))
 
     def _is_complete(self, state: Lanczos) -> bool:
-        """Search the space without the basis, from a random block: whether no pair beyond those found is there."""
+        """Search the space without the basis, from a random block: whether no pair beyond those found is there.
+
+        Raises:
+            PipelineError: max_products have been taken before that is known.
+        """
         width = min(self.block_size, SEARCHED_AT_ONCE)
         if len(state.coupling) > 2 * self.block_size:
             # After many searches: of converged pairs nothing of it matters.
@@ -172,7 +176,10 @@ class PairSearch:
             if state.is_full or self._would_have_been_seen(state, before, beyond, num_passes, width):
                 return True
             if self.num_products >= self.max_products:
-                return False
+                raise PipelineError(
+                    f"{self.top + self.bottom} eigenpairs have converged, but not the search for pairs beyond them: "
+                    f"{self.num_products} products have been taken, raise max_products={self.max_products}."
+                )
 
     def _would_have_been_seen(
         self, state: Lanczos, before: Ritz, beyond: int, num_passes: int, width: int

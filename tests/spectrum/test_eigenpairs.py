@@ -1,5 +1,7 @@
 """Both ends of known spectra, from few products, with nothing missing."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,38 @@ def test_products_in_single_precision_to_what_they_allow():
     message = r"symmetric to \d\.\de-0\d of its largest eigenvalue only, and tolerance=1e-10 asks for more: raise it to"
     with pytest.raises(PipelineError, match=message):
         eigenpairs(Single(single), top=10, tolerance=1e-10)
+
+
+def test_every_limit_of_products_comes_to_an_end():
+    """With all pairs found, or with one line; never with products beyond the limit but those of a last block."""
+    eigenvalues = np.concatenate([np.linspace(-0.1, 1, 295), np.linspace(10, 20, 5)])
+    endings = set()
+    for limit in range(4, 40):
+        matrix = Bounded(with_spectrum(eigenvalues), limit + 10)
+        try:
+            found = eigenpairs(matrix, 3, 0, max_products=limit, block_size=1)
+        except PipelineError as error:
+            endings.add(re.sub(r"\d[\d.e+-]*", "N", str(error)).partition(":")[0].partition(" (")[0])
+        else:
+            np.testing.assert_allclose(found.values, ends(eigenvalues, 3, 0), atol=1e-4)
+            endings.add("found")
+    assert endings == {
+        "found",
+        "N of N eigenpairs have not converged in N products",
+        "N eigenpairs have converged, but not the search for pairs beyond them",
+    }
+
+
+class Bounded(Stored):
+    """A matrix that is multiplied so many times at most."""
+
+    def __init__(self, matrix, limit):
+        super().__init__(matrix)
+        self.limit = limit
+
+    def matvec(self, vectors):
+        assert self.num_passes < self.limit, "a search without an end"
+        return super().matvec(vectors)
 
 
 def test_watch_is_told_products_and_residuals():
