@@ -25,8 +25,8 @@ from pipeline.objective import (
     check_loss,
     check_samples_apart,
     device_named,
+    differentiation,
     directions,
-    full_precision,
     layout_of,
     objective_of,
     squares_count_samples,
@@ -147,7 +147,7 @@ def hessian(
     chosen_strategy = named(strategy, STRATEGIES, "strategy")
     chosen_matrix = named(matrix, MATRICES, "matrix")
     place = device_named(device)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+    with differentiation():
         batches = _batches_of(model, inputs, targets, dtype)
         tasks = (_Task(model, criterion, parameters, dtype, place, randomness, batch) for batch in batches)
         if isinstance(inputs, DataLoader):
@@ -289,7 +289,7 @@ def sample_hessians(
         return torch.cat(each)
     place = device_named(options.get("device"))
     dtype, randomness = options.get("dtype"), options.get("randomness")
-    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+    with differentiation():
         [own] = _batches_of(model, inputs, targets, dtype)
         task = _Task(model, criterion, parameters, dtype, place, randomness, own)
         objective, params = objective_of(model, criterion, parameters, dtype, place, randomness)

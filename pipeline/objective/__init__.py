@@ -15,7 +15,7 @@ from pipeline.objective.checkpoints import (
 )
 from pipeline.objective.description import describe, is_one_hot, suspicions
 from pipeline.objective.differences import SAFETY, SHARP, Product
-from pipeline.objective.entry import check_loss, device_named, full_precision
+from pipeline.objective.entry import check_loss, device_named, differentiation
 from pipeline.objective.evaluation import IGNORED, Criterion, accuracy, evaluate, observe, predict
 from pipeline.objective.fit import check_fit
 from pipeline.objective.linearized import DifferenceObjective, LinearizedModel, LinearizedOutputs, linearized

@@ -1,16 +1,19 @@
-"""What every entry point from Python does first: the device, full precision, a loss that can be computed."""
+"""What every entry point from Python does first: the device, modes of PyTorch, a loss that can be computed."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from math import isfinite
-from typing import Any
+from threading import RLock
 
 import torch
 
 from pipeline.errors import PipelineError
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, leaves_of
+
+_one_thread = RLock()  # of the process
 
 
 def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
@@ -34,13 +37,21 @@ def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
         raise PipelineError(f"the loss is {loss}: look at the weights, the inputs and the targets{remedy}.")
 
 
-def full_precision() -> AbstractContextManager[Any]:
-    """No autocast: what it rounds to half precision has no second derivatives to speak of."""
-    stack = ExitStack()
-    for kind in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
-        if torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
+@contextmanager
+def differentiation() -> Iterator[None]:
+    """What every entry point computes in: gradients on, inference mode and autocast off, no other thread beside it.
+
+    Autocast would round to half precision, which has no second derivatives to speak of. The levels of forward mode are
+    those of the process, and a module's weights are other tensors for a while: two threads would see each other's.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_one_thread)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def device_named(device: torch.device | str | None) -> torch.device | None:

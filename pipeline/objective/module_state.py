@@ -18,7 +18,8 @@ class ModuleState:
     """Every module of a model once, and every place in which one of its parameters or buffers is registered.
 
     A tensor may be registered in several places, and a module under several names: each place is set, and put back, by
-    itself.
+    itself. Attributes are kept as they are now, the tensors among them too, so that no other object takes their ids: a
+    model whose mode, buffers or modules are changed later is still called as it is now.
 
     Raises:
         PipelineError: a module is scripted, or a parameter has not been made yet.
@@ -27,6 +28,7 @@ class ModuleState:
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         check_parameters(model)
+        self._made_with = [_Attributes(vars(module)) for module in self.modules]
         self._places: list[tuple[dict[str, Any], str, int]] = [
             (registered, key, id(value))
             for module in self.modules
@@ -39,10 +41,12 @@ class ModuleState:
     def replaced(self, values: Mapping[int, Tensor]) -> Iterator[None]:
         """Each parameter and buffer is replaced by the value of its id, where there is one.
 
-        Afterwards every attribute of every module is the object that it was, and every dictionary, list and set among
-        the attributes holds what it held.
+        Within, every other attribute is as it was when this state was made. Afterwards every attribute of every module
+        is the object that it was before, and every dictionary, list and set among the attributes holds what it held.
         """
         found = [_Attributes(vars(module)) for module in self.modules]
+        for attributes in self._made_with:
+            attributes.put_back()
         for registered, key, identity in self._places:
             if identity in values:
                 registered[key] = values[identity]
@@ -60,7 +64,7 @@ class _Attributes:
     """The attributes of a module as they are now."""
 
     def __init__(self, attributes: dict[str, Any]) -> None:
-        self.attributes = attributes
+        self.attributes = attributes  # of the module itself, not a copy
         self.before = dict(attributes)
         self.contents = [
             (value, value.copy() if value else None)

@@ -91,8 +91,9 @@ def objective_of(
     """The objective of a module and the weights it is differentiated by, detached from the module.
 
     The model runs under `DecompositionMode`, so that every strategy sees functions that can be differentiated twice.
-    Each call starts from the buffers as they are now, and draws the same random numbers. Weights that the model or the
-    criterion reads without their module (a penalty over `model.parameters()`, say) are those of the call too.
+    Each call starts from the buffers, modes and attributes as they are now, and draws the same random numbers. Weights
+    that the model or the criterion reads without their module (a penalty over `model.parameters()`, say) are those of
+    the call too.
 
     parameters: None for all that require grad, or names and glob patterns (`"fc1.*"`).
     dtype, device: where to compute; the module itself is neither moved nor changed, nor are its grads,
@@ -122,6 +123,7 @@ def objective_of(
         held = [*criterion.buffers(), *criterion.parameters()]
         buffers |= {id(value): copied(value) for value in held if id(value) not in set(map(id, own.values()))}
     fixed = {id(own[name]): weights[name] for name in own if name not in chosen}
+    requires_grad = {name: value.requires_grad for name, value in own.items()}
     run = compiled_inside(model)
 
     @contextmanager
@@ -129,7 +131,7 @@ def objective_of(
         values = {**fixed, **{id(own[name]): value for name, value in params.items()}}
         constants = {id(values[id(own[name])]): weights[name] for name in own}
         values |= {identity: value.clone() for identity, value in buffers.items()}
-        trained = {id(values[id(own[name])]): name in chosen or own[name].requires_grad for name in own}
+        trained = {id(values[id(own[name])]): name in chosen or requires_grad[name] for name in own}
         loss = outer.replaced(values) if outer else nullcontext()
         with (
             checkpoints_off(),

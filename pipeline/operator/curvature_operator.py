@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Matrix
-from pipeline.objective import Certificate, Criterion, check_loss, device_named, full_precision
+from pipeline.objective import Certificate, Criterion, check_loss, device_named, differentiation
 from pipeline.operator.batch_sum import BatchSum, Net
 from pipeline.operator.protocol import SumOverBatches
 from pipeline.operator.selection import Certified, NoWay, Selected
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class CurvatureOperator:
     """A symmetric (P, P) matrix H = Σ_b w_b H_b over batches, known by its products with vectors.
 
-    Made by `curvature_operator`. The weights of the model are those at that time, whatever becomes of the model.
+    Made by `curvature_operator`. Weights, buffers, modes and attributes of the model are those at that time, whatever
+    becomes of the model.
 
     way: how products are computed. certificate: how far products on the first batch were from differences of the
     module's own gradient, in float64; None with verify=False. rounding: how far products in single precision were from
@@ -89,7 +90,7 @@ class CurvatureOperator:
                 f"the vectors have shape {tuple(given.shape)}: give ({self.num_rows},) or ({self.num_rows}, m)."
             )
         columns = given.detach().to(self.device, self.dtype).reshape(self.num_rows, -1)
-        with torch.inference_mode(False), torch.enable_grad(), full_precision():
+        with differentiation():
             total = self._sum(columns)
         self.num_products += columns.shape[1]
         result = total.to(given.device, torch.promote_types(given.dtype, self.dtype)).reshape(given.shape)
@@ -100,7 +101,7 @@ class CurvatureOperator:
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The loss over all batches, and its gradient, (P,) in float64 on the CPU. Cost: one gradient."""
-        with torch.inference_mode(False), torch.enable_grad(), full_precision():
+        with differentiation():
             return self._sum.loss_and_gradient()
 
     def to_scipy(self) -> Any:
@@ -155,7 +156,7 @@ def curvature_operator(
     tensor([1., 4.])
     """
     kind, place = named(matrix, MATRICES, "matrix"), device_named(device)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+    with differentiation():
         net = Net(model, criterion, parameters, place, randomness)
         total = BatchSum.of(net, kind, batches, dtype)
         check_loss(total.objective, total.params, total.first)

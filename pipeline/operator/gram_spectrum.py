@@ -19,7 +19,7 @@ from pipeline.objective import (
     Inputs,
     check_loss,
     device_named,
-    full_precision,
+    differentiation,
     objective_of,
 )
 from pipeline.spectrum import DenseMatrix, Exact, eigenvalues_of
@@ -76,7 +76,7 @@ def gram_spectrum(
     array([4., 1.])
     """
     kind, place = named(matrix, MATRICES, "matrix"), device_named(device)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+    with differentiation():
         objective, params = objective_of(model, criterion, parameters, dtype, place)
         example: Any = next(iter(params.values()))
         batch = Batch.of(inputs, targets).to(example.device, example.dtype)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.matrix import Matrix
-from pipeline.objective import Batch, Criterion, full_precision
+from pipeline.objective import Batch, Criterion, differentiation
 from pipeline.operator.batch_sum import BatchSum, Net
 from pipeline.operator.curvature_operator import CurvatureOperator
 from pipeline.operator.protocol import Way
@@ -63,7 +63,7 @@ class PartialSum:
 
     def __call__(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         place = next(iter(self.total.params.values())).device
-        with torch.inference_mode(False), torch.enable_grad(), full_precision():
+        with differentiation():
             found, _ = self.total.weighted(torch.tensor(np.ascontiguousarray(vectors), device=place))
             self.total.forget_trial()  # of which the memory of a graph was told
         result: NDArray[np.float64] = found.cpu().numpy()

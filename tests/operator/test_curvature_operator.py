@@ -12,6 +12,7 @@ from support.operator_cases import classes, cut
 from support.oracles import FiniteDifferences, finite_differences
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import pipeline
 from pipeline.errors import PipelineError
@@ -101,6 +102,64 @@ def test_the_model_is_left_as_it_was_and_may_change() -> None:
         model[0].weight.zero_()
     assert torch.equal(operator @ torch.ones(operator.num_rows, dtype=torch.float64), first)
     assert model[0].weight.grad is None
+
+
+class Normalized(nn.Module):
+    """A net with a mode, buffers, and an attribute that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.register_buffer("shift", torch.randn(6))
+        self.slope = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.norm(self.first(x)) + self.shift)
+        for _ in range(20):  # many tensors, any of which may lie where a buffer was
+            hidden = hidden + 0.1 * torch.sin(self.slope * hidden)
+        return self.last(hidden)
+
+
+def other_module(model: Normalized) -> None:
+    model.last = nn.Linear(6, 3).double()
+
+
+CHANGES = {
+    "mode": lambda model: model.train(),
+    "buffer": lambda model: setattr(model, "shift", torch.zeros(6, dtype=torch.float64)),
+    "dtype": lambda model: model.float(),
+    "module": other_module,
+    "attribute": lambda model: setattr(model, "slope", 2.0),
+    "hook": lambda model: model.first.register_forward_hook(lambda module, args, outputs: 2 * outputs),
+}
+
+
+def normalized() -> Normalized:
+    torch.manual_seed(0)
+    return Normalized().double().eval()
+
+
+@cache
+def hessian_of_normalized() -> Tensor:
+    return pipeline.hessian(normalized(), nn.CrossEntropyLoss(), *classes()[1])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_later_changes_of_the_model_change_no_product(change: str) -> None:
+    """Of batches that are computed again at each product, and of those whose graph is made after the change."""
+    _, pair = classes()
+    vectors = torch.randn(63, 3, dtype=torch.float64)
+    expected = hessian_of_normalized() @ vectors
+    for batches in (DataLoader(TensorDataset(*pair), batch_size=10), cut(pair, 10, 13)):
+        for trial in range(6):
+            model = normalized()
+            operator = curvature_operator(model, nn.CrossEntropyLoss(), batches, verify=False)
+            CHANGES[change](model)
+            changed = dict(vars(model))
+            others = [torch.zeros(1) for _ in range(trial)]  # so that other memory is free
+            torch.testing.assert_close(operator @ vectors, expected, rtol=1e-10, atol=1e-12)
+            assert vars(model) == changed
+            del others
 
 
 def test_under_no_grad_and_inference_mode() -> None:
