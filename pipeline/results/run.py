@@ -80,11 +80,13 @@ class Run:
 def store_of(folder: RunFolder) -> TileStore:
     """The storage format of a run's shards, by the option `storage` in its config.yaml; HDF5 where no class is named.
 
+    An option of this package that is not there is one of another version, which kept shards in HDF5.
+
     Raises:
         PipelineError: the option is a class of somebody's own that cannot be imported here.
     """
     target, options = SavedConfig.of(folder).storage
-    if not target or target.startswith("pipeline."):
+    if not target:
         return HDF5
     try:
         option = resolve_name(target)
@@ -94,6 +96,8 @@ def store_of(folder: RunFolder) -> TileStore:
             raise ValueError(f"{target} is no class with a store")
         store: TileStore = option(**options).store
     except (ImportError, AttributeError, ValueError, TypeError) as error:
+        if target.startswith("pipeline."):
+            return HDF5
         raise PipelineError(
             f"{folder.config} has storage._target_={target}, which cannot be used ({error}): "
             "check that its folder is on PYTHONPATH."

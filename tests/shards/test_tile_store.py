@@ -1,33 +1,41 @@
-"""A shard in a storage format of its own is the shard in an HDF5 file, and no shard's module knows HDF5."""
+"""A shard in another storage format is the shard in an HDF5 file, whatever interrupts or damages it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.npy_storage import NpyStore
 from support.shard_files import ATTRS, gradient_of, layout_of, symmetric
+from support.storage_formats import STORES
 
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.shards import HDF5, Shard, TileStore, open_shard, write_shard
-from pipeline.system import partial_of
+from pipeline.shards.tile_store import TileForm
 
 NAME = "step-000120/batch-00000.h5"
-OWN = NpyStore()
+ROWS = [slice(row, min(row + 5, 19)) for row in range(0, 19, 5)]  # of the blocks that are written
+
+each_store = pytest.mark.parametrize("store", STORES.values(), ids=STORES)
 
 
 def written(
-    store: TileStore, path: Path, blocks: str = "all", dtype: str = "float64", stop: int = 19
+    store: TileStore,
+    path: Path,
+    blocks: str = "all",
+    dtype: str = "float64",
+    stop: int = 19,
+    missing: list[slice] | None = None,
 ) -> Shard:
-    """stop: the row before which writing is cut short."""
+    """stop: the row before which writing is cut short. missing: gets the rows that are not there yet."""
     matrix, layout = symmetric(19, dtype), layout_of(19)
     attrs = {**ATTRS, "blocks": blocks}
     options = dtype, attrs, gradient_of(19), 8, np.eye(19), {"of": "this"}
     with write_shard(path, layout, *options, store=store) as writer:
-        for row in range(0, stop, 5):
-            rows = slice(row, min(row + 5, 19))
-            if writer.is_missing(rows, slice(0, 19)):
+        for rows in ROWS:
+            if rows.start < stop and writer.is_missing(rows, slice(0, 19)):
+                (missing if missing is not None else []).append(rows)
                 writer.add(rows, slice(0, 19), matrix[rows])
         if stop < 19:
             raise KeyboardInterrupt
@@ -35,11 +43,14 @@ def written(
     return open_shard(path, store)
 
 
+@each_store
 @pytest.mark.parametrize("blocks", ["all", "layer"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_shard_in_npy_files_is_the_one_in_an_hdf5_file(tmp_path: Path, blocks: str, dtype: str) -> None:
+def test_a_shard_is_the_one_in_an_hdf5_file(
+    tmp_path: Path, store: TileStore, blocks: str, dtype: str
+) -> None:
     own, usual = (
-        written(store, tmp_path / f"{n}" / NAME, blocks, dtype) for n, store in enumerate([OWN, HDF5])
+        written(one, tmp_path / f"{n}" / NAME, blocks, dtype) for n, one in enumerate([store, HDF5])
     )
     assert (own.attrs, own.parameters, own.dtype) == (usual.attrs, usual.parameters, usual.dtype)
     vectors = np.random.default_rng(1).normal(size=(19, 3))
@@ -55,20 +66,67 @@ def test_a_shard_in_npy_files_is_the_one_in_an_hdf5_file(tmp_path: Path, blocks:
         np.testing.assert_array_equal(own_has, usual_has)
 
 
-def test_one_that_is_cut_short_is_gone_on_with(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+@each_store
+def test_one_that_is_cut_short_is_gone_on_with(tmp_path: Path, store: TileStore) -> None:
+    path, missing = tmp_path / NAME, []
     with pytest.raises(KeyboardInterrupt):
-        written(OWN, path, stop=16)
+        written(store, path, stop=15)
     assert not path.exists()
-    early = {tile: tile.stat().st_mtime_ns for tile in partial_of(path).glob("*-*.npy")}
-    assert early
-    np.testing.assert_array_equal(written(OWN, path).dense(), symmetric(19, "float64"))
-    assert {name: (path / name.name).stat().st_mtime_ns for name in early} == early
+    np.testing.assert_array_equal(written(store, path, missing=missing).dense(), symmetric(19))
+    assert missing == ROWS[1:]  # the first ones make up the first tile
 
 
-def test_damage_is_found_in_any_storage_format(tmp_path: Path) -> None:
+@each_store
+def test_one_that_is_not_to_be_gone_on_with_leaves_nothing(tmp_path: Path, store: TileStore) -> None:
     path = tmp_path / NAME
-    shard = written(OWN, path)
+    form = TileForm(19, 8, np.dtype("float64"))
+    with pytest.raises(KeyboardInterrupt), store.create(path, form, 10_000):
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+
+
+def contents(path: Path, store: TileStore) -> tuple[Any, ...] | None:
+    """All that a shard holds; None, where it is told that it cannot be read."""
+    try:
+        shard = open_shard(path, store)
+        arrays = shard.dense(), shard.gradient, shard.array("products")
+    except PipelineError:
+        return None
+    return shard.attrs, shard.parameters, *(array.tobytes() for array in arrays)
+
+
+@each_store
+def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path: Path, store: TileStore) -> None:
+    path = tmp_path / NAME
+    written(store, path)
+    expected, outcomes = contents(path, store), []
+    assert expected is not None
+    for file in sorted(each for each in [path, *path.rglob("*")] if each.is_file()):
+        content = file.read_bytes()
+        for place in range(0, len(content), 29):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << place % 8
+            file.write_bytes(flipped)
+            outcomes.append(contents(path, store))
+        file.write_bytes(content)
+    assert None in outcomes
+    assert all(outcome in (None, expected) for outcome in outcomes)
+    assert contents(path, store) == expected
+
+
+@each_store
+def test_what_is_not_there_is_told(tmp_path: Path, store: TileStore) -> None:
+    with pytest.raises(PipelineError, match="no such"):
+        open_shard(tmp_path / "none", store)
+    store.remove(tmp_path / "none")
+    written(store, tmp_path / NAME)
+    store.remove(tmp_path / NAME)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_damage_of_a_tile_names_it(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    shard = written(STORES["npy"], path)
     file = path / "1-0.npy"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -77,6 +135,4 @@ def test_damage_is_found_in_any_storage_format(tmp_path: Path) -> None:
     attrs = path / "attrs.json"
     attrs.write_text(attrs.read_text().replace('"loss": ', '"loss": 1'))
     with pytest.raises(DamagedFile, match="do not match their checksum"):
-        open_shard(path, OWN)
-    with pytest.raises(PipelineError, match="no such folder"):
-        open_shard(tmp_path / "none", OWN)
+        open_shard(path, STORES["npy"])

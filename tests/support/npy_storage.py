@@ -1,4 +1,7 @@
-"""A storage option of somebody's own: a shard is a folder with one .npy file a tile. All that another format takes."""
+"""A storage option of somebody's own: a shard is a folder with one .npy file a tile. All that another format takes.
+
+`tests/shards/test_tile_store.py` holds it to what `pipeline/shards/tile_store.py` asks for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,6 +23,16 @@ from pipeline.shards import TileStore
 from pipeline.shards.tile_store import Array, ReadTile, Tile, TileForm
 from pipeline.storage import Plain
 from pipeline.system import partial_of
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What NumPy, zip and JSON raise where a file is not what was written, as the error that a store raises."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedFile(path, why, "compute it again") from error
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,16 @@ class NpyFolder:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        return dict(json.loads((self.path / "attrs.json").read_text()))
+        with readable(self.path):
+            return dict(json.loads((self.path / "attrs.json").read_text()))
 
     @property
     def names(self) -> list[str]:
-        with np.load(self.path / "arrays.npz") as arrays:
+        with readable(self.path), np.load(self.path / "arrays.npz") as arrays:
             return ["matrix", *arrays]
 
     def array(self, name: str) -> Array:
-        with np.load(self.path / "arrays.npz") as arrays:
+        with readable(self.path), np.load(self.path / "arrays.npz") as arrays:
             return np.asarray(arrays[name])
 
     def tile(self, tile: Tile) -> Path:
@@ -110,11 +125,10 @@ class NpyStore:
     def open(self, path: Path) -> Iterator[NpyFolder]:
         if not path.is_dir():
             raise PipelineError(f"{path}: no such folder.")
-        try:
-            form = json.loads((path / "form.json").read_text())
-        except (OSError, ValueError) as error:
-            raise DamagedFile(path, str(error), "compute it again") from error
-        yield NpyFolder(path, TileForm(form["num_rows"], form["size"], np.dtype(form["dtype"])))
+        with readable(path):
+            told = json.loads((path / "form.json").read_text())
+            form = TileForm(told["num_rows"], told["size"], np.dtype(told["dtype"]))
+        yield NpyFolder(path, form)
 
     def reader(self, path: Path, form: TileForm) -> NpyFolder:
         return NpyFolder(path, form)
