@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layout import Layout
-from pipeline.objective.batch import Batch
-from pipeline.objective.objective import Objective, Params
+from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.protocol import Cost
@@ -33,14 +32,14 @@ class CentralDifferences:
         check_bool("strategy.extrapolate", self.extrapolate)
 
     def blocks(
-        self, objective: Objective, params: Params, batch: Batch, wanted: BlockFilter = all_blocks
+        self, objective: Objective, params: Params, batch: Batch, block_filter: BlockFilter = all_blocks
     ) -> Iterator[Block]:
         moved = {name: value.detach().clone() for name, value in params.items()}
         row = 0
         for value in moved.values():
             for entry in value.view(-1).split(1):
                 rows, cols = slice(row, row + 1), slice(0, row + 1)
-                if wanted(rows, cols):
+                if block_filter(rows, cols):
                     h = self._step(entry.dtype)
                     values = _difference(objective, moved, batch, entry, h)
                     if self.extrapolate:

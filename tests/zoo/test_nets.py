@@ -28,6 +28,7 @@ MAY_REFUSE = {  # what a strategy may say of a net that it cannot differentiate;
     "hvp": NO_WAY,
     "khatri_rao": NO_WAY,
 }
+WRONG = "H v differs from"  # what the certificate says
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,11 @@ def computed(problem: Problem, net: Net, **options):
     return pipeline.hessian(*problem[:4], **options)
 
 
+def is_known(matrix: str) -> bool:
+    """Whether `zoo/reference.py` has the products with it; else a new one is held to its own certificate."""
+    return matrix == "fisher" or hasattr(Reference, matrix)
+
+
 def product(reference: Reference, matrix: str, direction, samples: str | None):
     if matrix == "empirical_fisher":
         return reference.empirical_fisher(direction, samples)
@@ -110,6 +116,15 @@ def check(problem: Problem, reference: Reference, matrix: str, net: Net, dense, 
     assert error <= (TOLERANCE + declared) * size, f"off by {error / size:.1e}"
 
 
+def told_of(problem: Problem, net: Net, matrix: str) -> str:
+    """The line with which a matrix is refused, nothing where it is not."""
+    try:
+        computed(problem, net, matrix=matrix)
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("net", cases())
 def test_auto_is_right(net, matrix):
@@ -121,6 +136,9 @@ def test_auto_is_right(net, matrix):
         return
     if matrix != "hessian" and not EVERYTHING:
         problem = problem._replace(parameters=selection(problem, MANY, more=True))
+    if not is_known(matrix):
+        assert WRONG not in told_of(problem, net, matrix)
+        return
     with suppress(PipelineError) if may_refuse(net, matrix) else nullcontext():
         dense = computed(problem, net, matrix=matrix)
         check(problem, Reference(problem), matrix, net, dense)
@@ -129,27 +147,31 @@ def test_auto_is_right(net, matrix):
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
 @pytest.mark.parametrize("net", cases(has_hessian))
 def test_every_strategy_is_right_or_refuses_in_one_line(net, strategy):
-    """On a few weights; unless all is asked for, one matrix each, by turns."""
+    """On a few weights; unless all is asked for, one matrix each, by turns.
+
+    One that is not exact to rounding may be wrong where the certificate says so: its differences cross kinks.
+    """
+    declared = tolerance_of(STRATEGIES[strategy](), torch.float64)
+    reasons = MAY_REFUSE.get(strategy, "nothing is refused") + (f"|{WRONG}" if declared else "")
     problem = net.build()
     problem = problem._replace(parameters=selection(problem, FEW))
     reference = Reference(problem)
-    matrices = [matrix for matrix in MATRICES if not refusal(net, matrix)]
+    matrices = [matrix for matrix in MATRICES if is_known(matrix) and not refusal(net, matrix)]
     if not EVERYTHING:
         turn = list(NETS).index(net.id) + list(STRATEGIES).index(strategy)
         matrices = [matrices[turn % len(matrices)]]
     for matrix in matrices:
         dense = None
         try:
-            dense = computed(problem, net, matrix=matrix, strategy=strategy, verify=False)
+            dense = computed(problem, net, matrix=matrix, strategy=strategy, verify=declared > 0)
         except PipelineError as error:
             told = str(error)
         if dense is None and may_refuse(net, matrix):
             assert "matrix=empirical_fisher" in told
         elif dense is None:
-            assert re.search(MAY_REFUSE.get(strategy, "nothing is refused"), told), told
+            assert re.search(reasons, told), told
             assert "\n" not in told
         else:
-            declared = tolerance_of(STRATEGIES[strategy](), torch.float64)
             check(problem, reference, matrix, net, dense, declared)
 
 
