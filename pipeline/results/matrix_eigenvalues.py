@@ -10,12 +10,11 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.results.run import Run
 from pipeline.results.spectra_file import SpectraFile
-from pipeline.spectrum import Array, eigenvalues_of, live_rows
+from pipeline.spectrum import Array, eigenvalues_of, live_rows, real_array
 from pipeline.system import available_memory, format_bytes
 
 ASYMMETRY = 1e-4  # relative to the largest entry: more than rounding of single precision
 ROOM_TO_CHECK = 2**28  # bytes: a smaller matrix on disk is read without a look at the free memory
-WHAT = "give a matrix (P, P) of torch or NumPy, a shard, a run or its spectra"
 
 
 def eigenvalues(matrix: Any, device: str = "auto") -> Array:
@@ -73,13 +72,9 @@ def dense_of(matrix: Any) -> Array:
     Raises:
         PipelineError: it is none, or does not fit.
     """
-    dense: Array
-    if hasattr(matrix, "detach"):  # a tensor; torch is not imported here
-        matrix = matrix.detach().cpu()
-        dense = (matrix if matrix.element_size() >= 4 else matrix.float()).numpy()
-    elif hasattr(matrix, "dense"):
+    if hasattr(matrix, "dense"):
         _check_room(matrix.num_rows, np.dtype(getattr(matrix, "dtype", np.float64)).itemsize)
-        dense = np.asarray(matrix.dense())
+        matrix = matrix.dense()
     elif hasattr(matrix, "matvec"):
         raise PipelineError(
             f"{type(matrix).__name__} gives products alone: pipeline.eigenpairs gives both ends of its spectrum, "
@@ -87,16 +82,7 @@ def dense_of(matrix: Any) -> Array:
         )
     elif isinstance(matrix, str | PathLike):
         raise PipelineError(f"{matrix} is a path: open it by pipeline.open_run or pipeline.open_shard first.")
-    else:
-        dense = np.asarray(matrix)
-    if dense.dtype.kind in "iub":
-        dense = dense.astype(np.float64)
-    if dense.dtype.kind != "f":
-        raise PipelineError(f"{type(matrix).__name__} of dtype {dense.dtype} is no real matrix: {WHAT}.")
-    if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not dense.size:
-        raise PipelineError(f"shape {dense.shape} is not that of a square matrix: {WHAT}.")
-    if dense.dtype.itemsize < 4:
-        dense = dense.astype(np.float32)
+    dense = real_array(matrix)
     live_rows(dense)  # finite, before it is compared
     _check_symmetric(dense)
     return dense

@@ -17,6 +17,7 @@ from pipeline.spectrum.protocol import (
     SpectrumMethod,
     SymmetricMatrix,
     Watch,
+    real_array,
 )
 from pipeline.spectrum.random_traces import Diagonal, Estimate, Traces, diagonal, trace
 from pipeline.spectrum.slq import SLQ

@@ -11,7 +11,15 @@ from pipeline.errors import PipelineError
 from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid, resolution_of
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.orthogonal import BREAKDOWN
-from pipeline.spectrum.protocol import Array, ProductMatrix, Quadrature, Watch, checked_matrix
+from pipeline.spectrum.protocol import (
+    NOT_FINITE,
+    Array,
+    ProductMatrix,
+    Quadrature,
+    Watch,
+    checked_matrix,
+    product_of,
+)
 from pipeline.system import available_memory
 from pipeline.validation import check_count, check_number
 
@@ -186,7 +194,7 @@ def _recurrences(
     for step in range(num_steps):
         if kept is not None:
             basis.append(now.astype(kept))
-        image = np.asarray(matrix.matvec(now), np.float64) - beta * before
+        image = np.asarray(product_of(matrix, now), np.float64) - beta * before
         alpha = (now * image).sum(axis=0)
         image = image - alpha * now
         image -= known @ (known.T @ image)
@@ -195,9 +203,7 @@ def _recurrences(
                 image -= earlier * (earlier * image).sum(axis=0)
         beta = np.linalg.norm(image, axis=0)
         if not np.isfinite(beta).all():
-            raise PipelineError(
-                "the matrix times a vector holds NaN or infinity: look at the weights and the samples."
-            )
+            raise PipelineError(NOT_FINITE)
         diagonals.append(alpha)
         sides.append(beta)
         if watch is not None:

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.spectrum import rows as on
 from pipeline.spectrum.orthogonal import next_block, orthogonalize, random_block
-from pipeline.spectrum.protocol import Array, Matvec, Quadrature
+from pipeline.spectrum.protocol import NOT_FINITE, Array, Matvec, Quadrature
 from pipeline.spectrum.rows import Rows
 
 
@@ -108,7 +108,7 @@ class Lanczos:
         on.assign(image, matvec(vectors.T).T)
         norms = on.lengths(image)
         if not np.isfinite(norms).all():
-            raise PipelineError("the matrix times a vector holds NaN or infinity: compute its shards again.")
+            raise PipelineError(NOT_FINITE)
         self.norm = max(self.norm, float(norms.max(initial=0.0)))
         return image
 

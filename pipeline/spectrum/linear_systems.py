@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.minres import minres
-from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix, columns_at_once
+from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix, columns_at_once, product_of
 from pipeline.validation import check_count, check_number
 
 TARGET = 0.7  # of the tolerance, that the recurrence aims at: the rest is left for rounding
@@ -123,7 +123,7 @@ class _System:
 
     def times(self, vectors: Array) -> Array:
         self.num_products += vectors.shape[1]
-        product: Array = np.asarray(self.matrix.matvec(vectors), np.float64) + self.damping * vectors
+        product: Array = np.asarray(product_of(self.matrix, vectors), np.float64) + self.damping * vectors
         return product
 
     def solved(self, b: Array, tolerance: float, max_products: int) -> tuple[Array, Array]:

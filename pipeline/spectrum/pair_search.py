@@ -242,13 +242,12 @@ class PairSearch:
         )
 
     def _not_converged(self, found: Ritz, state: Lanczos) -> str:
-        bound = self.tolerance * found.largest
-        above = found.residuals > bound
+        above, largest = found.residuals > self.tolerance * found.largest, found.largest or 1.0
         return (
-            f"{above.sum()} of {len(above)} eigenpairs have not converged in {self.num_products} products (the largest "
-            f"residual is {found.residuals.max():.1e}, allowed is {bound:.1e}, products are symmetric to "
-            f"{state.noise:.1e}): raise max_products={self.max_products}, tolerance={self.tolerance:g} or "
-            f"max_columns={self.max_columns}."
+            f"{above.sum()} of {len(above)} eigenpairs have not converged in {self.num_products} products (residuals "
+            f"are up to {found.residuals.max() / largest:.1e} of the largest eigenvalue, {self.tolerance:.1e} is "
+            f"allowed, products are symmetric to {state.noise / largest:.1e}): raise max_products={self.max_products}, "
+            f"tolerance={self.tolerance:g} or max_columns={self.max_columns}."
         )
 
 

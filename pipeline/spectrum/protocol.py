@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 
 AT_ONCE = 16  # vectors that are multiplied in one pass over a stored matrix
+WHAT = "give a real matrix (P, P) of torch or NumPy, a shard, or what has products"
 
 Array = NDArray[np.floating]
 Matvec = Callable[[Array], Array]  # (P, m) -> (P, m): the symmetric matrix times m vectors, one pass over it
@@ -31,22 +32,42 @@ class ProductMatrix(Protocol):
         ...
 
 
+def real_array(matrix: Any) -> Array:
+    """A tensor, or whatever NumPy makes an array of, as a square array (P, P) in float32 or float64.
+
+    Raises:
+        PipelineError: it has no numbers, complex ones, another shape, or entries that are masked.
+    """
+    if hasattr(matrix, "detach"):  # a tensor; torch is not imported here
+        if matrix.device.type == "meta":
+            raise PipelineError(f"the matrix is a tensor on the device meta, which has no numbers: {WHAT}.")
+        matrix = matrix.detach().cpu().to_dense()
+        matrix = matrix.float() if matrix.dtype.itemsize < 4 and matrix.is_floating_point() else matrix
+        matrix = matrix.resolve_conj().resolve_neg().numpy()
+    if np.ma.is_masked(matrix):
+        raise PipelineError(f"entries of the matrix are masked: {WHAT}.")
+    array = np.asarray(matrix)
+    if array.dtype.kind not in "fiub":
+        raise PipelineError(f"the matrix holds {array.dtype}, not real numbers: {WHAT}.")
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
+        raise PipelineError(f"the matrix has shape {array.shape}, which is not square: {WHAT}.")
+    size = array.dtype.itemsize if array.dtype.kind == "f" else 8
+    return np.asarray(array, np.float32 if size <= 4 else np.float64)
+
+
 def checked_matrix(matrix: Any) -> ProductMatrix:
     """The matrix, if it has products; a plain array or tensor as one that has.
 
     Raises:
         PipelineError: it is neither, or an array that is not square or not symmetric to 1e-4 of its largest entry.
     """
-    if hasattr(matrix, "detach"):  # a tensor
-        matrix = matrix.detach().cpu().numpy()
-    if isinstance(matrix, np.ndarray):
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise PipelineError(f"the matrix has shape {matrix.shape}: give a square one, (P, P).")
-        largest = float(np.abs(matrix).max(initial=0.0))
+    if isinstance(matrix, np.ndarray) or hasattr(matrix, "detach"):
+        array = real_array(matrix)
+        largest = float(np.abs(array).max(initial=0.0))
         # what is not finite is refused where it is multiplied
-        if np.isfinite(largest) and np.abs(matrix - matrix.T).max(initial=0.0) > 1e-4 * largest:
+        if np.isfinite(largest) and np.abs(array - array.T).max(initial=0.0) > 1e-4 * largest:
             raise PipelineError("the matrix is not symmetric: give a symmetric one, such as (A + A.T) / 2.")
-        return DenseMatrix(np.asarray(matrix, np.float64))
+        return DenseMatrix(np.asarray(array, np.float64))
     if not (hasattr(matrix, "num_rows") and callable(getattr(matrix, "matvec", None))):
         raise PipelineError(
             f"the matrix is of type {type(matrix).__name__}: give what curvature_operator or open_shard returns, a "
@@ -54,6 +75,26 @@ def checked_matrix(matrix: Any) -> ProductMatrix:
         )
     product_matrix: ProductMatrix = matrix
     return product_matrix
+
+
+NOT_FINITE = "the matrix times a vector holds NaN or infinity: look at the weights and samples, or compute its shards again."
+
+
+def product_of(matrix: ProductMatrix, vectors: Any) -> Any:
+    """The matrix times (P, m) vectors, as it gives them.
+
+    Raises:
+        PipelineError: they are of another shape: numbers would be paired as they do not belong together.
+    """
+    product = matrix.matvec(vectors)
+    if tuple(getattr(product, "shape", ())) != tuple(vectors.shape):
+        got = getattr(product, "shape", None)
+        told = f"of type {type(product).__name__}" if got is None else f"of shape {tuple(got)}"
+        raise PipelineError(
+            f"matvec of {type(matrix).__name__} gives a product {told} for vectors of shape {tuple(vectors.shape)}: "
+            "let it take (P, m) and return (P, m)."
+        )
+    return product
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix, columns_at_once
+from pipeline.spectrum.protocol import (
+    NOT_FINITE,
+    Array,
+    ProductMatrix,
+    checked_matrix,
+    columns_at_once,
+    product_of,
+)
 from pipeline.validation import check_count, check_number
 
 FEWEST = 12  # products: a third of them are left for the spread
@@ -240,14 +247,12 @@ def _times(matrix: ProductMatrix, vectors: Array) -> Array:
     """
     width = columns_at_once(matrix)
     parts = [
-        np.asarray(matrix.matvec(vectors[:, first : first + width]), np.float64)
+        np.asarray(product_of(matrix, vectors[:, first : first + width]), np.float64)
         for first in range(0, vectors.shape[1], width)
     ]
     product = np.hstack(parts)
     if not np.isfinite(product).all():
-        raise PipelineError(
-            "the matrix times a vector holds NaN or infinity: look at the weights and the samples."
-        )
+        raise PipelineError(NOT_FINITE)
     return product
 
 

@@ -75,16 +75,16 @@ def test_of_a_run_without_spectra(tmp_path):
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (np.ones((2, 3)), r"shape \(2, 3\) is not that of a square matrix: give a matrix \(P, P\)"),
-        (np.ones((4, 2, 2)), r"shape \(4, 2, 2\) is not that of a square"),
-        (np.zeros((0, 0)), r"shape \(0, 0\) is not"),
+        (np.ones((2, 3)), r"shape \(2, 3\), which is not square: give a real matrix \(P, P\)"),
+        (np.ones((4, 2, 2)), r"shape \(4, 2, 2\), which is not square"),
+        (np.zeros((0, 0)), r"shape \(0, 0\), which"),
         (
             np.array([[1.0, 2.0], [0.0, 1.0]]),
             r"not symmetric: .* by up to 2, the largest is 2; give \(H \+ H.T\) / 2",
         ),
         (np.array([[1.0, np.nan], [np.nan, 1.0]]), "holds NaN or infinity"),
         ("outputs/2026", "outputs/2026 is a path: open it"),
-        (np.eye(2) * 1j, "is no real matrix"),
+        (np.eye(2) * 1j, "holds complex128, not real numbers"),
     ],
 )
 def test_what_is_no_symmetric_matrix_is_refused(matrix, message):

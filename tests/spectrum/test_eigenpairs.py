@@ -236,6 +236,38 @@ def test_tensors_are_multiplied_as_tensors_in_their_precision(name, dtype, toler
     assert (residuals <= 1.5 * tolerance * largest).all()
 
 
+class Reflected:
+    """A diagonal matrix of float32 tensors, reflected from both sides: as many rows as are summed at once in it."""
+
+    columns_per_pass, dtype, device, num_rows = 1, torch.float32, torch.device("cpu"), 2 * rows.CHUNK
+
+    def __init__(self, scale):
+        self.eigenvalues = np.sort(
+            np.concatenate([np.linspace(-0.05, 0.05, self.num_rows - 10), np.arange(1, 11)])
+        )
+        self.diagonal = torch.tensor(scale * self.eigenvalues, dtype=torch.float32)[:, None]
+        normal = torch.from_numpy(np.random.default_rng(0).standard_normal(self.num_rows))
+        self.normal = (normal / normal.norm()).float()[:, None]
+
+    def reflect(self, vectors):
+        return vectors - 2 * self.normal @ (self.normal.T @ vectors)
+
+    def matvec(self, vectors):
+        return self.reflect(self.diagonal * self.reflect(vectors))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-19, 1.0, 1e20, 1e30])
+def test_single_precision_at_any_scale(scale):
+    """Of which the squares are nothing, or infinite."""
+    matrix = Reflected(scale)
+    found = eigenpairs(matrix, 3, 1, 1e-4)
+    np.testing.assert_allclose(found.values / scale, ends(matrix.eigenvalues, 3, 1), atol=1e-4 * 10)
+    vectors = torch.from_numpy(found.vectors).double()
+    matrix.diagonal, matrix.normal = matrix.diagonal.double() / scale, matrix.normal.double()
+    residuals = (matrix.matvec(vectors) - vectors * torch.from_numpy(found.values / scale)).norm(dim=0)
+    np.testing.assert_allclose(found.residuals / scale, residuals, rtol=0.01, atol=1e-5)
+
+
 def test_the_same_products_ask_for_the_same_vectors_bit_for_bit():
     first, second = (Tensors(with_spectrum(SPECTRA["wigner"]), torch.float32) for _ in range(2))
     for matrix in (first, second):
