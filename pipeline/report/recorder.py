@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from pipeline.config import FIGURE_FORMATS, Stage
 from pipeline.errors import PipelineError
-from pipeline.results import FIRST_CHARTS, QUANTITIES, TABLE, open_run
+from pipeline.results import FIRST_CHARTS, QUANTITIES, TABLE, Run, matrix_name, open_run
 from pipeline.system import LOG_ONLY, RunFolder, print_line, table, write_atomically
 from pipeline.tracking import TrackedRun
 
@@ -42,9 +42,8 @@ class RunRecorder:
         first = {f"headline/{key}": metrics[key] for key in FIRST_CHARTS if key in metrics}
         self.tracked.log_metrics({**metrics, **first}, step)
 
-    def summary(self) -> dict[str, float]:
+    def _summary(self, run: Run) -> dict[str, float]:
         """The headline numbers of the last step that was aggregated, of the training, and the times; a flat dict."""
-        run = open_run(self.folder.path)
         numbers: dict[str, float] = {}
         with suppress(PipelineError):  # a summary that is damaged is about to be replaced
             numbers = {key: run.summary[key] for key in run.summary if key.startswith("seconds_")}
@@ -61,7 +60,8 @@ class RunRecorder:
 
     def close(self) -> None:
         """Write summary.json, log its numbers and all files that are there, and print the table."""
-        numbers = self.summary()
+        run = open_run(self.folder.path)
+        numbers = self._summary(run)
         write_atomically(self.folder.summary, json.dumps(numbers, indent=2) + "\n")
         self.tracked.log_metrics({key: value for key, value in numbers.items() if key.startswith("seconds_")})
         for path in (self.folder.config, self.folder.summary, self.folder.report):
@@ -77,8 +77,16 @@ class RunRecorder:
             if f"seconds_{stage.value}" in numbers
         ]
         if rows:
-            table("Hessian spectrum", rows)
+            table(_title(run), rows)
         report, path = self.folder.report, self.folder.path
         for line in (", ".join(seconds), f"report: {report}" if report.exists() else f"run folder: {path}"):
             print_line(line)
             log.info("%s", line, extra=LOG_ONLY)
+
+
+def _title(run: Run) -> str:
+    """Of the table: which matrix the spectrum is of, where there is one."""
+    if not run.spectra:
+        return "Results"
+    name = matrix_name(run.spectra[max(run.spectra)].matrix)
+    return f"{name[0].upper()}{name[1:]} spectrum"

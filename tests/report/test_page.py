@@ -58,7 +58,8 @@ def test_opens_offline_without_an_error_and_asks_for_nothing(page):
 @needs_chromium
 def test_every_chart_is_drawn(page):
     empty = "[...document.querySelectorAll('.chart')].filter((div) => !div.querySelector('.main-svg')).length"
-    assert page.evaluate("document.querySelectorAll('.chart').length") == 23
+    given = page.evaluate("JSON.parse(document.getElementById('charts').textContent).charts.length")
+    assert page.evaluate("document.querySelectorAll('.chart').length") == given > 0
     assert page.evaluate(empty) == 0
 
 

@@ -13,6 +13,7 @@ from support.command import python
 from support.report_cases import CASES, bowl, put, spectra
 
 from pipeline.errors import PipelineError
+from pipeline.report.figures import PICTURES
 from pipeline.report.report import make_report
 from pipeline.report.tables import read_history
 from pipeline.results.number_format import number, percent
@@ -25,6 +26,18 @@ CONFIG = {
     "model": {"_target_": "pipeline.model.MLP", "input_shape": [1, 8, 8]},
 }
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+FIGURES = {  # of each section, in the order of the page
+    "along": [
+        *("along_lambda_max", "along_trace", "along_participation_ratio"),
+        "along_gradient_share_in_top_eigenspace",
+        *("layers_along_lambda_max", "layers_along_trace", "density_steps", "cosine_steps", "overlap_steps"),
+    ],
+    "spectrum": ["density", "eigenvalues", "gradient_cosines", "participation"],
+    "landscape": ["loss_lines", "loss_plane"],
+    "batches": ["batch_eigenvalues", "batch_distances", "batch_overlaps"],
+    "layers": ["layer_lambda_max", "layer_trace", "block_norms"],
+    "training": ["loss", "accuracy"],
+}
 
 
 class Page(HTMLParser):
@@ -139,29 +152,16 @@ def test_has_every_section_and_every_figure(whole):
         "config",
         "versions",
     ]
-    assert page.figures == [
-        *("along_lambda_max", "along_trace", "along_participation_ratio"),
-        "along_gradient_share_in_top_eigenspace",
-        *("layers_along_lambda_max", "layers_along_trace", "density_steps", "cosine_steps", "overlap_steps"),
-        *("density", "eigenvalues", "gradient_cosines", "participation"),
-        *("loss_lines", "loss_plane"),
-        *("batch_eigenvalues", "batch_distances", "batch_overlaps"),
-        *("layer_lambda_max", "layer_trace", "block_norms"),
-        *("loss", "accuracy"),
-    ]
+    assert page.figures == [name for names in FIGURES.values() for name in names]
     described = [chart["name"] for chart in page.described()["charts"]]
     assert sorted(described) == sorted(page.figures)
-    plain = {"density", "eigenvalues", "landscape", "block_norms", "batches", "training"}
-    plain |= {"directions", "layers"}
-    of_all = {
-        "steps",
-        "density_steps",
-        "overlap_steps",
-        "layer_steps",
-        "gradient_steps",
-        "participation_steps",
-    }
-    assert {path.stem for path in folder.figures.glob("*.png")} == plain | of_all
+    files = {name for name, parts in PICTURES.items() if {*parts} & {*described}}
+    assert {path.stem for path in folder.figures.glob("*.png")} == files
+
+
+def test_every_figure_stands_in_a_file_too(whole):
+    page, _ = whole
+    assert {*page.figures} <= {part for parts in PICTURES.values() for part in parts}
 
 
 def test_links_lead_inside_the_page_and_nothing_comes_from_elsewhere(whole):
@@ -252,7 +252,8 @@ def test_says_how_to_reproduce(whole):
 def test_odd_cases(case, folder):
     page = report(folder, spectra(**CASES[case]), history="")
     text = folder.report.read_text(encoding="utf-8")
-    assert len(page.figures) == (7 if case == "one batch" else 10)
+    sections = ("spectrum", "layers") if case == "one batch" else ("spectrum", "batches", "layers")
+    assert page.figures == [name for section in sections for name in FIGURES[section]]
     assert len(page.described()["charts"]) == len(page.figures)
     assert "Nothing was trained in this folder" in text
     assert "along" not in page.sections

@@ -87,10 +87,11 @@ def _packed(content: bytes) -> str:
 class Chart:
     """One figure of a page.
 
-    reading: one line on how to read it. traces, layout: plotly's; a trace with `meta={"step": 10}` is drawn where that
-    is the choice. signed: axis ("x" or "y") to the half-width of the linear part of a scale that is logarithmic on both
-    sides of zero; such an axis has a range. choices: key to (label, options) of choices of this chart, of which the
-    first one is made. picks: the choice of the whole page that a click on a point makes.
+    reading: one line on how to read it. traces, layout: plotly's, of the types and keys that `report/figures.py` draws
+    too: scatter, bar (with a width), heatmap, contour. A trace with `meta={"step": 10}` is drawn where that is the
+    choice. signed: axis ("x" or "y") to the half-width of the linear part of a scale that is logarithmic on both sides
+    of zero; such an axis has a range. choices: key to (label, options) of choices of this chart, of which the first one
+    is made. picks: the choice of the whole page that a click on a point makes.
     span: how many of six columns it takes on a wide screen: 2, 3, 4 or 6.
     """
 
