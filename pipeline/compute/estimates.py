@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.layout import Layout
-from pipeline.results import Density, DistributionBand, LayerBlocks, MeanSpectrum, ModuleBlocks, SpectraFile
+from pipeline.results import (
+    BatchSpectra,
+    Density,
+    DistributionBand,
+    LayerBlocks,
+    MeanSpectrum,
+    ModuleBlocks,
+    SpectraFile,
+)
 from pipeline.shards import Array
 from pipeline.spectrum import (
     Eigenpairs,
@@ -40,6 +48,13 @@ class Estimates:
     numbers: Mapping[str, float]
     density: Density | None = None
     distribution: DistributionBand | None = None
+    batches: BatchSpectra | None = None
+
+    @property
+    def norm(self) -> Estimate:
+        """The Frobenius norm."""
+        value, half = self.numbers["frobenius_norm"], self.numbers.get("frobenius_norm_half_width", 0.0)
+        return Estimate(value, value - half, value + half)
 
     @staticmethod
     def of_products(
@@ -135,6 +150,7 @@ class Estimates:
             layers=self._parameters(layout),
             modules=self._modules(layout),
             density=self.density,
+            batches=self.batches,
             distribution=self.distribution,
         )
 
@@ -147,7 +163,7 @@ class Estimates:
             block_norms=None,
             trace=np.array([each.value for each in estimates]),
             eigenvalues={},
-            trace_half_width=_half_widths(estimates),
+            trace_half_width=half_widths(estimates),
         )
 
     def _modules(self, layout: Layout) -> ModuleBlocks:
@@ -158,7 +174,7 @@ class Estimates:
             np.array([span.stop - span.start for span in spans.values()]),
             trace=np.array([each.value for each in estimates]),
             lambda_max=np.full(len(spans), np.nan),
-            trace_half_width=_half_widths(estimates),
+            trace_half_width=half_widths(estimates),
         )
 
 
@@ -171,7 +187,7 @@ def half_width(estimate: Estimate) -> float:
     return (estimate.high - estimate.low) / 2
 
 
-def _half_widths(estimates: list[Estimate]) -> Array | None:
+def half_widths(estimates: Sequence[Estimate]) -> Array | None:
     """Of the intervals; None where nothing is an estimate."""
     widths = np.array([half_width(each) for each in estimates])
     return widths if widths.any() else None

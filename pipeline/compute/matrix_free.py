@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pipeline.aggregate import LARGEST, CachedMatrix, PartialResults, Scaled
+from pipeline.compute.batch_estimates import batch_estimates, headline_of_batches
 from pipeline.compute.estimates import Estimates
 from pipeline.compute.identity import identity_of
 from pipeline.compute.loss_landscape import joined
@@ -27,6 +28,7 @@ from pipeline.operator import (
     PartialSum,
     curvature_operator,
     gram_spectrum,
+    operators_of_batches,
     parts_of,
     sum_of_parts,
 )
@@ -136,6 +138,8 @@ class Estimation:
             assert isinstance(method, TopK | SLQ), "settled before"
             in_parts = self._in_parts(operator, num_parts, workers)
             estimates = self._by_products(in_parts, strategy, method, memory, start)
+            if strategy.each_batch and len(self.batches) > 1:
+                estimates = self._with_batches(operator, estimates, strategy, method, memory)
         return estimates.file(
             operator.layout,
             {**self.origin, "way": operator.way},
@@ -175,6 +179,42 @@ class Estimation:
                 )
             sharpness = self._preconditioned(operator, strategy, memory)
         return Estimates.of_products(pairs, min(method.num_top, operator.num_rows), traces, band, sharpness)
+
+    def _with_batches(
+        self,
+        operator: CurvatureOperator,
+        estimates: Estimates,
+        strategy: MatrixFree,
+        method: TopK | SLQ,
+        memory: int,
+    ) -> Estimates:
+        """The same estimates with those of each batch's own matrix."""
+
+        def search(matrix: Any, batch: int) -> Eigenpairs:
+            with product_counter(f"products of batch {batch} at step {self.step}") as watch:
+                return eigenpairs(
+                    matrix,
+                    estimates.vectors.shape[1],
+                    0,
+                    method.tolerance,
+                    max_products=method.max_passes * method.num_columns_per_pass,
+                    seed=method.seed,
+                    start=estimates.vectors,
+                    watch=watch,
+                    memory=memory,
+                )
+
+        found = batch_estimates(
+            operators_of_batches(operator),
+            [batch.num_samples for batch in self.batches],
+            estimates.vectors,
+            estimates.norm,
+            search,
+            strategy.num_trace_products,
+            method.seed,
+            keep=lambda matrix, name: self._kept(matrix, name, strategy),
+        )
+        return replace(estimates, batches=found, numbers={**estimates.numbers, **headline_of_batches(found)})
 
     def _by_gram_matrix(self, operator: CurvatureOperator, num_top: int) -> Estimates:
         """All eigenvalues, and the residuals of the largest ones by products that share nothing with them.

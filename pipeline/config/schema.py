@@ -123,6 +123,7 @@ ADDED: dict[
 ] = {  # options of later versions, by their class, and the values at which a config has the hash that it had before
     "pipeline.criterion.CrossEntropy": {"classes_last": False},
     "pipeline.data.Arrays": {"channels_last": False, "scale": False, "as_float": False, "map_labels": False},
+    "pipeline.strategy.MatrixFree": {"each_batch": False},
     "pipeline.training.Pretrained": {"prefix": None},
 }
 ABOUT = ("command", "environments")  # in config.yaml beside the settings

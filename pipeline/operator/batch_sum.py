@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +96,22 @@ class BatchSum:
         return BatchSum(
             self.objective, self.params, self.matrix, Batches.of([tuple(batch)], place, self.dtype)
         )
+
+    def of_batch(self, index: int) -> BatchSum:
+        """The matrix of one of the batches that are held, by the way that was selected; a kept graph is shared.
+
+        Else it keeps a graph of its own while a fourth of the free memory holds those of all batches.
+        """
+        held = self.batches.held
+        assert held is not None, "batches are a list"
+        only = replace(self.batches, example=held[index], held=(held[index],))
+        kept = {0: (self.kept[index][0], 1.0)} if index in self.kept else {}
+        share = self.share / len(held)
+        one = replace(self, batches=only, kept=kept, share=share, weights=None, expected=Fingerprint())
+        if not kept:
+            _ = one.is_kept  # known from now on, without what it was found from
+            one.forget_trial()
+        return one
 
     @property
     def dtype(self) -> torch.dtype:

@@ -87,9 +87,9 @@ def batches(file: SpectraFile) -> tuple[list[str], Rows]:
     each = file.batches
     if each is None:
         return head, []
-    columns = [getattr(each, key) for key in BATCH_TABLE] + [each.distance_to_mean, each.overlap_with_mean]
+    keys = [*BATCH_TABLE, "distance_to_mean", "overlap_with_mean"]
     rows = [
-        [str(b), number(int(each.num_samples[b])), *(number(float(column[b])) for column in columns)]
+        [str(b), number(int(each.num_samples[b])), *(_with_half_width(each, key, b) for key in keys)]
         for b in range(len(each))
     ]
     mean = [number(file.numbers.get(key)) for key in BATCH_TABLE]
@@ -104,14 +104,19 @@ def layers(file: SpectraFile) -> Rows:
     blocks, rows = file.layers, []
     for i, (name, shape) in enumerate(zip(blocks.names, blocks.shapes, strict=True)):
         eigenvalues = blocks.eigenvalues.get(name, np.empty(0))
-        trace = number(float(blocks.trace[i]))
-        if blocks.trace_half_width is not None:
-            trace += f" ± {number(float(blocks.trace_half_width[i]), 2)}"
+        trace = _with_half_width(blocks, "trace", i)
         largest = number(float(eigenvalues.max()) if len(eigenvalues) else None)
         norm = number(None if blocks.block_norms is None else float(blocks.block_norms[i, i]))
         size = number(int(blocks.sizes[i]))
         rows.append([name, " × ".join(map(str, shape)) or "scalar", size, trace, largest, norm])
     return rows
+
+
+def _with_half_width(columns: object, key: str, row: int) -> str:
+    """A number, with the half-width of its 95 % interval beside it where it is an estimate."""
+    value = number(float(getattr(columns, key)[row]))
+    half_widths = getattr(columns, f"{key}{HALF_WIDTH}", None)
+    return value if half_widths is None else f"{value} ± {number(float(half_widths[row]), 2)}"
 
 
 def estimates(file: SpectraFile) -> Rows:

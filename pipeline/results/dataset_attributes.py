@@ -72,6 +72,15 @@ DATASETS = {
         "(B,)",
         "",
     ),
+    **{
+        f"batches/{name}_half_width": (
+            f"half of the 95 % interval of batches/{name}, which is an estimate",
+            unit,
+            "(B,)",
+            "",
+        )
+        for name, unit in (("trace", CURVATURE), ("frobenius_norm", CURVATURE), ("distance_to_mean", "1"))
+    },
     "batches/overlap": ("overlap of the top eigenspaces of any two batches, 0 to 1", "1", "(B, B)", ""),
     "parameters/names": ("names of the parameters in the order of rows and columns", "", "(m,)", ""),
     "parameters/shapes": ("shape of each parameter, flattened row-major", "", "(m,)", NAMES),

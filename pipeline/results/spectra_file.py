@@ -75,7 +75,7 @@ class DistributionBand(Columns):
 
 @dataclass(frozen=True, repr=False)
 class BatchSpectra(Columns):
-    """Numbers of each of B batches' own matrix."""
+    """Numbers of each of B batches' own matrix; those that are estimated have the half-width of a 95 % interval."""
 
     GROUP = "batches"
     eigenvalues: Array  # (B, k) descending, or (B, P) ascending where all were asked for
@@ -88,9 +88,17 @@ class BatchSpectra(Columns):
     distance_to_mean: Array  # in the Frobenius norm, relative to that of the mean
     overlap_with_mean: Array  # of the top eigenspaces
     overlap: Array  # (B, B) of the top eigenspaces of any two
+    trace_half_width: Array | None = None  # (B,), as the following ones
+    frobenius_norm_half_width: Array | None = None
+    distance_to_mean_half_width: Array | None = None
 
     def __len__(self) -> int:
         return len(self.num_samples)
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> Self:
+        widths = ("trace_half_width", "frobenius_norm_half_width", "distance_to_mean_half_width")
+        return super()._of(arrays, (*widths, *optional))
 
     def top(self, num_top: int) -> Array:
         """The top eigenvalues of each batch, (B, k) descending, whether the file holds k or all P of them."""

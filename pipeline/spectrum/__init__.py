@@ -1,6 +1,7 @@
 """What is extracted from a stored symmetric matrix: eigenvalues, top eigenvectors, density, numbers."""
 
 from pipeline.spectrum.auto import Auto
+from pipeline.spectrum.batch_moments import BatchMoments, batch_moments
 from pipeline.spectrum.cost import SPEEDUP, Rates
 from pipeline.spectrum.density import DensityGrid, density_of, estimate, fit_grid, resolution_of
 from pipeline.spectrum.distribution import SpectralDistribution, bytes_of_recurrences

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from pipeline.errors import PipelineError
+from pipeline.spectrum import rows as on
 from pipeline.spectrum.density import WIDTH, DensityGrid, estimate, fit_grid, resolution_of
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.orthogonal import BREAKDOWN
+from pipeline.spectrum.orthogonal import BREAKDOWN, orthogonalize
 from pipeline.spectrum.protocol import (
     NOT_FINITE,
     Array,
@@ -20,7 +20,6 @@ from pipeline.spectrum.protocol import (
     checked_matrix,
     product_of,
 )
-from pipeline.system import available_memory
 from pipeline.validation import check_count, check_number
 
 
@@ -80,10 +79,10 @@ def density(
     nodes are small. pairs: eigenpairs of the matrix that are known already: each counts for exactly 1 / P of the
     eigenvalues, and the vectors see what lies in the space without theirs, so that outliers blur nothing (as in
     arXiv:2410.21690). watch: is called after each step with the number of products so far, and NaN for a residual.
-    memory: bytes that m · s vectors in the precision of the matrix and 4 m in float64 may take; where they do not fit,
-    the 4 m are held alone. None: half of what is free.
+    memory: bytes that m · s vectors in the precision of the products, and 4 m in float64, may take; where they do not
+    fit, the last two of each recurrence are held alone. None: half of what is free where the vectors lie.
 
-    Cost: m · s products, m at once.
+    Cost: m · s products, m at once; beside them 2 s · P FLOP for each product, on average, and half of these bytes.
 
     Raises:
         PipelineError: an option is wrong, or a product is not finite.
@@ -98,12 +97,14 @@ def density(
     if num_rest == 0:
         raise PipelineError("all eigenvalues are known already: leave out pairs.")
     num_steps = min(num_steps, num_rest)
-    room = available_memory() // 2 if memory is None else memory
-    kept_as = np.dtype(np.float32 if "float32" in str(getattr(matrix, "dtype", "")) else np.float64)
-    is_kept = bytes_of_recurrences(matrix.num_rows, num_vectors, num_steps, kept_as.itemsize) <= room
+    like = on.rows_like(matrix)
+    room = on.free_memory(like) // 2 if memory is None else memory
+    itemsize = 8 if like is None else like.element_size()
+    is_kept = bytes_of_recurrences(matrix.num_rows, num_vectors, num_steps, itemsize) <= room
     rng = np.random.default_rng([seed, 3])
-    kept = kept_as if is_kept else None
-    recurrences = _recurrences(matrix, outliers.vectors, num_vectors, num_steps, kept, rng, watch)
+    with on.plain_arithmetic(like):
+        about = (matrix, outliers.vectors, num_vectors, num_steps, is_kept, rng, watch)
+        recurrences = [*zip(*_recurrences(*about), strict=True)]
     rules = [_rule(alpha, beta) for alpha, beta in recurrences]
     fewer = 3 * num_steps // 4 or 1
     earlier = _together([_rule(alpha[:fewer], beta[:fewer]) for alpha, beta in recurrences], num_rest)
@@ -173,43 +174,45 @@ def _recurrences(
     known: Array,
     num_vectors: int,
     num_steps: int,
-    kept: np.dtype[Any] | None,
+    is_kept: bool,
     rng: np.random.Generator,
     watch: Watch | None,
-) -> list[tuple[Array, Array]]:
-    """Diagonal and side diagonal of the Lanczos recurrence of each random vector: all of them go side by side.
+) -> tuple[Array, Array]:
+    """Diagonals and side diagonals, (m, s), of the Lanczos recurrences of m random vectors, which go side by side.
 
-    known: (P, k) eigenvectors, without which the vectors go. kept: the precision in which all vectors are kept, to
-    which each is made orthogonal; None to keep the last two.
+    known: (P, k) eigenvectors, without which the vectors go. is_kept: whether all vectors are kept, and each is made
+    orthogonal to those before it; else to the last two.
 
     Raises:
         PipelineError: a product is not finite.
     """
-    now = rng.standard_normal((matrix.num_rows, num_vectors))
-    now -= known @ (known.T @ now)
-    now /= np.linalg.norm(now, axis=0)
-    before, beta = np.zeros_like(now), np.zeros(num_vectors)
-    basis: list[Array] = []
-    diagonals, sides = [], []
+    like, num_rows = on.rows_like(matrix), matrix.num_rows
+    outside, image = on.empty(known.shape[1], num_rows, like), on.empty(num_vectors, num_rows, like)
+    on.assign(outside, known.T)
+    on.assign(image, rng.standard_normal((num_rows, num_vectors)).T)
+    num_kept = num_steps if is_kept else 2
+    bases = on.empty(num_vectors * num_kept, num_rows, like).reshape(num_vectors, num_kept, num_rows)
+    diagonals, sides = np.zeros((2, num_vectors, num_steps))
+    orthogonalize(outside, image, 0, norm=0.0)
+    norm, beta = 0.0, on.lengths(image)
     for step in range(num_steps):
-        if kept is not None:
-            basis.append(now.astype(kept))
-        image = np.asarray(product_of(matrix, now), np.float64) - beta * before
-        alpha = (now * image).sum(axis=0)
-        image = image - alpha * now
-        image -= known @ (known.T @ image)
-        for _ in range(2):
-            for earlier in basis:
-                image -= earlier * (earlier * image).sum(axis=0)
-        beta = np.linalg.norm(image, axis=0)
-        if not np.isfinite(beta).all():
+        place, num_before = step % num_kept, min(step + 1, num_kept)
+        for row, basis, length in zip(image, bases, beta, strict=True):
+            on.assign(basis[place], row / (length or 1.0))
+        on.assign(image, product_of(matrix, bases[:, place].T).T)
+        norms = on.lengths(image)
+        if not np.isfinite(norms).all():
             raise PipelineError(NOT_FINITE)
-        diagonals.append(alpha)
-        sides.append(beta)
+        norm = max(norm, float(norms.max()))
+        orthogonalize(outside, image, len(outside), norm)
+        for index, basis in enumerate(bases):
+            rest = image[index : index + 1]
+            found = orthogonalize(basis[:num_before], rest, max(0, num_before - 2), norm)
+            diagonals[index, step] = found[place, 0]
+        beta = sides[:, step] = on.lengths(image)
         if watch is not None:
             watch((step + 1) * num_vectors, float("nan"))
-        before, now = now, image / np.where(beta > 0, beta, 1.0)
-    return list(zip(np.array(diagonals).T, np.array(sides).T, strict=True))
+    return diagonals, sides
 
 
 def _rule(alpha: Array, beta: Array) -> tuple[Array, Array]:

@@ -85,19 +85,16 @@ def trace(
     spans = [slice(None), *layers.values(), *parameters.values()]
     sample = _sums(matrix, num_products, pairs, seed, spans)
     whole, *parts = [
-        _interval(each, exact, confidence, slack)
+        interval(each, exact, confidence, slack)
         for exact, each, slack in zip(sample.exact, sample.each.T, sample.slack, strict=True)
     ]
     of_layers, of_parameters = parts[: len(layers)], parts[len(layers) :]
-    squares = _interval(sample.squares, sample.exact_square, confidence, sample.slack_of_square)
-    norm = Estimate(
-        *(float(np.sqrt(max(value, 0.0))) for value in (squares.value, squares.low, squares.high))
-    )
+    squares = interval(sample.squares, sample.exact_square, confidence, sample.slack_of_square)
     return Traces(
         whole,
         dict(zip(layers, of_layers, strict=True)),
         dict(zip(parameters, of_parameters, strict=True)),
-        norm,
+        square_root(squares),
         sample.num_products,
     )
 
@@ -214,7 +211,7 @@ class _Known:
                 )
         else:
             used = num_products // 3
-            space = np.asarray(np.linalg.qr(_times(matrix, _signs(rng, num_rows, used)))[0])
+            space = np.asarray(np.linalg.qr(_times(matrix, random_signs(rng, num_rows, used)))[0])
             image, residuals = _times(matrix, space), np.zeros(used)
             used *= 2
         small = space.T @ image
@@ -226,14 +223,14 @@ class _Known:
         """Of a few random vectors at once: what each gives of the diagonal, (P, b), and of ‖H‖_F², (b,)."""
         width = columns_at_once(self.matrix)
         for first in range(self.used, self.num_products, width):
-            signs = _signs(self.rng, self.matrix.num_rows, min(width, self.num_products - first))
+            signs = random_signs(self.rng, self.matrix.num_rows, min(width, self.num_products - first))
             product = _times(self.matrix, signs - self.space @ (self.space.T @ signs))
             squares = (product**2).sum(axis=0)
             rest: Array = signs * (product - self.space @ (self.space.T @ product))
             yield rest, squares
 
 
-def _signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
+def random_signs(rng: np.random.Generator, num_rows: int, number: int) -> Array:
     """(P, number), one vector after the other: how many are drawn at once changes none of them."""
     signs: Array = rng.integers(0, 2, (number, num_rows)) * 2.0 - 1
     return signs.T
@@ -256,7 +253,7 @@ def _times(matrix: ProductMatrix, vectors: Array) -> Array:
     return product
 
 
-def _interval(each: Array, exact: float, confidence: float, slack: float) -> Estimate:
+def interval(each: Array, exact: float, confidence: float, slack: float = 0.0) -> Estimate:
     """The mean with Student's interval; nothing but rounding where all is exact.
 
     With half the degrees of freedom: the spread of squares, which have longer tails than a normal variable, is known
@@ -273,3 +270,10 @@ def _interval(each: Array, exact: float, confidence: float, slack: float) -> Est
     half += 1e-12 * (abs(exact) + float(np.abs(each).mean()))  # rounding, where the spread is none
     half += slack
     return Estimate(value, value - half, value + half)
+
+
+def square_root(estimate: Estimate) -> Estimate:
+    """That of a number which is not negative, though its interval may reach below zero."""
+    return Estimate(
+        *(float(np.sqrt(max(value, 0.0))) for value in (estimate.value, estimate.low, estimate.high))
+    )

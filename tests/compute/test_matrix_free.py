@@ -30,6 +30,8 @@ from pipeline.system import RunFolder
 FREE = "strategy=matrix_free"
 UNEQUAL = (*SMALL, "checkpoint_steps=[0]", "spectrum.num_top=5")  # batches of 16, 16 and 8 samples
 
+ESTIMATED = (*UNEQUAL, FREE, "spectrum=slq", "spectrum.tolerance=1e-9", "strategy.each_batch=true")
+
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
@@ -42,7 +44,7 @@ def stored(tmp_path_factory):
 def estimated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimated") / "run"
     figures = "figure_formats=[png]"
-    lines = succeed(folder, *UNEQUAL, FREE, "spectrum=slq", "spectrum.tolerance=1e-9", figures)
+    lines = succeed(folder, *ESTIMATED, figures)
     return pipeline.open_run(folder), lines
 
 
@@ -70,6 +72,24 @@ def test_it_estimates_what_a_stored_matrix_tells(stored, estimated, step):
     assert (shares <= found.distribution.high + 1e-9).all()
 
 
+@pytest.mark.parametrize("step", [0, 20])
+def test_it_estimates_what_the_stored_matrices_of_batches_tell(stored, estimated, step):
+    exact, file = stored.spectra[step].batches, estimated[0].spectra[step]
+    found, scale = file.batches, exact.lambda_max.max()
+    top = found.eigenvalues.shape[1]
+    np.testing.assert_allclose(found.eigenvalues, exact.top(top), atol=1e-7 * scale)
+    for key in ("num_samples", "loss", "gradient_norm", "lambda_max", "overlap_with_mean", "overlap"):
+        np.testing.assert_allclose(
+            getattr(found, key), getattr(exact, key), rtol=1e-6, atol=1e-7, err_msg=key
+        )
+    for key in ("trace", "frobenius_norm", "distance_to_mean"):
+        widths, values = getattr(found, f"{key}_half_width"), getattr(exact, key)
+        assert (widths < 0.5 * (1.0 if key == "distance_to_mean" else exact.frobenius_norm)).all(), key
+        assert (np.abs(getattr(found, key) - values) <= 1.5 * widths).all(), key
+    exact_mean = stored.spectra[step].numbers["mean_overlap_between_batches"]
+    assert file.numbers["mean_overlap_between_batches"] == pytest.approx(exact_mean, abs=1e-6)
+
+
 def test_the_report_says_what_is_estimated_and_how_well(estimated):
     run, lines = estimated
     page = run.folder.report.read_text()
@@ -86,7 +106,7 @@ def test_the_report_says_what_is_estimated_and_how_well(estimated):
 def test_stages_go_on_with_what_is_there(estimated, tmp_path):
     folder = estimated[0].folder
     before = folder.spectrum(20).stat().st_mtime_ns
-    succeed(folder.path, *UNEQUAL, FREE, "spectrum=slq", "spectrum.tolerance=1e-9")
+    succeed(folder.path, *ESTIMATED)
     succeed(
         folder.path, *UNEQUAL, FREE, "stages=[aggregate,report]", "spectrum=slq", "spectrum.tolerance=1e-9"
     )

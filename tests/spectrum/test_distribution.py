@@ -4,10 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from support.matrices import SPECTRA, Stored, like_a_hessian, with_spectrum
 
 from pipeline import eigenpairs
 from pipeline.errors import PipelineError
+from pipeline.spectrum import rows as on
 from pipeline.spectrum.distribution import bytes_of_recurrences, density
 
 NAMES = ("wigner", "low_rank", "multiple", "zero", "identity", "both_signs_alike")
@@ -77,11 +79,10 @@ def test_more_vectors_and_steps_make_the_band_narrow():
     assert widths[-1] < 0.15
 
 
-def test_without_a_basis_it_gives_the_same_where_no_value_has_converged(monkeypatch):
+def test_without_a_basis_it_gives_the_same_where_no_value_has_converged():
     matrix = Stored(with_spectrum(SPECTRA["wigner"]))
     kept = density(matrix, 2, 12)
-    monkeypatch.setattr("pipeline.spectrum.distribution.available_memory", lambda: 0)
-    bare = density(matrix, 2, 12)
+    bare = density(matrix, 2, 12, memory=0)
     assert kept.is_reorthogonalized
     assert not bare.is_reorthogonalized
     np.testing.assert_allclose(bare.quadrature.nodes, kept.quadrature.nodes, atol=1e-9)
@@ -117,24 +118,44 @@ def test_mistakes_in_one_line(options, message):
 
 
 class Diagonal:
-    def __init__(self, dtype):
-        self.values = np.linspace(-1, 1, 100_000).astype(dtype)
-        self.num_rows, self.dtype, self.columns_per_pass = 100_000, self.values.dtype, 1
+    """With products in NumPy and float64, or with tensors."""
+
+    def __init__(self, dtype=None):
+        self.values, self.num_rows = np.linspace(-1, 1, 100_000), 100_000
+        if dtype is not None:
+            self.values, self.dtype = torch.from_numpy(self.values).to(dtype), dtype
+            self.device, self.columns_per_pass = torch.device("cpu"), 1
 
     def matvec(self, vectors):
-        return (self.values[:, None] * vectors.astype(self.dtype)).astype(np.float64)
+        return self.values[:, None] * vectors
 
 
-@pytest.mark.parametrize(("dtype", "memory"), [(np.float64, None), (np.float32, None), (np.float32, 10**6)])
-def test_vectors_take_the_bytes_that_a_plan_tells(dtype, memory):
-    matrix, steps = Diagonal(dtype), 20 if memory is None else 0
+@pytest.mark.parametrize("memory", [None, 10**6])
+def test_vectors_take_the_bytes_that_a_plan_tells(memory):
+    matrix, steps = Diagonal(), 20 if memory is None else 0
     tracemalloc.start()
     try:
         found = density(matrix, 3, 20, memory=memory)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    told = bytes_of_recurrences(100_000, 3, steps, np.dtype(dtype).itemsize)
+    told = bytes_of_recurrences(100_000, 3, steps, 8)
     assert found.is_reorthogonalized == bool(steps)
     assert 0.75 * told < peak < 1.25 * told + 3 * 3 * 800_000, (peak, told)
-    assert is_held(found, matrix.values.astype(np.float64))
+    assert is_held(found, matrix.values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_lie_in_their_own_precision(dtype, monkeypatch):
+    made, empty = [], on.empty
+    monkeypatch.setattr(on, "empty", lambda *about: made.append(empty(*about)) or made[-1])
+    matrix = Diagonal(dtype)
+    found = density(matrix, 3, 20)
+    assert {rows.dtype for rows in made} == {dtype}
+    told = bytes_of_recurrences(100_000, 3, 20, dtype.itemsize)
+    assert 0.6 * told < sum(rows.nbytes for rows in made) < told
+    assert is_held(found, matrix.values.double().numpy())
+    plain = density(Diagonal(), 3, 20)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(found.low.mean(), plain.low.mean(), atol=tolerance)
+    np.testing.assert_allclose(found.quadrature.nodes, plain.quadrature.nodes, atol=tolerance)
