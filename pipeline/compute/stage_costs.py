@@ -18,30 +18,18 @@ import torch
 from pipeline.aggregate import AT_ONCE, LARGEST, TILES_PER_TASK, sizes_of
 from pipeline.compute.cost_estimate import Plan, expected_seconds, fastest
 from pipeline.compute.loss_landscape import NUM_LINES
+from pipeline.compute.product_costs import ProductCosts
 from pipeline.compute.recipe import parts_of
 from pipeline.config import Verify
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Objective, Params, Tree, objective_of, predict
-from pipeline.operator import COLUMNS_PER_PASS, split_evenly
-from pipeline.spectrum import (
-    SLQ,
-    SPEEDUP,
-    Exact,
-    Rates,
-    SpectrumMethod,
-    TopK,
-    bytes_of_pairs,
-    bytes_of_recurrences,
-)
+from pipeline.spectrum import SPEEDUP, Exact, Rates, SpectrumMethod, TopK
 from pipeline.strategy import MatrixFree
-from pipeline.system import available_memory
 from pipeline.training import Adam, GradientTraining, trial_of
 
 LOOP = 3.4e-3  # seconds of the processor for `_loop`, with which the following constants go
 A_MATRIX = 0.08  # seconds, beside derivatives and bytes: guards, evidence, a file that is forced to the disk
 A_STAGE = 0.1  # seconds in which a stage starts
-PRODUCTS_A_PAIR = 8  # the check that none is missing included
-GRADIENTS_A_PRODUCT = 2.5
 GRADIENTS = 18  # in float64, of a certificate of two vectors
 WRITING = 0.6e9  # bytes a second and core: tiles, checksums, the disk's cache
 POOLING = (
@@ -133,63 +121,21 @@ class Work:
 
     def spectra(self) -> StageCost:
         """Where no matrix is computed: products for eigenpairs, density and traces; or a Gram matrix."""
-        strategy, method = self.experiment.matrix.strategy, self.experiment.spectrum
         objective, params = self._objective()
-        first, samples = self.batches[0], [batch.num_samples for batch in self.batches]
+        first, num_samples = self.batches[0], sum(batch.num_samples for batch in self.batches)
         gradient = fastest(lambda: objective.gradient(params, first), self._place) / first.num_samples
-        if isinstance(strategy, MatrixFree):
-            memory = self._bytes_of_vectors(strategy)
-            number = PRODUCTS_A_PAIR * min(method.num_top + getattr(method, "num_bottom", 0), self.num_rows)
-            number += strategy.num_trace_products
-            if isinstance(method, SLQ):
-                number += strategy.num_density_vectors * strategy.num_density_steps
-            seconds = number * GRADIENTS_A_PRODUCT * gradient * self._samples_of_a_worker
-            work = f"about {number:,} products with the matrix of {len(samples)} batches" + self._dealt
+        if isinstance(self.experiment.matrix.strategy, MatrixFree):
+            products = ProductCosts(self.experiment, self.batches, self.product_workers)
+            seconds, memory = products.seconds(gradient) + products.reading * slowness(), products.memory
+            work = str(products)
         else:
             (memory,) = memory_without_matrix(self.experiment).values()
             size = num_outputs(self.experiment)
-            seconds = (
-                Rates.of("float64").all_eigenvalues(size, "cpu") + gradient * sum(samples) * method.num_top
-            )
+            seconds = Rates.of("float64").all_eigenvalues(size, "cpu")
+            seconds += gradient * num_samples * self.experiment.spectrum.num_top
             work = f"all eigenvalues of a Gram matrix of {size:,} rows"
         seconds = self.num_steps * (seconds + GRADIENTS * self._gradient[0]) + A_STAGE * slowness()
         return StageCost("products", work + self._at, seconds, memory)
-
-    def _bytes_of_vectors(self, strategy: MatrixFree) -> int:
-        """What the vectors of eigenpairs take, or those of the density beside the pairs: as many as memory holds."""
-        method, itemsize = self.experiment.spectrum, self.experiment.problem.dtype.itemsize
-        num_rows, room = self.num_rows, available_memory() // 2
-        wanted = min(num_rows, method.num_top + getattr(method, "num_bottom", 0))
-        pairs = bytes_of_pairs(num_rows, wanted, COLUMNS_PER_PASS, itemsize, room)
-        if not isinstance(method, SLQ):
-            return pairs
-        about = num_rows, strategy.num_density_vectors
-        steps = min(strategy.num_density_steps, num_rows)
-        if bytes_of_recurrences(*about, steps, itemsize) > room:
-            steps = 0
-        return max(pairs, bytes_of_recurrences(*about, steps, itemsize) + 8 * num_rows * wanted)
-
-    @property
-    def _num_parts(self) -> int | None:
-        """Of the batches of a product; None where it is not known."""
-        number = len(self.batches)
-        return 1 if number == 1 else self.product_workers and min(self.product_workers, number)
-
-    @property
-    def _samples_of_a_worker(self) -> float:
-        """Those that take this process as long as a product: a worker has one thread, and may share its GPU."""
-        sizes, number = [batch.num_samples for batch in self.batches], self._num_parts or 1
-        if number == 1 or self._place.type != "cpu":
-            return sum(sizes)
-        largest = max(sum(sizes[index] for index in part) for part in split_evenly(sizes, number))
-        return float(largest * torch.get_num_threads() ** SPEEDUP)
-
-    @property
-    def _dealt(self) -> str:
-        number = self._num_parts
-        if number == 1:
-            return ""
-        return f", dealt to {number} workers" if number else ", dealt to the workers of the cluster"
 
     def mean(self) -> StageCost:
         """Every tile of every batch read and added up, and the mean written where there are several."""
@@ -294,9 +240,7 @@ def memory_without_matrix(experiment: Experiment) -> dict[str, int]:
     """Bytes where no matrix is computed, by the option: the smallest basis, or a Gram matrix with its vectors."""
     num_rows, method = experiment.layout().num_parameters, experiment.spectrum
     if isinstance(experiment.matrix.strategy, MatrixFree):
-        wanted = method.num_top + getattr(method, "num_bottom", 0)
-        least = bytes_of_pairs(num_rows, wanted, COLUMNS_PER_PASS, experiment.problem.dtype.itemsize, room=0)
-        return {"strategy=matrix_free": least}
+        return {"strategy=matrix_free": ProductCosts(experiment, experiment.batches(), 1).fewest_bytes}
     return {"strategy=gram": 3 * 8 * num_outputs(experiment) ** 2 + 8 * num_rows * (method.num_top + 2)}
 
 

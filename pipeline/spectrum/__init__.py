@@ -7,7 +7,7 @@ from pipeline.spectrum.density import DensityGrid, density_of, estimate, fit_gri
 from pipeline.spectrum.distribution import SpectralDistribution, bytes_of_recurrences
 from pipeline.spectrum.distribution import density as distribution_of
 from pipeline.spectrum.exact import Exact, eigenvalues_of, live_rows
-from pipeline.spectrum.extremal_pairs import Eigenpairs, bytes_of_pairs, eigenpairs
+from pipeline.spectrum.extremal_pairs import Eigenpairs, bytes_of_pairs, columns_of_basis, eigenpairs
 from pipeline.spectrum.linear_systems import Solution, solve
 from pipeline.spectrum.protocol import (
     Array,

@@ -150,3 +150,8 @@ def bytes_of_pairs(num_rows: int, wanted: int, block_size: int, itemsize: int, r
     """Bytes that `eigenpairs` takes where it may take `room`."""
     fewest, best, beside = (min(num_rows, number) for number in _numbers(wanted, block_size))
     return max(min(itemsize * num_rows * (best + beside), room), itemsize * num_rows * (fewest + beside))
+
+
+def columns_of_basis(wanted: int, block_size: int) -> int:
+    """Vectors of the basis of `eigenpairs`, where memory holds them."""
+    return _numbers(wanted, block_size)[1]
