@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.protocol import Array, ProductMatrix
+from pipeline.spectrum.protocol import Array, ProductMatrix, product_of
 from pipeline.spectrum.random_traces import FEWEST, Estimate, interval, random_signs, square_root
 from pipeline.validation import check_count
 
@@ -88,7 +88,7 @@ def _numbers(
     matrices: Sequence[ProductMatrix], weights: Sequence[float], scales: Sequence[float], vector: Array
 ) -> Array:
     """(3, B): vᵀ H_b v, ‖H_b v‖² and ‖(s_b H_b − H) v‖² of one vector v."""
-    products = [np.asarray(matrix.matvec(vector[:, None]), np.float64)[:, 0] for matrix in matrices]
+    products = [np.asarray(product_of(matrix, vector[:, None]), np.float64)[:, 0] for matrix in matrices]
     mean = np.zeros_like(vector)
     for weight, product in zip(weights, products, strict=True):
         mean += weight * product

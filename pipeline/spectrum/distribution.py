@@ -18,8 +18,8 @@ from pipeline.spectrum.protocol import (
     Quadrature,
     Watch,
     checked_matrix,
-    product_of,
 )
+from pipeline.spectrum.unit_scale import UnitScale
 from pipeline.validation import check_count, check_number
 
 
@@ -186,7 +186,7 @@ def _recurrences(
     Raises:
         PipelineError: a product is not finite.
     """
-    like, num_rows = on.rows_like(matrix), matrix.num_rows
+    like, num_rows, unit = on.rows_like(matrix), matrix.num_rows, UnitScale(matrix)
     outside, image = on.empty(known.shape[1], num_rows, like), on.empty(num_vectors, num_rows, like)
     on.assign(outside, known.T)
     on.assign(image, rng.standard_normal((num_rows, num_vectors)).T)
@@ -199,7 +199,7 @@ def _recurrences(
         place, num_before = step % num_kept, min(step + 1, num_kept)
         for row, basis, length in zip(image, bases, beta, strict=True):
             on.assign(basis[place], row / (length or 1.0))
-        on.assign(image, product_of(matrix, bases[:, place].T).T)
+        on.assign(image, unit.matvec(bases[:, place].T).T)
         norms = on.lengths(image)
         if not np.isfinite(norms).all():
             raise PipelineError(NOT_FINITE)
@@ -212,7 +212,7 @@ def _recurrences(
         beta = sides[:, step] = on.lengths(image)
         if watch is not None:
             watch((step + 1) * num_vectors, float("nan"))
-    return diagonals, sides
+    return diagonals / unit.factor, sides / unit.factor
 
 
 def _rule(alpha: Array, beta: Array) -> tuple[Array, Array]:

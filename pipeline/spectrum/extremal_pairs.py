@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import isfinite, log2
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum import rows as on
 from pipeline.spectrum.pair_search import Eigenpairs, PairSearch
-from pipeline.spectrum.protocol import Array, ProductMatrix, Watch, checked_matrix, product_of
+from pipeline.spectrum.protocol import Array, ProductMatrix, Watch, checked_matrix
 from pipeline.spectrum.rows import Rows
+from pipeline.spectrum.unit_scale import UnitScale
 from pipeline.system import format_bytes
 from pipeline.validation import check_count, check_number
 
 BLOCKS_BESIDE = 15  # blocks of a basis beside twice the pairs that are asked for
 COLUMNS_BESIDE = 60  # vectors of it beside these at least
-FAR = 1e8  # entries of a product below 1 / FAR or above FAR are brought near to 1
 
 
 def eigenpairs(
@@ -79,36 +78,11 @@ def eigenpairs(
     like = on.rows_like(matrix)
     room = on.free_memory(like) // 2 if memory is None else memory
     columns = max_columns or _columns_in_memory(room, matrix.num_rows, top + bottom, block_size, like)
-    unit = _UnitScale(matrix)
+    unit = UnitScale(matrix)
     search = PairSearch(unit, top, bottom, tolerance, max_products, block_size, columns, seed, like, watch)
     with on.plain_arithmetic(like):
         found = search.run(None if start is None else _checked_start(start, matrix.num_rows))
     return replace(found, values=found.values / unit.factor, residuals=found.residuals / unit.factor)
-
-
-@dataclass
-class _UnitScale:
-    """A matrix times a power of two, by which its first product that is not zero is brought near to 1 if it is far off.
-
-    The squares of entries of 1e-20 are nothing in single precision, and those of 1e20 infinite.
-    """
-
-    matrix: ProductMatrix
-    factor: float = 1.0
-    is_known: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        return self.matrix.num_rows
-
-    def matvec(self, vectors: Any) -> Any:
-        product = product_of(self.matrix, vectors)
-        largest = 0.0 if self.is_known else float(abs(product).max())
-        if isfinite(largest) and largest > 0:
-            self.is_known = True
-            if not 1 / FAR < largest < FAR:
-                self.factor = 2.0 ** -round(log2(largest))
-        return product * self.factor if self.factor != 1 else product
 
 
 def _checked_start(start: Any, num_rows: int) -> Rows:

@@ -155,6 +155,12 @@ def test_tensors_lie_in_their_own_precision(dtype, monkeypatch):
     told = bytes_of_recurrences(100_000, 3, 20, dtype.itemsize)
     assert 0.6 * told < sum(rows.nbytes for rows in made) < told
     assert is_held(found, matrix.values.double().numpy())
+    for factor in (2.0**-70, 2.0**70):  # of which squares are nothing, or infinite, in single precision
+        scaled = Diagonal(dtype)
+        scaled.values = scaled.values * factor
+        same = density(scaled, 3, 20)
+        np.testing.assert_allclose(same.quadrature.nodes / factor, found.quadrature.nodes, rtol=1e-12)
+        np.testing.assert_allclose(same.low, found.low, rtol=1e-12)
     plain = density(Diagonal(), 3, 20)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     np.testing.assert_allclose(found.low.mean(), plain.low.mean(), atol=tolerance)
