@@ -73,6 +73,11 @@ def test_the_choices(folder):
     exact = pipeline.hessian(model, his.FocalLoss(), inputs, targets, strategy="hvp")
     found = pipeline.hessian(model, his.FocalLoss(), inputs, targets, strategy=his.Differences())
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-6 * float(exact.norm()))
+    weights = dict(model.named_parameters())
+    parts = torch.func.jacrev(lambda values: torch.func.functional_call(model, values, inputs))(weights)
+    jacobian = torch.cat([part.reshape(27, -1) for part in parts.values()], 1)
+    gram = pipeline.hessian(model, his.FocalLoss(), inputs, targets, matrix=his.OutputGram())
+    torch.testing.assert_close(gram, jacobian.T @ jacobian / 9, rtol=0, atol=1e-13)
     values = np.linalg.eigvalsh(exact.numpy())
 
     class Matrix:
@@ -92,7 +97,7 @@ def test_the_choices(folder):
 
 def test_every_page_has_a_command():
     assert sorted(FILES) == ["his_choices", "his_package"]
-    assert len(COMMANDS) >= 11
+    assert len(COMMANDS) >= 12
 
 
 def test_the_pages_are_linked():
