@@ -6,7 +6,9 @@ behind it an orthonormal block N of directions that come next, with
     H V = V T + N C
 
 to rounding, where T = Vᵀ H V and C are small. So no image H v is kept, and the residual of a Ritz vector V s is ‖C s‖.
-A step multiplies some rows of N, which join the basis; what is new in their images joins N. Directions that break
+A step multiplies some rows of N, which join the basis; what is new in their images joins N, and the rows of N that
+were not multiplied are made orthogonal to it. Not the other way round: a step would then be blind to them, and where
+a hidden eigenvector lies close to one whose pair has converged, it is these rows that hold it. Directions that break
 down (low rank, multiple eigenvalues) are replaced by random ones, and the relation still holds, with zeros in C.
 
 All but the products costs 4 P k FLOP a vector and twice the bytes of the basis a block, for k rows of the basis: an
@@ -82,26 +84,41 @@ class Lanczos:
         return bool(self.num_columns == self.rows.shape[1])
 
     def advance(self, matvec: Matvec, width: int) -> None:
-        """Multiply the first `width` rows of N: they join the basis, and what is new in their images joins N.
+        """Multiply the first `width` rows of N: they join the basis, and what is new in their images comes first in N.
 
         Raises:
             PipelineError: the product holds NaN or infinity.
         """
         old, width = self.num_columns, min(width, len(self.coupling))
-        together = old + len(self.coupling)
-        image = self._image(matvec, self.rows[old : old + width])
-        # The rest of N is taken for part of the basis by what is new, and is none of it.
-        known = self.rows[:together]
-        column = orthogonalize(known, image, self._first_coupled(width), self.norm)  # (k + q, width)
+        taken = old + width
+        image = self._image(matvec, self.rows[old:taken])
+        column = orthogonalize(
+            self.rows[:taken], image, self._first_coupled(width), self.norm
+        )  # (k + width, width)
         expected = self.coupling[:width].T
         self.noise = max(self.noise, float(np.linalg.norm(column[:old] - expected, axis=0).max(initial=0.0)))
         self._project(column, expected, width)
         rng = np.random.default_rng([self.seed, self.num_passes + 1])
-        num_new = min(width, self.rows.shape[1] - together)
-        new = self.rows[together : together + num_new]
-        next_block(known, image, new, self.norm, rng)
-        self._couple(column, on.inner(new, image), width)
+        rest = on.copied(self.rows[taken : old + len(self.coupling)])
+        new = self.rows[taken : min(taken + width, self.rows.shape[1])]
+        next_block(self.rows[:taken], image, new, self.norm, rng)
+        coupled = np.hstack([np.zeros((len(new), old)), on.inner(new, image)])
+        self._put_behind(coupled, rest, np.pad(self.coupling[width:], [(0, 0), (0, width)]), rng)
         self.num_passes += 1
+
+    def _put_behind(self, coupled: Array, rest: Rows, coupling: Array, rng: np.random.Generator) -> None:
+        """N becomes the new rows that lie behind the basis, and behind these what the rest adds to them.
+
+        coupled: (m, k) C of the new rows. coupling: (r, k) C of the rest.
+        """
+        self.coupling = coupled
+        if not len(rest):
+            return
+        taken, together = self.num_columns, self.num_columns + len(coupled)
+        added = self.rows[together : min(together + len(rest), self.rows.shape[1])]
+        shares = orthogonalize(self.rows[:together], rest, taken, 1.0)[taken:]
+        next_block(self.rows[:together], rest, added, 1.0, rng)
+        self.coupling = np.vstack([coupled + shares @ coupling, on.inner(added, rest) @ coupling])
 
     def _image(self, matvec: Matvec, vectors: Rows) -> Rows:
         image = on.copied(vectors)
@@ -128,28 +145,38 @@ class Lanczos:
         projected[old:, old:] = (own + own.T) / 2
         self.projected = projected
 
-    def _couple(self, column: Array, new: Array, width: int) -> None:
-        """C of the basis with the block: rows of what was left of N, and of what is new."""
-        old, rest = self.coupling.shape[1], len(self.coupling) - width
-        coupling = np.zeros((rest + len(new), old + width))
-        coupling[:rest, :old] = self.coupling[width:]
-        coupling[:rest, old:] = column[old + width :]
-        coupling[rest:, old:] = new
-        self.coupling = coupling
-
     def restart(self, num_top: int, num_bottom: int, first: int = 0) -> None:
         """Shrink the basis to the outermost Ritz vectors, in place; N stays, orthogonal to them as before.
 
-        With `first` the rows before it stay, and the Ritz vectors are those of the rows from it on.
+        With `first` the rows before it stay, and the Ritz vectors are those of the rows from it on. Of the others, what
+        the images of the rows that stay have components along goes behind N.
         """
-        values, rotation = np.linalg.eigh(self.projected[first:, first:])
-        rotation = rotation[:, _ends(len(values), num_top, num_bottom)]
-        block = on.copied(self.block)
+        values, every = np.linalg.eigh(self.projected[first:, first:])
+        chosen = _ends(len(values), num_top, num_bottom)
+        rotation, others = every[:, chosen], np.delete(every, chosen, axis=1)
+        directions, coupled = self._coupled_to(others, first)
+        block, behind = on.copied(self.block), on.combine(directions, self.basis[first:])
         on.rotate(self.basis[first:], rotation)
         whole = np.eye(self.num_columns, first + rotation.shape[1])
         whole[first:, first:] = rotation
-        self.projected, self.coupling = whole.T @ self.projected @ whole, self.coupling @ whole
-        on.assign(self.block, block)
+        self.projected = whole.T @ self.projected @ whole
+        self.coupling = np.vstack([self.coupling @ whole, np.pad(coupled, [(0, 0), (0, rotation.shape[1])])])
+        on.assign(self.block[: len(block)], block)
+        on.assign(self.block[len(block) :], behind)
+
+    def _coupled_to(self, others: Array, first: int) -> tuple[Array, Array]:
+        """Directions among others, (s, r) over the rows from `first` on, and C of the rows before, (r, first)."""
+        cross = others.T @ self.projected[first:, :first]
+        left, sizes, right = np.linalg.svd(cross, full_matrices=False)
+        number = int((sizes > 4 * on.epsilon(self.rows) * self.norm).sum())
+        return others @ left[:, :number], sizes[:number, None] * right[:number]
+
+    def narrow(self, first: int) -> None:
+        """Turn the rows of N from `first` on so that as few as possible have components of images, and keep these."""
+        left, sizes, right = np.linalg.svd(self.coupling[first:], full_matrices=False)
+        number = int((sizes > 4 * on.epsilon(self.rows) * self.norm).sum())
+        on.rotate(self.block[first:], left[:, :number])
+        self.coupling = np.vstack([self.coupling[:first], sizes[:number, None] * right[:number]])
 
     def choose(self, weights: Array) -> None:
         """Turn N so that its first rows are those that matter most to V times weights (k, w)."""
@@ -159,18 +186,11 @@ class Lanczos:
             self.coupling = turned.T @ self.coupling
 
     def add_random(self, num_rows: int, rng: np.random.Generator) -> None:
-        """Put random rows before those of N."""
-        old, together = self.num_columns, self.num_columns + len(self.coupling)
-        num_rows = min(num_rows, self.rows.shape[1] - together)
-        random_block(self.rows[:together], self.rows[together : together + num_rows], rng)
-        self.coupling = np.vstack([self.coupling, np.zeros((num_rows, old))])
-        self.move_last(num_rows)
-
-    def move_last(self, num_rows: int) -> None:
-        """Put the last rows of N first."""
-        order = np.roll(np.arange(len(self.coupling)), num_rows)
-        on.assign(self.block, on.copied(self.block)[order])
-        self.coupling = self.coupling[order]
+        """Put random rows before those of N, which are made orthogonal to them."""
+        old, rest = self.num_columns, on.copied(self.block)
+        new = self.rows[old : min(old + num_rows, self.rows.shape[1])]
+        random_block(self.basis, new, rng)
+        self._put_behind(np.zeros((len(new), old)), rest, self.coupling, rng)
 
     def ritz(self, num_top: int, num_bottom: int) -> Ritz:
         """The outermost Ritz pairs."""

@@ -119,6 +119,18 @@ class PairSearch:
         """Of each end, Ritz vectors that outlive a restart."""
         return kept_at_restart(self.top, self.bottom, self.block_size, self.max_columns)
 
+    def _converged(self, state: Lanczos) -> tuple[int, int]:
+        """Of each end, Ritz pairs from the outermost one inwards that have converged, wanted ones or not.
+
+        Other vectors of the basis may hold a part of a hidden eigenvector: in the space without them it is none.
+        """
+        most = self._kept
+        found = state.ritz(*most)
+        bound = self.tolerance * found.largest
+        at_top = np.cumprod((found.residuals <= bound)[::-1][: most[0]]).sum()
+        at_bottom = np.cumprod((found.residuals <= bound)[: most[1]]).sum()
+        return max(self.top, int(at_top)), max(self.bottom, int(at_bottom))
+
     def _fullest(self, state: Lanczos) -> int:
         """Rows beside which there is room for one more block."""
         return max(self.max_columns, self.top + self.bottom + 2 * len(state.coupling))
@@ -153,12 +165,8 @@ class PairSearch:
             PipelineError: max_products have been taken before that is known.
         """
         width = min(self.block_size, SEARCHED_AT_ONCE)
-        if len(state.coupling) > 2 * self.block_size:
-            # After many searches: of converged pairs nothing of it matters.
-            state.restart(self.top, self.bottom)
-            state.coupling = state.coupling[:0]
-        elif state.num_columns > sum(self._kept):
-            state.restart(*self._kept)
+        state.restart(*self._converged(state))
+        state.narrow(0)
         before, beyond = state.ritz(self.top, self.bottom), state.num_columns
         state.add_random(width, np.random.default_rng([self.seed, 1, self.num_products]))
         num_passes = 0
@@ -166,9 +174,8 @@ class PairSearch:
             if state.num_columns + len(state.coupling) > self._fullest(state):
                 part = (state.num_columns - beyond) // 3
                 state.restart(part if self.top else 0, part if self.bottom else 0, beyond)
+                state.narrow(width)
             self._advance(state, width)
-            if not state.is_full and len(state.coupling) > width:
-                state.move_last(width)
             num_passes += 1
             values = state.ritz(self.top, self.bottom).values
             if np.abs(values - before.values).max() > 2 * self.tolerance * before.largest:

@@ -11,6 +11,7 @@ from torch import nn
 import pipeline
 from pipeline.errors import PipelineError
 from pipeline.spectrum import DenseMatrix, eigenpairs, pair_search, rows
+from pipeline.spectrum.lanczos import Lanczos
 
 
 def ends(eigenvalues, top, bottom):
@@ -55,6 +56,33 @@ def test_no_set_is_wrong_whatever_the_first_block(name, seed, block_size):
     matrix = with_spectrum(np.sort(eigenvalues), seed)
     found = eigenpairs(matrix, top, 1, tolerance, block_size=block_size, seed=seed)
     np.testing.assert_allclose(found.values, ends(np.sort(eigenvalues), top, 1), atol=allowed)
+
+
+@pytest.mark.parametrize(
+    ("seed", "tolerance"), [(14, 1e-4), (16, 1e-4), (21, 1e-5), (28, 1e-5), (38, 1e-4), (55, 1e-5)]
+)
+def test_a_pair_beside_one_that_has_converged_is_seen_and_the_search_ends(seed, tolerance):
+    """A hidden eigenvector lies in what comes next in the basis, where the search has to look too."""
+    eigenvalues = like_a_hessian(300, seed)
+    found = eigenpairs(with_spectrum(eigenvalues, seed), 2, 2, tolerance, block_size=1)
+    np.testing.assert_allclose(found.values, ends(eigenvalues, 2, 2), atol=2 * tolerance * 10)
+    assert found.num_products < 100
+
+
+@pytest.mark.parametrize("name", ["hessian", "wigner", "multiple", "cluster"])
+def test_a_search_begins_beside_pairs_that_have_converged_alone(name, monkeypatch):
+    """Another vector of the basis may hold a part of a hidden eigenvector, which the space without it then does not."""
+    residuals, add_random = [], Lanczos.add_random
+
+    def spied(self, num_rows, rng):
+        found = self.ritz(self.num_columns, 0)
+        residuals.append(found.residuals.max() / found.largest)
+        add_random(self, num_rows, rng)
+
+    monkeypatch.setattr(Lanczos, "add_random", spied)
+    eigenpairs(with_spectrum(SPECTRA[name]), 10, 2, 1e-5, block_size=1)
+    assert residuals
+    assert max(residuals) <= 1e-5
 
 
 def test_without_the_search_beyond_sets_are_wrong(monkeypatch):

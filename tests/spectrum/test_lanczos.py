@@ -53,8 +53,37 @@ def test_what_holds_with_more_directions_than_are_multiplied(name):
         if step == 4:
             state.add_random(2, np.random.default_rng(3))
             assert len(state.coupling) == 11
-            assert not state.coupling[:2].any()
+            state.narrow(2)
+            assert 2 <= len(state.coupling) <= 11
         assert_relation(state, matrix, largest)
+
+
+@pytest.mark.parametrize("like", [None, torch.empty(0, dtype=torch.float64)], ids=["arrays", "tensors"])
+def test_what_holds_in_a_search_beside_a_basis(like):
+    """Its rows are orthogonal to the basis alone, not to what comes next there; restarts of it lose no component."""
+    matrix = with_spectrum(SPECTRA["wigner"])
+    product = (lambda rows: matrix @ rows) if like is None else (lambda rows: torch.from_numpy(matrix) @ rows)
+    state = random_start(len(matrix), 1, 0, 60, like)
+    for _ in range(20):
+        state.advance(product, 1)
+    state.add_random(1, np.random.default_rng(3))
+    krylov = np.asarray(state.block[:1], np.float64)
+    basis = np.asarray(state.basis, np.float64).copy()
+    for step in range(12):
+        state.advance(product, 1)
+        assert_relation(state, matrix, 2.0)
+        if step < 5:  # no row of N is left out of the space
+            krylov = np.vstack([krylov, krylov[-1:] @ matrix])
+            krylov[-1] -= krylov[-1] @ basis.T @ basis
+            rows = np.asarray(state.basis[20:], np.float64)
+            np.testing.assert_allclose(krylov[:-1] @ rows.T @ rows, krylov[:-1], atol=1e-11)
+        if step in (6, 9):
+            state.restart(2, 1, first=20)
+            assert state.num_columns == 23
+            assert_relation(state, matrix, 2.0)
+            state.narrow(1)
+            assert len(state.coupling) == 2
+            assert_relation(state, matrix, 2.0)
 
 
 def test_the_directions_that_are_chosen_hold_most_of_the_residuals():
