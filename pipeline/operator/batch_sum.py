@@ -20,6 +20,7 @@ from pipeline.objective import (
     Params,
     Reference,
     certify,
+    hash_of,
     objective_of,
 )
 from pipeline.operator.batches import Batches, Fingerprint
@@ -241,10 +242,13 @@ class BatchSum:
         Raises:
             PipelineError: the batches hold other samples than at the pass before.
         """
-        seen = Fingerprint()
+        seen, drawn = Fingerprint(), self.batches.held is None and getattr(self.matrix, "num_draws", None)
+        self.batches.check_unchanged()
         for index, batch in enumerate(self.batches):
             if self.batches.held is None or not self.expected.num_samples:
                 seen.add(batch)
+            if drawn:
+                seen.hashes.append(hash_of(batch))
             if index not in self.kept:
                 made = self._made(index, batch)
                 if self.is_kept:

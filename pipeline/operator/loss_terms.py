@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ ENTRYWISE = (
     nn.BCEWithLogitsLoss,
 )
 LABELLED = (CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
+ADDED = 1e-4  # relative: by how much the losses of parts may differ from that of the whole
 HOW = (
     "give all samples as one batch, or the criterion an attribute reduction='sum' or 'mean', and for a mean over "
     "something else than samples a method num_terms(targets)"
@@ -39,6 +39,7 @@ class LossTerms:
 
     criterion: Criterion
     is_sum: bool
+    _ratios: list[float] = field(default_factory=list, compare=False)
 
     @staticmethod
     def of(objective: Objective, params: Params, first: Batch) -> LossTerms:
@@ -62,10 +63,28 @@ class LossTerms:
         Raises:
             PipelineError: it is not.
         """
-        if type(self.criterion) in (*ENTRYWISE, *LABELLED, SquaredError, BinaryCrossEntropy):
+        known = type(self.criterion) in (*ENTRYWISE, *LABELLED, SquaredError, BinaryCrossEntropy)
+        if known and batch.num_samples in map(len, _counting(batch.targets)):
             return
-        if batch.num_samples > 1 and self.weight(batch) > 0:
-            self._check_split(objective, params, batch)
+        if self.weight(batch) == 0:
+            return
+        judged = _judged(objective, params, batch)
+        self._check_ratio(self.weight(judged) / self.weight(batch))
+        if judged.num_samples > 1:
+            self._check_split(objective, params, judged)
+
+    def _check_ratio(self, ratio: float) -> None:
+        """Refuse batches whose inputs and outputs count samples differently from batch to batch.
+
+        Raises:
+            PipelineError: they do.
+        """
+        self._ratios.append(ratio)
+        if ratio != self._ratios[0]:
+            raise _refused(
+                f"there are {self._ratios[0]:g} times as many outputs as samples in one batch and {ratio:g} times as "
+                "many in another"
+            )
 
     def _count(self, batch: Batch) -> float:
         if (own := getattr(self.criterion, "num_terms", None)) is not None:
@@ -76,21 +95,28 @@ class LossTerms:
             return float(batch.targets.numel())
         return float(batch.num_samples)
 
-    def _check_split(self, objective: Objective, params: Params, batch: Batch) -> None:
-        n = batch.num_samples
-        loss, judged = _losses(objective, params, batch)
+    def _check_split(self, objective: Objective, params: Params, judged: Batch) -> None:
+        n = judged.num_samples
         cut = n // 3 or 1
         try:
             parts = [judged.chunk(0, cut), judged.chunk(cut, n)]
             terms = [self.weight(part) for part in parts]
-            values = [t * loss(part) if t else 0.0 for part, t in zip(parts, terms, strict=True)]
-            whole, expected = self.weight(judged) * loss(judged), sum(values)
+            losses = [_loss_and_slopes(objective, params, part) for part in (judged, *parts)]
+            values = [t * loss if t else 0.0 for t, (loss, _) in zip(terms, losses[1:], strict=True)]
+            whole, expected = self.weight(judged) * losses[0][0], sum(values)
         except PipelineError:
             raise
         except Exception as error:  # a criterion may raise anything where it does not take a part
             raise _refused(str(error).partition("\n")[0]) from error
-        if not abs(whole - expected) <= 1e-4 * sum(map(abs, values)):
+        if not abs(whole - expected) <= ADDED * sum(map(abs, values)):
             raise _refused(f"a batch of {n} adds {whole:.6g} to it, in two parts it adds {expected:.6g}")
+        slopes = [each for _, each in losses]
+        if self.is_sum and float((slopes[0] - slopes[1] - slopes[2]).norm()) > ADDED * float(
+            slopes[0].norm()
+        ):
+            raise _refused(
+                "a part of it depends on the weights alone, a penalty?, and would be added for each batch"
+            )
 
 
 def _num_labels(criterion: Any, targets: Tensor) -> float:
@@ -104,8 +130,12 @@ def _num_labels(criterion: Any, targets: Tensor) -> float:
     )
 
 
-def _losses(objective: Objective, params: Params, batch: Batch) -> tuple[Callable[[Batch], float], Batch]:
-    """The criterion as a function of outputs and targets, and those of a batch, the outputs moved a little.
+def _counting(targets: Any) -> tuple[Tensor, ...]:
+    return tuple(value for value in Tree.of(targets, every=True).tensors if value.ndim > 0)
+
+
+def _judged(objective: Objective, params: Params, batch: Batch) -> Batch:
+    """What the criterion is given of a batch, the outputs moved a little.
 
     At outputs as they are a loss of zero would tell nothing. Moved towards
     zero, probabilities stay what a criterion takes.
@@ -113,24 +143,30 @@ def _losses(objective: Objective, params: Params, batch: Batch) -> tuple[Callabl
     tree = Tree.of(objective.predict(leaves_of(params), batch.inputs))
     generator = torch.Generator().manual_seed(0)
     moved = [f.detach() * (1 - torch.rand(f.shape, generator=generator).to(f) / 2) for f in tree.tensors]
+    return Batch(tree.like(moved), batch.targets)
 
-    def loss(part: Batch) -> float:
-        return float(objective.loss_of(params, part.inputs, part.targets).detach())
 
-    return loss, Batch(tree.like(moved), batch.targets)
+def _loss_and_slopes(objective: Objective, params: Params, judged: Batch) -> tuple[float, Tensor]:
+    """The criterion of outputs and targets, and its derivative by the weights that it reads itself, (P,)."""
+    leaves = leaves_of(params)
+    loss = objective.loss_of(leaves, judged.inputs, judged.targets)
+    if not loss.requires_grad:
+        return float(loss), torch.zeros(1, dtype=torch.float64)
+    slopes = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
+    return float(loss.detach()), torch.cat([slope.reshape(-1).double() for slope in slopes])
 
 
 def _tried(objective: Objective, params: Params, batch: Batch) -> str:
     """Whether the loss of every sample twice is the same ("mean") or twice as large ("sum")."""
-    loss, judged = _losses(objective, params, batch)
+    judged = _judged(objective, params, batch)
     try:
-        once, twice = loss(judged), loss(judged.doubled())
+        once, twice = (_loss_and_slopes(objective, params, each)[0] for each in (judged, judged.doubled()))
     except PipelineError:
         raise
     except Exception as error:  # a criterion may raise anything where it does not take so many outputs
         raise _refused(str(error).partition("\n")[0]) from error
     for reduction, ratio in (("mean", 1.0), ("sum", 2.0)):
-        if abs(twice - ratio * once) <= 1e-4 * abs(once):
+        if abs(twice - ratio * once) <= ADDED * abs(once):
             return reduction
     raise _refused(f"of every sample twice it is {twice / once if once else twice:.3g} times as large")
 

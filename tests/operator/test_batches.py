@@ -146,3 +146,119 @@ def test_batches_that_memory_does_not_hold_give_the_same(monkeypatch: pytest.Mon
     torch.testing.assert_close(fresh @ vectors, kept @ vectors, rtol=1e-12, atol=1e-13)
     assert "kept" not in fresh.way
     assert fresh.memory < kept.memory
+
+
+def test_a_mean_whose_targets_are_broadcast_is_refused() -> None:
+    """Their number says nothing of how many entries the mean is over."""
+    model, (inputs, _) = classes()
+    batches = [(inputs[:5], torch.ones(3).double()), (inputs[5:], torch.ones(3).double())]
+    with (
+        pytest.warns(UserWarning, match="broadcast"),
+        pytest.raises(PipelineError, match="a batch of 5 adds"),
+    ):
+        curvature_operator(model, nn.MSELoss(), batches) @ torch.ones(51)
+
+
+class WeightsFirst(nn.Module):
+    """Inputs whose first dimension counts no samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return self.linear(steps.sum(0))
+
+
+def test_inputs_that_do_not_count_samples_weigh_no_batch() -> None:
+    """The terms of a criterion that is not known are taken for samples: their number must be that of the outputs."""
+    torch.manual_seed(0)
+    model, steps, labels = WeightsFirst().double(), torch.randn(20, 16, 4).double(), torch.randint(3, (16,))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    unequal = list(zip(steps.split([4, 12], 1), labels.split([4, 12]), strict=True))
+    with pytest.raises(
+        PipelineError, match=r"there are 0\.2 times as many outputs as samples in one batch and 0\.6"
+    ):
+        curvature_operator(model, loss, unequal) @ torch.ones(15)
+    equal = list(zip(steps.split(8, 1), labels.split(8), strict=True))
+    whole = pipeline.hessian(model, loss, steps, labels)
+    for criterion, batches in ((loss, equal), (nn.CrossEntropyLoss(), unequal)):
+        operator = curvature_operator(model, criterion, batches)
+        torch.testing.assert_close(operator @ torch.eye(15).double(), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_a_penalty_is_not_added_for_each_batch(size: float) -> None:
+    """A mean has it once. A sum would have it once for each batch, though it be too small to be seen in the loss."""
+    model, pair = classes()
+
+    class Penalized(nn.Module):
+        def __init__(self, reduction: str) -> None:
+            super().__init__()
+            self.reduction = reduction
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            penalty = sum(value.square().sum() for value in model.parameters())
+            return F.cross_entropy(outputs, targets, reduction=self.reduction) + size * penalty
+
+    whole = pipeline.hessian(model, Penalized("mean"), *pair)
+    operator = curvature_operator(model, Penalized("mean"), cut(pair, 10, 13))
+    torch.testing.assert_close(operator @ torch.eye(51).double(), whole, rtol=1e-11, atol=1e-12)
+    with pytest.raises(PipelineError, match="neither the sum nor the mean"):
+        curvature_operator(model, Penalized("sum"), cut(pair, 10, 13)) @ torch.ones(51)
+
+
+def test_a_summed_criterion_may_read_a_weight_of_the_model() -> None:
+    """Where it does so for each sample."""
+    torch.manual_seed(0)
+    model, ids = nn.Embedding(6, 3).double(), torch.randint(6, (14,))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(torch.tanh(outputs) @ model.weight.T, targets, reduction="sum")
+
+    whole = pipeline.hessian(model, loss, ids, ids.flip(0))
+    operator = curvature_operator(model, loss, cut((ids, ids.flip(0)), 5, 9))
+    torch.testing.assert_close(operator @ torch.eye(18).double(), whole, rtol=1e-11, atol=1e-12)
+
+
+def test_masks_of_a_loader_may_hold_infinities() -> None:
+    class Masked(nn.Linear):
+        def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(torch.softmax(inputs + mask, 1))
+
+    torch.manual_seed(0)
+    model, (inputs, labels) = Masked(4, 3).double(), classes()[1]
+    mask = torch.zeros(23, 4).double()
+    mask[::2, 1] = -torch.inf
+    loader = DataLoader([((inputs[i], mask[i]), labels[i]) for i in range(23)], batch_size=9)
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), loader)
+    whole = pipeline.hessian(model, nn.CrossEntropyLoss(), (inputs, mask), labels)
+    for _ in range(2):
+        torch.testing.assert_close(operator @ torch.eye(15).double(), whole, rtol=1e-11, atol=1e-12)
+
+
+def test_drawn_labels_of_batches_that_are_dealt_anew_are_refused() -> None:
+    """They are drawn for a batch: another order has others."""
+    model, pair = classes()
+    fisher = pipeline.matrix.Fisher(num_draws=5)
+    loader = DataLoader(TensorDataset(*pair), batch_size=5, shuffle=True)
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), loader, matrix=fisher)
+    operator @ torch.ones(51)
+    with pytest.raises(PipelineError, match=r"draws targets batch by batch, .* shuffle=False"):
+        operator @ torch.ones(51)
+    ordered = DataLoader(TensorDataset(*pair), batch_size=5)
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), ordered, matrix=fisher)
+    assert torch.equal(operator @ torch.ones(51), operator @ torch.ones(51))
+
+
+@pytest.mark.parametrize("way", [None, "forward over reverse"])
+def test_samples_that_are_changed_in_place_are_refused(way: str | None) -> None:
+    model, pair = classes()
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), cut(pair, 10, 13), way=way)
+    operator @ torch.ones(51)
+    pair[0].zero_()
+    with pytest.raises(PipelineError, match="samples have been changed in place"):
+        operator @ torch.ones(51)
