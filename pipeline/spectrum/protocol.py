@@ -77,7 +77,9 @@ def checked_matrix(matrix: Any) -> ProductMatrix:
     return product_matrix
 
 
-NOT_FINITE = "the matrix times a vector holds NaN or infinity: look at weights and samples, or compute its shards again."
+NOT_FINITE = (
+    "the matrix times a vector holds NaN or infinity: look at weights and samples, or compute shards again."
+)
 
 
 def product_of(matrix: ProductMatrix, vectors: Any) -> Any:
