@@ -70,7 +70,7 @@ class Certificate:
         if self.why:
             return self.why
         return (
-            f"H v differs from the derivative of the gradient along v by {self.probe_error:.2g} of its size, "
+            f"H v differs from central differences of the model by {self.probe_error:.2g} of its size, "
             f"{self.tolerance:.2g} is allowed{self._declaration}"
         )
 

@@ -105,7 +105,7 @@ class Between(nn.Module):
 
 REASONS = {
     "one mode": (OneMode.apply, "forward mode|cannot differentiate"),
-    "wrong forward": (WrongForward.apply, "H v differs from the derivative of the gradient"),
+    "wrong forward": (WrongForward.apply, "H v differs from central differences of the model"),
     "NaN forward": (NanForward.apply, "NaN or infinite|not finite|H v differs"),
 }
 

@@ -150,4 +150,4 @@ def test_what_is_wrong_by_a_percent_is_not_taken_for_rounding() -> None:
         return Wrong.apply(rms(x, kind))
 
     problem = (Inside(rounded, torch.float32), nn.CrossEntropyLoss(), data()[0], labels())
-    assert_refused(problem, "H v differs from the derivative of the gradient")
+    assert_refused(problem, "H v differs from central differences of the model")
