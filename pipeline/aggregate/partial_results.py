@@ -89,7 +89,7 @@ class CachedMatrix:
 
     def __getattr__(self, name: str) -> Any:
         """What an operator has besides: its layout, its dtype and device, how many vectors it multiplies at once."""
-        if name in {"layout", "columns_per_pass", "dtype", "device"}:
+        if name in {"layout", "columns_per_pass", "dtype", "device", "rounding"}:
             return getattr(self.matrix, name)
         raise AttributeError(name)
 

@@ -77,14 +77,7 @@ class CurvatureOperator:
             PipelineError: the vectors do not have P rows, or are not real floating-point numbers; or the batches hold
                 other samples than before.
         """
-        given = (
-            torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
-        )
-        if not isinstance(given, Tensor) or not given.is_floating_point():
-            kind = getattr(vectors, "dtype", type(vectors).__name__)
-            raise PipelineError(
-                f"the vectors are {kind}: give a tensor or an array of floating-point numbers."
-            )
+        given = _floating_point(vectors)
         if given.ndim not in (1, 2) or len(given) != self.num_rows:
             raise PipelineError(
                 f"the vectors have shape {tuple(given.shape)}: give ({self.num_rows},) or ({self.num_rows}, m)."
@@ -105,17 +98,41 @@ class CurvatureOperator:
             return self._sum.loss_and_gradient()
 
     def to_scipy(self) -> Any:
-        """The same operator as a `scipy.sparse.linalg.LinearOperator`."""
+        """The same operator as a `scipy.sparse.linalg.LinearOperator`; complex vectors are multiplied part by part."""
         from scipy.sparse.linalg import LinearOperator
 
         dtype = np.dtype(str(self.dtype).removeprefix("torch."))
 
         def product(vectors: np.ndarray) -> np.ndarray:
+            if np.iscomplexobj(vectors):
+                return product(vectors.real) + 1j * product(vectors.imag)
             return self.matvec(np.asarray(vectors, dtype))
 
         return LinearOperator(
             self.shape, matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=dtype
         )
+
+
+def _floating_point(vectors: Any) -> Tensor:
+    """The vectors as a tensor with numbers, in their own precision, or in float64 where torch has none like it.
+
+    Raises:
+        PipelineError: they are none, or not real floating-point numbers.
+    """
+    if isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f" and not np.ma.is_masked(vectors):
+        kind = vectors.dtype.newbyteorder("=") if vectors.dtype.itemsize <= 8 else np.float64
+        array = np.ascontiguousarray(vectors, kind)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if isinstance(vectors, Tensor) and vectors.is_floating_point() and _is_dense(vectors):
+        return vectors
+    kind = getattr(vectors, "dtype", type(vectors).__name__)
+    raise PipelineError(
+        f"the vectors are {kind}: give a tensor or an array of floating-point numbers, dense and not masked."
+    )
+
+
+def _is_dense(vectors: Tensor) -> bool:
+    return vectors.layout == torch.strided and vectors.device.type != "meta"
 
 
 def curvature_operator(

@@ -142,10 +142,7 @@ class _Outliers:
         """Raises a PipelineError for pairs of another matrix."""
         if pairs is None:
             return _Outliers(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((num_rows, 0)))
-        if len(pairs.vectors) != num_rows:
-            raise PipelineError(
-                f"pairs are of P = {len(pairs.vectors):,} weights, the matrix is of {num_rows:,}."
-            )
+        pairs = Eigenpairs.checked(pairs, num_rows)
         order = np.argsort(pairs.values)
         values, residuals = pairs.values[order], pairs.residuals[order]
         vectors = np.asarray(pairs.vectors, np.float64)

@@ -89,11 +89,15 @@ def _checked_start(start: Any, num_rows: int) -> Rows:
     """The vectors as rows.
 
     Raises:
-        PipelineError: they are not (P, m).
+        PipelineError: they are not (P, m), or not real.
     """
     shape = tuple(getattr(start, "shape", ()))
     if len(shape) != 2 or shape[0] != num_rows or not 1 <= shape[1] <= num_rows:
         raise PipelineError(f"start has shape {shape}: give ({num_rows}, m) vectors, an array or a tensor.")
+    if not str(start.dtype).removeprefix("torch.").startswith(("float", "bfloat", "int", "uint", "bool")):
+        raise PipelineError(
+            f"start holds {start.dtype}, not real numbers: give ({num_rows}, m) real vectors."
+        )
     return start.T
 
 

@@ -9,11 +9,19 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.spectrum.extremal_pairs import Eigenpairs
 from pipeline.spectrum.minres import minres
-from pipeline.spectrum.protocol import Array, ProductMatrix, checked_matrix, columns_at_once, product_of
+from pipeline.spectrum.protocol import (
+    Array,
+    ProductMatrix,
+    checked_matrix,
+    columns_at_once,
+    product_of,
+    real_numbers,
+)
 from pipeline.validation import check_count, check_number
 
 TARGET = 0.7  # of the tolerance, that the recurrence aims at: the rest is left for rounding
 RELIABLE = 0.01  # of |λ + damping|, up to which a residual leaves a pair of use
+WELL = 0.1  # of the residual, that a round with known pairs leaves at most, where these are of use
 MOST_ROUNDS = 10  # of refinement: each solves for the residual that the one before has left
 
 
@@ -55,11 +63,12 @@ def solve(
     check_number("damping", damping, minimum=0)
     check_number("tolerance", tolerance, above=0, below=1)
     check_count("max_products", max_products)
-    right = np.asarray(b.detach().cpu() if hasattr(b, "detach") else b, np.float64)
-    if right.ndim not in (1, 2) or len(right) != matrix.num_rows or not np.isfinite(right).all():
-        raise PipelineError(
-            f"b has shape {right.shape}: give ({matrix.num_rows},) or ({matrix.num_rows}, m) finite numbers."
-        )
+    remedy = f"give ({matrix.num_rows},) or ({matrix.num_rows}, m) finite numbers"
+    right = real_numbers(b, "b", remedy).astype(np.float64)
+    if right.ndim not in (1, 2) or len(right) != matrix.num_rows:
+        raise PipelineError(f"b has shape {right.shape}: {remedy}.")
+    if not np.isfinite(right).all():
+        raise PipelineError(f"b holds NaN or infinity: {remedy}.")
     columns = right.reshape(len(right), -1)
     x, relative = np.zeros_like(columns), np.zeros(columns.shape[1])
     number, width = 0, columns_at_once(matrix)
@@ -89,10 +98,7 @@ class _Known:
     def of(pairs: Eigenpairs | None, num_rows: int, damping: float) -> _Known:
         if pairs is None:
             return _Known.none(num_rows)
-        if len(pairs.vectors) != num_rows:
-            raise PipelineError(
-                f"pairs are of P = {len(pairs.vectors):,} weights, the matrix is of {num_rows:,}."
-            )
+        pairs = Eigenpairs.checked(pairs, num_rows)
         factors = np.asarray(pairs.values, np.float64) + damping
         is_used = pairs.residuals < RELIABLE * np.abs(factors)  # and so not those of which it makes nothing
         return _Known(np.asarray(pairs.vectors, np.float64)[:, is_used], factors[is_used])
@@ -139,11 +145,12 @@ class _System:
             target, most_steps = TARGET * tolerance * sizes[at], (most - self.num_products) // len(at)
             step = self._step(known, residual[:, at], target, most_steps)
             left = residual[:, at] - self.times(step)
-            is_less = np.linalg.norm(left, axis=0) < np.linalg.norm(residual[:, at], axis=0)
-            if not is_less.any():
-                if not len(known.factors):
-                    break
-                known = _Known.none(len(b))  # they are not as exact as they say
+            sizes_left, sizes_before = (np.linalg.norm(each, axis=0) for each in (left, residual[:, at]))
+            is_less = sizes_left < sizes_before
+            if not is_less.any() and not len(known.factors):
+                break
+            if (sizes_left > WELL * sizes_before).any():
+                known = _Known.none(len(b))  # they are not as exact as they say, or of another matrix
             better = at[is_less]
             x[:, better] += step[:, is_less]
             residual[:, better] = left[:, is_less]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,23 @@ class Eigenpairs:
     residuals: Array  # (w,)
     complete: bool
     num_products: int
+
+    @staticmethod
+    def checked(pairs: Any, num_rows: int) -> Eigenpairs:
+        """Refuse what are no eigenpairs, or those of another matrix.
+
+        Raises:
+            PipelineError: they are not.
+        """
+        if not isinstance(pairs, Eigenpairs):
+            raise PipelineError(
+                f"pairs is of type {type(pairs).__name__}: give what pipeline.eigenpairs returns for this matrix."
+            )
+        if len(pairs.vectors) != num_rows:
+            raise PipelineError(
+                f"pairs are of P = {len(pairs.vectors):,} weights, the matrix is of {num_rows:,}."
+            )
+        return pairs
 
 
 @dataclass

@@ -38,19 +38,29 @@ def real_array(matrix: Any) -> Array:
     Raises:
         PipelineError: it has no numbers, complex ones, another shape, or entries that are masked.
     """
-    if hasattr(matrix, "detach"):  # a tensor; torch is not imported here
-        if matrix.device.type == "meta":
-            raise PipelineError(f"the matrix is a tensor on the device meta, which has no numbers: {WHAT}.")
-        matrix = matrix.detach().cpu().to_dense()
-        matrix = matrix.float() if matrix.dtype.itemsize < 4 and matrix.is_floating_point() else matrix
-        matrix = matrix.resolve_conj().resolve_neg().numpy()
-    if np.ma.is_masked(matrix):
-        raise PipelineError(f"entries of the matrix are masked: {WHAT}.")
-    array = np.asarray(matrix)
-    if array.dtype.kind not in "fiub":
-        raise PipelineError(f"the matrix holds {array.dtype}, not real numbers: {WHAT}.")
+    array = real_numbers(matrix, "the matrix", WHAT)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
         raise PipelineError(f"the matrix has shape {array.shape}, which is not square: {WHAT}.")
+    return array
+
+
+def real_numbers(value: Any, name: str, remedy: str) -> Array:
+    """A tensor, or whatever NumPy makes an array of, as an array in float32 or float64.
+
+    Raises:
+        PipelineError: it has no numbers, complex ones, or entries that are masked.
+    """
+    if hasattr(value, "detach"):  # a tensor; torch is not imported here
+        if value.device.type == "meta":
+            raise PipelineError(f"{name} is a tensor on the device meta, which has no numbers: {remedy}.")
+        value = value.detach().cpu().to_dense()
+        value = value.float() if value.dtype.itemsize < 4 and value.is_floating_point() else value
+        value = value.resolve_conj().resolve_neg().numpy()
+    if np.ma.is_masked(value):
+        raise PipelineError(f"entries of {name} are masked: {remedy}.")
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise PipelineError(f"{name} holds {array.dtype}, not real numbers: {remedy}.")
     size = array.dtype.itemsize if array.dtype.kind == "f" else 8
     return np.asarray(array, np.float32 if size <= 4 else np.float64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -160,15 +161,26 @@ def _sums(
     lengths = np.array([np.linalg.norm(known.space[span], axis=0) for span in spans])  # (S, k)
     slack = 2 * lengths @ known.residuals
     slack[0] = 0.0
+    vectors, norms = np.concatenate(each), np.concatenate(squares)
+    rounding = _rounding_of(matrix)
+    slack += rounding * (sums(np.abs(known.diagonal)) + np.abs(vectors).sum(axis=0) / max(1, len(vectors)))
+    square = known.square + norms.sum() / max(1, len(norms))
     return _Sample(
         sums(known.diagonal),
-        np.concatenate(each),
+        vectors,
         slack,
         known.square,
-        np.concatenate(squares),
-        float((known.residuals**2).sum()),
+        norms,
+        float((known.residuals**2).sum() + 2 * rounding * square),
         known.num_products,
     )
+
+
+def _rounding_of(matrix: Any) -> float:
+    """How far products may be off, relative to their size: in single precision more than an interval's own rounding."""
+    if "float32" not in str(getattr(matrix, "dtype", "")):
+        return 0.0
+    return max(8 * float(np.finfo(np.float32).eps), float(getattr(matrix, "rounding", 0.0)))
 
 
 @dataclass(frozen=True)
@@ -203,12 +215,9 @@ class _Known:
             diagonal = np.diag(dense).copy()
             return _Known(matrix, nothing, np.zeros(0), diagonal, square, num_rows, num_rows, rng)
         if pairs is not None:
+            pairs = Eigenpairs.checked(pairs, num_rows)
             space, used = np.asarray(pairs.vectors, np.float64), 0
             image, residuals = space * pairs.values, np.asarray(pairs.residuals, np.float64)
-            if len(space) != num_rows:
-                raise PipelineError(
-                    f"pairs are of P = {len(space):,} weights, the matrix is of {num_rows:,}."
-                )
         else:
             used = num_products // 3
             space = np.asarray(np.linalg.qr(_times(matrix, random_signs(rng, num_rows, used)))[0])

@@ -89,6 +89,29 @@ def test_a_scipy_operator() -> None:
     assert scipy.dtype == np.float64
 
 
+def test_arrays_in_other_orders_and_precisions() -> None:
+    model, pair = classes()
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), pair)
+    vectors = np.random.default_rng(0).standard_normal((51, 4))
+    expected = operator @ vectors
+    fixed = vectors.copy()
+    fixed.setflags(write=False)
+    for given in (fixed, vectors.astype(">f8"), vectors.astype(np.longdouble), np.asfortranarray(vectors)):
+        np.testing.assert_array_equal(operator @ given, expected)
+    np.testing.assert_array_equal(operator @ vectors[::-1, ::2], operator @ vectors[::-1, ::2].copy())
+
+
+def test_a_scipy_operator_multiplies_complex_vectors() -> None:
+    model, pair = classes()
+    operator = curvature_operator(model, nn.CrossEntropyLoss(), pair)
+    vectors = np.random.default_rng(0).standard_normal((51, 4))
+    both = vectors[:, :2] + 1j * vectors[:, 2:]
+    expected = operator @ vectors
+    scipy = operator.to_scipy()
+    np.testing.assert_array_equal(scipy @ both, expected[:, :2] + 1j * expected[:, 2:])
+    np.testing.assert_array_equal(scipy.H @ both[:, 0], expected[:, 0] + 1j * expected[:, 2])
+
+
 def test_the_model_is_left_as_it_was_and_may_change() -> None:
     model, pair = classes()
     model.train()
@@ -264,6 +287,10 @@ def test_what_holds_no_batches_is_refused(batches, message: str) -> None:
         (torch.ones(51, dtype=torch.long), r"the vectors are torch\.int64"),
         (np.ones(51, complex), "the vectors are complex128"),
         ("abc", "the vectors are str"),
+        (torch.ones(51).to_sparse(), r"the vectors are torch\.float32: .* dense and not masked"),
+        (torch.ones(51, device="meta"), r"the vectors are torch\.float32"),
+        (np.ones(51, object), "the vectors are object"),
+        (np.ma.masked_greater(np.arange(51.0), 3), r"the vectors are float64: .* dense and not masked"),
     ],
 )
 def test_what_is_no_vector_is_refused(vectors, message: str) -> None:

@@ -323,6 +323,11 @@ def test_a_start_of_another_shape_is_refused():
         eigenpairs(Laplacian(500), 2, block_size=4, start=np.zeros((7, 2)))
 
 
+def test_a_start_that_is_not_real_is_refused():
+    with pytest.raises(PipelineError, match="start holds complex128, not real numbers"):
+        eigenpairs(Laplacian(500), 2, block_size=4, start=np.ones((500, 2), complex))
+
+
 def test_a_start_that_is_wrong_misleads_nobody():
     """Vectors orthogonal to all that is wanted, and twice the same."""
     matrix = np.diag(np.linspace(0, 1, 300))

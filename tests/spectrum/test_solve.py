@@ -94,3 +94,42 @@ def test_what_has_no_solution_is_told():
 def test_mistakes_in_one_line(b, options, message):
     with pytest.raises(PipelineError, match=message):
         solve(with_spectrum(SPECTRA["wigner"]), b, **options)
+
+
+def test_pairs_of_another_matrix_change_nothing_but_the_products():
+    matrix = with_spectrum(np.linspace(-0.4, 0.8, 60))
+    pairs = eigenpairs(with_spectrum(np.linspace(-0.3, 0.7, 60), seed=5), 3, 1)
+    b = np.random.default_rng(0).standard_normal(60)
+    found = solve(matrix, b, damping=1.0, pairs=pairs)
+    np.testing.assert_allclose(found.x, np.linalg.solve(matrix + np.eye(60), b), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        (np.ones(5) * 1j, "b holds complex128, not real numbers: give"),
+        (torch.ones(5, dtype=torch.complex64), "b holds complex64, not real numbers"),
+        (np.full(5, np.nan), r"b holds NaN or infinity: give \(5,\) or \(5, m\) finite"),
+        (np.ones(4), r"b has shape \(4,\): give \(5,\)"),
+        (np.ma.masked_array(np.ones(5), [True] + 4 * [False]), "entries of b are masked"),
+        (["a"] * 5, "b holds <U1, not real numbers"),
+    ],
+)
+def test_right_sides_that_are_none(b, message):
+    with pytest.raises(PipelineError, match=message):
+        pipeline.solve(np.eye(5), b)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda pairs: pipeline.solve(np.eye(30), np.ones(30), pairs=pairs),
+        lambda pairs: pipeline.trace(np.eye(30), 20, pairs=pairs),
+        lambda pairs: pipeline.density(np.eye(30), pairs=pairs),
+    ],
+)
+def test_what_are_no_pairs_is_refused(function):
+    with pytest.raises(PipelineError, match=r"pairs is of type int: give what pipeline\.eigenpairs returns"):
+        function(3)
+    with pytest.raises(PipelineError, match="pairs are of P = 7 weights, the matrix is of 30"):
+        function(pipeline.eigenpairs(np.eye(7), 2))

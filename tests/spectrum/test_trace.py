@@ -129,3 +129,23 @@ def test_what_pairs_leave_open_is_in_the_intervals():
     assert off > 1e-4  # so that the slack is needed
     assert found.trace.high - found.trace.low < found.layers["one"].high - found.layers["one"].low
     np.testing.assert_allclose(found.trace.value, 80, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_intervals_of_single_precision_hold_what_it_rounds(seed):
+    """Where all is exact but for the products."""
+    torch.manual_seed(seed)
+    model, pair = torch.nn.Linear(150, 1, bias=False), (torch.randn(12, 150), torch.randn(12, 1))
+    operator = pipeline.curvature_operator(model, torch.nn.MSELoss(), pair)
+    inputs = pair[0].double().numpy()
+    exact = 2 / 12 * inputs.T @ inputs
+    pairs = pipeline.eigenpairs(operator, 12, 0, tolerance=1e-5)
+    for found in (
+        pipeline.trace(operator, 60),
+        pipeline.trace(operator, 60, pairs=pairs),
+        pipeline.trace(operator, 150),
+    ):
+        norm = found.frobenius_norm
+        assert found.trace.low <= np.trace(exact) <= found.trace.high
+        assert norm.low <= np.linalg.norm(exact) <= norm.high
+        assert found.trace.high - found.trace.low <= 1e-4 * np.trace(exact)
