@@ -133,3 +133,17 @@ def test_what_are_no_pairs_is_refused(function):
         function(3)
     with pytest.raises(PipelineError, match="pairs are of P = 7 weights, the matrix is of 30"):
         function(pipeline.eigenpairs(np.eye(7), 2))
+
+
+def test_a_right_side_outside_the_range_of_few_directions_is_told_soon():
+    """As of a Gauss-Newton matrix of few samples without damping: no x has a smaller residual."""
+    matrix = Stored(with_spectrum(np.concatenate([np.zeros(195), np.arange(1.0, 6.0)])))
+    b = np.random.default_rng(0).standard_normal(200)
+    with pytest.raises(
+        PipelineError, match=r"the residual of \(H \+ 0 I\) x = b is \S+ of b after \d+ products"
+    ):
+        solve(matrix, b)
+    assert matrix.num_passes < 100
+    in_range = matrix.matrix @ b
+    found = solve(matrix, in_range)
+    np.testing.assert_allclose(matrix.matrix @ found.x, in_range, atol=1e-5)
