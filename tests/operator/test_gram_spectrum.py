@@ -157,3 +157,34 @@ def test_a_gram_matrix_that_is_wrong_is_refused(monkeypatch):
     monkeypatch.setattr(gram, lambda seen: (1.1 * torch.eye(22, dtype=torch.float64), {}))
     with pytest.raises(PipelineError, match="the Gram matrix differs from products with the Jacobian by"):
         gram_spectrum(classes()[0], nn.CrossEntropyLoss(), *classes()[1])
+
+
+@pytest.mark.parametrize("criterion", [nn.L1Loss(), lambda outputs, targets: (outputs * targets).sum()])
+def test_a_criterion_that_does_not_curve_has_zeros(criterion):
+    torch.manual_seed(0)
+    pair = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    found = gram_spectrum(mlp(4, 5, 3).double(), criterion, *pair, num_vectors=2)
+    assert not found.eigenvalues.any()
+    assert found.vectors.shape == (found.num_parameters, 0)
+    assert found.trace == 0
+
+
+@pytest.mark.parametrize("num_samples", [2, 8, 12])
+def test_a_criterion_that_couples_pairs_of_samples_is_refused(num_samples):
+    torch.manual_seed(0)
+    inputs = torch.randn(num_samples, 4, dtype=torch.float64)
+
+    def distances(outputs, targets):
+        return (outputs[::2] - outputs[1::2]).square().mean()
+
+    with pytest.raises(PipelineError, match="the criterion couples samples"):
+        gram_spectrum(mlp(4, 5, 3).double(), distances, inputs, inputs)
+
+
+def test_no_random_number_of_the_user_is_drawn():
+    torch.manual_seed(0)
+    pair = torch.randn(6, 4, dtype=torch.float64), torch.randint(3, (6,))
+    model = mlp(4, 5, 3).double()
+    before = torch.get_rng_state()
+    gram_spectrum(model, nn.CrossEntropyLoss(), *pair)
+    assert torch.equal(torch.get_rng_state(), before)

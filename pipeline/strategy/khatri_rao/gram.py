@@ -119,18 +119,19 @@ def _curvature(objective: Objective, outputs: object, batch: Batch) -> Tensor:
             return torch.zeros_like(direction)
         return torch.autograd.grad(slope, change, direction, retain_graph=True, materialize_grads=True)[0]
 
-    half = torch.ones_like(like)
-    half[n // 2 :] = 0
-    across, whole = times(half)[n // 2 :].abs(), times(torch.randn_like(like)).abs()
-    if n > 1 and float(across.max()) > 1e-5 * float(whole.max()):
-        raise PipelineError(
-            "the criterion couples samples, and a Gram matrix takes them apart: use curvature_operator."
-        )
     columns = []
     flat = like.reshape(n, -1)
     for unit in torch.eye(flat.shape[1], dtype=like.dtype, device=like.device):
         columns.append(times(unit.expand(n, -1).reshape(like.shape)).reshape(n, -1))
-    return torch.stack(columns, 2)
+    curvature = torch.stack(columns, 2)
+    # The sums over samples are those of each sample alone, whatever samples the criterion might couple.
+    drawn = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(flat)
+    whole = times(drawn.reshape(like.shape)).reshape(n, -1)
+    if float((whole - (curvature @ drawn[..., None])[..., 0]).norm()) > 1e-4 * float(whole.norm()):
+        raise PipelineError(
+            "the criterion couples samples, and a Gram matrix takes them apart: use curvature_operator."
+        )
+    return curvature
 
 
 def _factors(curvature: Tensor) -> Tensor:
@@ -147,6 +148,7 @@ def _factors(curvature: Tensor) -> Tensor:
             "a Gram matrix does not tell the eigenvalues: use curvature_operator and eigenpairs."
         )
     kept = values.amax(0) > 10 * torch.finfo(curvature.dtype).eps * largest  # a null space, but for rounding
+    kept[-1] = True  # where nothing curves
     factors: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None, :])[..., kept]
     columns: Tensor = factors.permute(2, 0, 1).to(curvature.dtype)
     return columns
