@@ -1,5 +1,6 @@
 """The loss as a function of the weights, differentiable twice, and the problem that it belongs to."""
 
+from pipeline.objective.activation_checkpoints import honored
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.certificate import Certificate, certify, directions
 from pipeline.objective.checkpoints import (

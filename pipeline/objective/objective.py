@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
+from pipeline.objective.activation_checkpoints import Surroundings, checkpoints, honored
 from pipeline.objective.batch import Batch, Inputs, cast
-from pipeline.objective.decompositions.mode import DecompositionMode, check_modules, checkpoints_off
+from pipeline.objective.decompositions.mode import DecompositionMode, check_modules
 from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.module_state import ModuleState, check_parameters
 from pipeline.validation import check_count
@@ -59,6 +60,18 @@ class Objective:
                 f"the criterion returned {got}, expected a 0-d tensor: give it reduction='mean' or 'sum'."
             )
         return loss
+
+    def checkpointed(self) -> Objective:
+        """The same, with `torch.utils.checkpoint` inside the model as the user wrote it; else it is as if not there.
+
+        A backward pass then holds what is computed between checkpoints, and what enters each of them.
+        """
+
+        def predict(params: Params, inputs: Inputs) -> Any:
+            with honored():
+                return self.predict(params, inputs)
+
+        return replace(self, predict=predict)
 
     def gradient(self, params: Params, batch: Batch) -> Tensor:
         """The gradient of the loss, (P,), by one ordinary backward pass; zeros for what the loss does not use."""
@@ -134,7 +147,7 @@ def objective_of(
         trained = {id(values[id(own[name])]): name in chosen or requires_grad[name] for name in own}
         loss = outer.replaced(values) if outer else nullcontext()
         with (
-            checkpoints_off(),
+            checkpoints(Surroundings(within, params, draws)),
             loss,
             state.replaced(values),
             eager(),

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.errors import PipelineError
+from pipeline.objective.activation_checkpoints import checkpoints
 from pipeline.objective.batch import Batch
-from pipeline.objective.decompositions.mode import DecompositionMode, checkpoints_off
+from pipeline.objective.decompositions.mode import DecompositionMode
 from pipeline.objective.decompositions.randomness import SeededRandomness
 from pipeline.objective.differences import Product, Start, derivative
 from pipeline.objective.module_state import ModuleState
@@ -138,7 +139,7 @@ class Reference:
             for parameter, weight in zip(self._others, self._fixed, strict=True):
                 parameter.data = weight
             replaced = self._state.replaced(buffers)
-            with torch.enable_grad(), checkpoints_off(), eager(), outer, replaced, drawn, lookups:
+            with torch.enable_grad(), checkpoints(), eager(), outer, replaced, drawn, lookups:
                 yield
         finally:
             for parameter, data, requires_grad in found:

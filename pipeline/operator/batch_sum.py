@@ -25,6 +25,7 @@ from pipeline.objective import (
 )
 from pipeline.operator.batches import Batches, Fingerprint
 from pipeline.operator.central_difference import CentralDifference
+from pipeline.operator.checkpointed import Checkpointed
 from pipeline.operator.forward_over_reverse import ForwardOverReverse
 from pipeline.operator.loss_terms import LossTerms
 from pipeline.operator.protocol import Product, Way
@@ -40,17 +41,22 @@ SHARE = 4  # a fourth of the free memory is for graphs that are kept, and a four
 
 @dataclass(frozen=True)
 class Net:
-    """The user's own net and loss, and the weights that they are differentiated by."""
+    """The user's own net and loss, and the weights that they are differentiated by.
+
+    is_checkpointed: whether `torch.utils.checkpoint` inside the net saves memory, see `Objective.checkpointed`.
+    """
 
     model: nn.Module
     criterion: Criterion
     parameters: Sequence[str] | str | None
     device: torch.device | None
     randomness: int | None
+    is_checkpointed: bool = False
 
     def at(self, dtype: torch.dtype | None) -> tuple[Objective, Params]:
         about = (self.model, self.criterion, self.parameters)
-        return objective_of(*about, dtype, self.device, self.randomness)
+        objective, params = objective_of(*about, dtype, self.device, self.randomness)
+        return objective.checkpointed() if self.is_checkpointed else objective, params
 
     def certificate(
         self, matrix: Matrix, batch: Batch, products: Tensor, precision: torch.dtype, targets: object
@@ -168,6 +174,7 @@ class BatchSum:
         columns = min(MOST_AT_ONCE, Layout.of(self.params).num_parameters, self.room // self.bytes_of_a_graph)
         ways: list[Way] = [ReverseOverReverse(self.is_kept), ForwardOverReverse(max(1, columns))]
         ways = [way for way in ways if name is None or _is_named(way, name)]
+        ways = [Checkpointed()] if name == Checkpointed.NAME else ways
         return self._take(select_way(ways, self.problem, self.is_kept, certified))
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:

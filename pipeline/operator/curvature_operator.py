@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.matrix import MATRICES, Matrix
-from pipeline.objective import Certificate, Criterion, check_loss, device_named, differentiation
-from pipeline.operator.batch_sum import BatchSum, Net
+from pipeline.objective import Certificate, Criterion, check_loss, device_named, differentiation, honored
+from pipeline.operator.batch_sum import SHARE, BatchSum, Net
+from pipeline.operator.checkpointed import Checkpointed
 from pipeline.operator.protocol import SumOverBatches
 from pipeline.operator.selection import Certified, NoWay, Selected
 from pipeline.operator.verification import Verification
@@ -36,7 +37,8 @@ class CurvatureOperator:
     way: how products are computed. certificate: how far products on the first batch were from differences of the
     module's own gradient, in float64; None with verify=False. rounding: how far products in single precision were from
     those, relative. seconds: for one vector on one batch, in a trial. memory: bytes of
-    the graphs that are kept, or of the one that is made for a batch. num_products: vectors multiplied so far.
+    the graphs that are kept, or of the one that is made for a batch (by checkpoints: of what it would hold without).
+    num_products: vectors multiplied so far.
     """
 
     layout: Layout
@@ -161,7 +163,8 @@ def curvature_operator(
         of about 15 gradients.
 
     Cost: one to three gradients a product and vector, see docs/howto/matrix_free.md. Memory: the graph of a gradient
-    for each batch while a fourth of the free memory holds them, else of one.
+    for each batch while a fourth of the free memory holds them, else of one; where that does not fit, what
+    `torch.utils.checkpoint` inside the model leaves of it, at about four gradients a product.
 
     Raises:
         PipelineError: as `hessian`; or it is not known how the batches add up.
@@ -176,6 +179,9 @@ def curvature_operator(
     with differentiation():
         net = Net(model, criterion, parameters, place, randomness)
         total = BatchSum.of(net, kind, batches, dtype)
+        if way in (None, Checkpointed.NAME) and _is_checkpointed(total, way is not None):
+            net, way = replace(net, is_checkpointed=True), Checkpointed.NAME
+            total = replace(total, objective=total.objective.checkpointed())
         check_loss(total.objective, total.params, total.first)
         layout, example = Layout.of(total.params), next(iter(total.params.values()))
 
@@ -200,6 +206,27 @@ def curvature_operator(
             total.memory,
             total,
         )
+
+
+def _is_checkpointed(total: BatchSum, is_asked_for: bool) -> bool:
+    """Whether checkpoints inside the net save memory: asked for, or the graph of a gradient does not fit without.
+
+    Raises:
+        PipelineError: it is asked for, and the net calls no checkpoints.
+    """
+    lean = replace(total, objective=total.objective.checkpointed())
+    with honored() as seen:
+        try:
+            check_loss(lean.objective, lean.params, lean.first)
+        except PipelineError:
+            if is_asked_for:
+                raise
+            return False
+    if is_asked_for and not seen.count:
+        raise PipelineError(
+            f"way={Checkpointed.NAME!r}: the model does not call torch.utils.checkpoint: wrap its blocks in it."
+        )
+    return is_asked_for or (seen.count > 0 and lean.bytes_of_a_graph > SHARE * lean.room)
 
 
 def _by_differences(total: BatchSum, certified: Certified | None, before: NoWay) -> Selected:

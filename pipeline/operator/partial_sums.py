@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.matrix import Matrix
 from pipeline.objective import Batch, Criterion, differentiation
 from pipeline.operator.batch_sum import BatchSum, Net
+from pipeline.operator.checkpointed import Checkpointed
 from pipeline.operator.curvature_operator import CurvatureOperator
 from pipeline.operator.protocol import Way
 
@@ -58,7 +59,8 @@ class PartialSum:
         share: of the free memory that this process may use: graphs are kept while a fourth of that holds them.
         """
         pairs = [tuple(batches[index]) for index in part.indices]
-        whole = BatchSum.of(Net(model, criterion, parameters, None, None), matrix, pairs, part.dtype)
+        net = Net(model, criterion, parameters, None, None, isinstance(part.way, Checkpointed))
+        whole = BatchSum.of(net, matrix, pairs, part.dtype)
         return PartialSum(replace(whole, way=part.way, weights=part.weights, share=share))
 
     def __call__(self, vectors: NDArray[Any]) -> NDArray[np.float64]:

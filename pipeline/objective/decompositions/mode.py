@@ -13,9 +13,7 @@ forward mode would see one; and a value that is logged (`.numpy()`) can be read 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -113,39 +111,6 @@ def _detached(args: Any) -> tuple[Any, ...]:
 
 
 GETTERS = ("__get__", "detach", "requires_grad_", "size", "dim", "stride", "is_floating_point", "is_complex")
-
-
-@contextmanager
-def checkpoints_off() -> Iterator[None]:
-    """Within it `torch.utils.checkpoint` runs its function like any other.
-
-    What it would compute again in the backward pass would be computed after the weights that stand in for the model's
-    own have been taken away, and out of sight of the modes. Its memory is not saved then.
-    """
-    module: Any = sys.modules.get("torch.utils.checkpoint")
-    if module is None:
-        yield
-        return
-    names = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
-    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    replacements = {names[0]: _NotCheckpointed, names[1]: _not_checkpointed}
-    for name in before:
-        setattr(module, name, replacements[name])
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
-
-
-class _NotCheckpointed:
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _not_checkpointed(*args: Any, **kwargs: Any) -> Iterator[None]:
-    yield
 
 
 def check_modules(model: nn.Module) -> None:
