@@ -74,6 +74,7 @@ class PairSearch:
     like: Rows | None
     watch: Watch | None = None
     num_products: int = 0
+    largest: float = 0.0  # |λ| that is known to be there: a basis that was restarted holds one end alone
 
     def run(self, first: Rows | None) -> Eigenpairs:
         """The pairs. first: rows that are close to eigenvectors.
@@ -119,7 +120,7 @@ class PairSearch:
         """
         while True:
             if state.num_columns >= self.top + self.bottom:
-                found = state.ritz(self.top, self.bottom)
+                found = self._ritz(state, self.top, self.bottom)
                 bound = TARGET * self.tolerance * found.largest
                 left = found.residuals > bound
                 if not left.any() or state.is_full:
@@ -143,7 +144,7 @@ class PairSearch:
         Other vectors of the basis may hold a part of a hidden eigenvector: in the space without them it is none.
         """
         most = self._kept
-        found = state.ritz(*most)
+        found = self._ritz(state, *most)
         bound = self.tolerance * found.largest
         at_top = np.cumprod((found.residuals <= bound)[::-1][: most[0]]).sum()
         at_bottom = np.cumprod((found.residuals <= bound)[: most[1]]).sum()
@@ -170,10 +171,16 @@ class PairSearch:
         if self.watch is not None:
             self.watch(self.num_products, self._largest_residual(state))
 
+    def _ritz(self, state: Lanczos, num_top: int, num_bottom: int) -> Ritz:
+        """The outermost Ritz pairs, and |λ|max as far as any basis has told."""
+        found = state.ritz(num_top, num_bottom)
+        self.largest = max(self.largest, found.largest, state.norm)
+        return found._replace(largest=self.largest)
+
     def _largest_residual(self, state: Lanczos) -> float:
         if state.num_columns < self.top + self.bottom:
             return float("inf")
-        found = state.ritz(self.top, self.bottom)
+        found = self._ritz(state, self.top, self.bottom)
         return float(found.residuals.max() / (found.largest or 1.0))
 
     def _is_complete(self, state: Lanczos) -> bool:
@@ -185,7 +192,7 @@ class PairSearch:
         width = min(self.block_size, SEARCHED_AT_ONCE)
         state.restart(*self._converged(state))
         state.narrow(0)
-        before, beyond = state.ritz(self.top, self.bottom), state.num_columns
+        before, beyond = self._ritz(state, self.top, self.bottom), state.num_columns
         state.add_random(width, np.random.default_rng([self.seed, 1, self.num_products]))
         num_passes = 0
         while True:
@@ -195,7 +202,7 @@ class PairSearch:
                 state.narrow(width)
             self._advance(state, width)
             num_passes += 1
-            values = state.ritz(self.top, self.bottom).values
+            values = self._ritz(state, self.top, self.bottom).values
             if np.abs(values - before.values).max() > 2 * self.tolerance * before.largest:
                 return False
             if state.is_full or self._would_have_been_seen(state, before, beyond, num_passes, width):
@@ -243,7 +250,7 @@ class PairSearch:
 
     def _checked(self, state: Lanczos) -> tuple[Eigenpairs | None, Lanczos]:
         """The pairs, with residuals by products of their own; where these are too large, a basis of their vectors."""
-        bound = self.tolerance * state.ritz(self.top, self.bottom).largest * (1 + 1e-7)
+        bound = self.tolerance * self._ritz(state, self.top, self.bottom).largest * (1 + 1e-7)
         state.restart(self.top, self.bottom)
         vectors = state.basis
         orthonormal(vectors, None)
@@ -257,7 +264,7 @@ class PairSearch:
         return None, start_from(images, state.rows, len(vectors), self.seed + self.num_products)
 
     def _too_noisy(self, state: Lanczos) -> str:
-        found = state.ritz(self.top, self.bottom)
+        found = self._ritz(state, self.top, self.bottom)
         above = found.residuals > self.tolerance * found.largest
         relative = found.residuals.max() / found.largest
         return (

@@ -85,6 +85,14 @@ def test_a_search_begins_beside_pairs_that_have_converged_alone(name, monkeypatc
     assert max(residuals) <= 1e-5
 
 
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_tolerances_are_of_the_largest_eigenvalue_though_the_basis_holds_the_smallest_alone(block_size):
+    eigenvalues = np.sort(np.concatenate([np.geomspace(1e-8, 1e-2, 53), np.full(7, 1.0)]))
+    found = eigenpairs(with_spectrum(eigenvalues), 0, 1, 1e-6, block_size=block_size)
+    np.testing.assert_allclose(found.values, eigenvalues[:1], atol=2e-6)
+    assert found.num_products < 150
+
+
 def test_without_the_search_beyond_sets_are_wrong(monkeypatch):
     """So that the tests above test it."""
     monkeypatch.setattr(pair_search.PairSearch, "_is_complete", lambda self, state: True)
