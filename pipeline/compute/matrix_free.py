@@ -231,9 +231,11 @@ class Estimation:
         top = values[: found.vectors.shape[1]]
         residuals = np.linalg.norm(operator.matvec(found.vectors) - found.vectors * top, axis=0)
         allowed = SINGLE_GRAM if problem.dtype.itemsize < 8 else DOUBLE_GRAM
-        if (residuals > allowed * values.max(initial=0.0)).any():
+        largest = values.max(initial=0.0)
+        if (residuals > allowed * largest).any():
+            off = residuals.max() / largest if largest else np.inf
             raise PipelineError(
-                f"eigenpairs of the Gram matrix are {residuals.max() / values.max():.1e} of the largest eigenvalue off "
+                f"eigenpairs of the Gram matrix are {off:.1e} of the largest eigenvalue off "
                 f"products with the matrix, {allowed:g} is allowed: choose strategy=matrix_free, or dtype=float64."
             )
         return Estimates.of_all(values, found.vectors, residuals, found.traces, operator.layout)
