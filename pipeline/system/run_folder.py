@@ -203,9 +203,10 @@ def _take(handle: int) -> None:
 
 
 def discard(folder: Path, names: Iterable[str], folders: Iterable[Path]) -> None:
-    """Remove files of a folder that are there, and of `folders`, the deepest first, the empty ones."""
+    """Remove files of a folder that are there, and of `folders`, the deepest first, the empty ones, where it can be."""
     for name in names:
-        (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk with a fault, which has been told
+            (folder / name).unlink(missing_ok=True)
     for each in folders:
         with suppress(OSError):  # it holds something else
             each.rmdir()
