@@ -126,9 +126,8 @@ def _rates(dtype: DTypeLike, sweep: Path | None) -> Rates:
     if sweep is None:
         return Rates.of(dtype).rounded()
     path = sweep / f"{np.dtype(dtype).name}-{RATES}"
-    with locked(
-        path.with_name(f".{path.name}.lock"), "hydra.sweep.dir=FOLDER"
-    ):  # jobs begin at the same moment
+    lock = path.with_name(f".{path.name}.lock")
+    with locked(lock, "hydra.sweep.dir=FOLDER"):  # jobs begin at the same moment
         try:
             return Rates(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):

@@ -177,6 +177,7 @@ def _aggregate_step(
         mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
     found = spectra_of_step(mean, moments, shards, spectrum, num_workers, unfinished)
     top = found.mean
+    batches = batch_spectra(shards, top, found.batches, moments)
     diagonal = second_moments.preconditioner(mean.parameters) if second_moments is not None else None
     sharpness = preconditioned_sharpness(mean, diagonal, spectrum.in_memory, unfinished)
     origin = {key: shards[0].attrs[key] for key in SHARED} | shared_evidence(shards[0].attrs)
@@ -190,7 +191,8 @@ def _aggregate_step(
         numbers={
             **of_origin,
             "negative_threshold": sign_threshold(mean.dtype) * float(np.abs(top.eigenvalues).max()),
-            **headline_of(mean, top, found.batches, moments, shards, weighting),
+            **headline_of(mean, top, moments, shards),
+            **batches.headline,
             **sharpness,
         },
         mean=MeanSpectrum(
@@ -205,7 +207,7 @@ def _aggregate_step(
             eigenvalues=found.parameters,
         ),
         modules=found.modules,
-        batches=batch_spectra(shards, top, found.batches, moments, weighting),
+        batches=batches,
         density=densities(top, found.batches),
     )
 

@@ -7,19 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate.moments import TileSums, Weighting
+from pipeline.aggregate.moments import TileSums
 from pipeline.results import BatchSpectra
-from pipeline.shards import Array, Shard
-from pipeline.spectrum import Spectrum, eigenspace_overlap, share_in_eigenspace, sign_threshold, summarize
+from pipeline.shards import Shard
+from pipeline.spectrum import (
+    Spectrum,
+    eigenspace_overlap,
+    eigenspace_overlaps,
+    share_in_eigenspace,
+    sign_threshold,
+    summarize,
+)
 
 
 def headline_of(
     mean: Shard,
     whole: Spectrum,
-    batches: Sequence[Spectrum],
     moments: TileSums,
     shards: Sequence[Shard],
-    weighting: Weighting,
 ) -> dict[str, float]:
     """The numbers that stand at the top of the report; those that this spectrum does not give are left out."""
     frobenius = float(np.sqrt(moments.block_squares.sum()))
@@ -43,11 +48,6 @@ def headline_of(
     }
     if all("probe_error" in shard.attrs for shard in shards):
         numbers["largest_probe_error"] = max(shard.attrs["probe_error"] for shard in shards)
-    if len(shards) > 1:
-        distances = np.sqrt(moments.deviations) / frobenius if frobenius else np.zeros(len(shards))
-        overlaps = _overlaps(batches)[np.triu_indices(len(shards), 1)]
-        numbers["mean_distance_between_batch_and_mean"] = float(np.dot(weighting.shares, distances))
-        numbers["mean_overlap_between_batches"] = float(overlaps.mean())
     return {name: number for name, number in numbers.items() if number is not None}
 
 
@@ -56,7 +56,6 @@ def batch_spectra(
     whole: Spectrum,
     batches: Sequence[Spectrum],
     moments: TileSums,
-    weighting: Weighting,
 ) -> BatchSpectra:
     """The numbers of each batch's own matrix."""
     frobenius = np.sqrt(moments.block_squares.sum())
@@ -73,15 +72,6 @@ def batch_spectra(
         "overlap_with_mean": [
             eigenspace_overlap(s.top_eigenvectors, whole.top_eigenvectors) for s in batches
         ],
-        "overlap": _overlaps(batches),
+        "overlap": eigenspace_overlaps([each.top_eigenvectors for each in batches]),
     }
     return BatchSpectra(**{name: np.asarray(values) for name, values in columns.items()})
-
-
-def _overlaps(spectra: Sequence[Spectrum]) -> Array:
-    return np.array(
-        [
-            [eigenspace_overlap(one.top_eigenvectors, other.top_eigenvectors) for other in spectra]
-            for one in spectra
-        ]
-    )

@@ -10,7 +10,14 @@ from pipeline.compute.estimates import half_widths
 from pipeline.operator import BatchOperators, CurvatureOperator
 from pipeline.results import BatchSpectra
 from pipeline.shards import Array
-from pipeline.spectrum import Eigenpairs, Estimate, ProductMatrix, batch_moments, eigenspace_overlap
+from pipeline.spectrum import (
+    Eigenpairs,
+    Estimate,
+    ProductMatrix,
+    batch_moments,
+    eigenspace_overlap,
+    eigenspace_overlaps,
+)
 
 Keep = Callable[[CurvatureOperator, str], ProductMatrix]
 
@@ -46,24 +53,11 @@ def batch_estimates(
         lambda_max=np.array([each.values[0] for each in pairs]),
         distance_to_mean=_values(distances),
         overlap_with_mean=np.array([eigenspace_overlap(each.vectors, vectors) for each in pairs]),
-        overlap=np.array(
-            [[eigenspace_overlap(one.vectors, other.vectors) for other in pairs] for one in pairs]
-        ),
+        overlap=eigenspace_overlaps([each.vectors for each in pairs]),
         trace_half_width=half_widths(moments.traces),
         frobenius_norm_half_width=half_widths(moments.frobenius_norms),
         distance_to_mean_half_width=half_widths(distances),
     )
-
-
-def headline_of_batches(batches: BatchSpectra) -> dict[str, float]:
-    """How far batches are from the mean, and from one another."""
-    upper = np.triu_indices(len(batches), 1)
-    return {
-        "mean_distance_between_batch_and_mean": float(
-            np.average(batches.distance_to_mean, weights=batches.num_samples)
-        ),
-        "mean_overlap_between_batches": float(batches.overlap[upper].mean()),
-    }
 
 
 def _ratio(distance: Estimate, norm: Estimate) -> Estimate:

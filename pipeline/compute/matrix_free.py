@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.aggregate import LARGEST, CachedMatrix, PartialResults, Scaled
-from pipeline.compute.batch_estimates import batch_estimates, headline_of_batches
+from pipeline.compute.batch_estimates import batch_estimates
 from pipeline.compute.estimates import Estimates
 from pipeline.compute.identity import identity_of
 from pipeline.compute.loss_landscape import joined
@@ -34,7 +34,7 @@ from pipeline.operator import (
 )
 from pipeline.results import SecondMoments, SpectraFile, second_moments_at
 from pipeline.shards import SHARED, Array
-from pipeline.spectrum import SLQ, Eigenpairs, TopK, distribution_of, eigenpairs, trace
+from pipeline.spectrum import SLQ, Eigenpairs, TopK, Watch, distribution_of, eigenpairs, trace
 from pipeline.strategy import Gram, MatrixFree
 from pipeline.system import RunFolder, available_memory, product_counter, shared_evidence
 
@@ -159,17 +159,7 @@ class Estimation:
     ) -> Estimates:
         matrix = self._kept(operator, "products", strategy)
         with product_counter(f"products at step {self.step}") as watch:
-            pairs = eigenpairs(
-                matrix,
-                method.num_top,
-                method.num_bottom,
-                method.tolerance,
-                max_products=method.max_passes * method.num_columns_per_pass,
-                seed=method.seed,
-                start=start,
-                watch=watch,
-                memory=memory,
-            )
+            pairs = _pairs(matrix, method, method.num_top, method.num_bottom, start, watch, memory)
             traces = trace(matrix, strategy.num_trace_products, pairs=pairs, seed=method.seed)
             band = None
             if isinstance(method, SLQ) and len(pairs.values) < operator.num_rows:
@@ -189,32 +179,23 @@ class Estimation:
         memory: int,
     ) -> Estimates:
         """The same estimates with those of each batch's own matrix."""
+        top = estimates.vectors
 
         def search(matrix: Any, batch: int) -> Eigenpairs:
             with product_counter(f"products of batch {batch} at step {self.step}") as watch:
-                return eigenpairs(
-                    matrix,
-                    estimates.vectors.shape[1],
-                    0,
-                    method.tolerance,
-                    max_products=method.max_passes * method.num_columns_per_pass,
-                    seed=method.seed,
-                    start=estimates.vectors,
-                    watch=watch,
-                    memory=memory,
-                )
+                return _pairs(matrix, method, top.shape[1], 0, top, watch, memory)
 
         found = batch_estimates(
             operators_of_batches(operator),
             [batch.num_samples for batch in self.batches],
-            estimates.vectors,
+            top,
             estimates.norm,
             search,
             strategy.num_trace_products,
             method.seed,
             keep=lambda matrix, name: self._kept(matrix, name, strategy),
         )
-        return replace(estimates, batches=found, numbers={**estimates.numbers, **headline_of_batches(found)})
+        return replace(estimates, batches=found, numbers={**estimates.numbers, **found.headline})
 
     def _by_gram_matrix(self, operator: CurvatureOperator, num_top: int) -> Estimates:
         """All eigenvalues, and the residuals of the largest ones by products that share nothing with them.
@@ -319,3 +300,25 @@ class Estimation:
         except PipelineError as error:
             log.warning("no largest eigenvalue of the preconditioned matrix: %s", error)
             return None
+
+
+def _pairs(
+    matrix: Any,
+    method: TopK | SLQ,
+    num_top: int,
+    num_bottom: int,
+    start: Array | None,
+    watch: Watch,
+    memory: int,
+) -> Eigenpairs:
+    return eigenpairs(
+        matrix,
+        num_top,
+        num_bottom,
+        method.tolerance,
+        max_products=method.max_passes * method.num_columns_per_pass,
+        seed=method.seed,
+        start=start,
+        watch=watch,
+        memory=memory,
+    )

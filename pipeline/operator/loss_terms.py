@@ -115,7 +115,7 @@ class LossTerms:
             slopes[0].norm()
         ):
             raise _refused(
-                "a part of it depends on the weights alone, a penalty?, and would be added for each batch"
+                "a part of it, such as a penalty, depends on the weights alone and would be added for each batch"
             )
 
 

@@ -100,6 +100,15 @@ class BatchSpectra(Columns):
         widths = ("trace_half_width", "frobenius_norm_half_width", "distance_to_mean_half_width")
         return super()._of(arrays, (*widths, *optional))
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """How far batches are from the mean, and from one another; nothing of one batch."""
+        if len(self) < 2:
+            return {}
+        distance = float(np.average(self.distance_to_mean, weights=self.num_samples))
+        overlap = float(self.overlap[np.triu_indices(len(self), 1)].mean())
+        return {"mean_distance_between_batch_and_mean": distance, "mean_overlap_between_batches": overlap}
+
     def top(self, num_top: int) -> Array:
         """The top eigenvalues of each batch, (B, k) descending, whether the file holds k or all P of them."""
         ascending = self.eigenvalues.shape[1] > num_top or bool((np.diff(self.eigenvalues, axis=1) > 0).any())

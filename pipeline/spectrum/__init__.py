@@ -25,6 +25,7 @@ from pipeline.spectrum.slq import SLQ
 from pipeline.spectrum.summary import (
     cosines,
     eigenspace_overlap,
+    eigenspace_overlaps,
     share_in_eigenspace,
     sign_threshold,
     summarize,

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.spectrum.extremal_pairs import Eigenpairs
-from pipeline.spectrum.protocol import Array, ProductMatrix, product_of
+from pipeline.spectrum.protocol import NOT_FINITE, Array, ProductMatrix, product_of
 from pipeline.spectrum.random_traces import FEWEST, Estimate, interval, random_signs, square_root
 from pipeline.validation import check_count
 
@@ -103,9 +103,7 @@ def _numbers(
         ]
     )
     if not np.isfinite(found).all():
-        raise PipelineError(
-            "the matrix of a batch times a vector holds NaN or infinity: look at the weights and the samples."
-        )
+        raise PipelineError(NOT_FINITE)
     return found
 
 

@@ -92,9 +92,8 @@ class Lanczos:
         old, width = self.num_columns, min(width, len(self.coupling))
         taken = old + width
         image = self._image(matvec, self.rows[old:taken])
-        column = orthogonalize(
-            self.rows[:taken], image, self._first_coupled(width), self.norm
-        )  # (k + width, width)
+        # (k + width, width)
+        column = orthogonalize(self.rows[:taken], image, self._first_coupled(width), self.norm)
         expected = self.coupling[:width].T
         self.noise = max(self.noise, float(np.linalg.norm(column[:old] - expected, axis=0).max(initial=0.0)))
         self._project(column, expected, width)
@@ -166,17 +165,20 @@ class Lanczos:
 
     def _coupled_to(self, others: Array, first: int) -> tuple[Array, Array]:
         """Directions among others, (s, r) over the rows from `first` on, and C of the rows before, (r, first)."""
-        cross = others.T @ self.projected[first:, :first]
-        left, sizes, right = np.linalg.svd(cross, full_matrices=False)
+        directions, coupled = self._beyond_rounding(others.T @ self.projected[first:, :first])
+        return others @ directions, coupled
+
+    def _beyond_rounding(self, components: Array) -> tuple[Array, Array]:
+        """Directions, (s, r), in which components of images, (s, k), are more than rounding; and these, (r, k)."""
+        left, sizes, right = np.linalg.svd(components, full_matrices=False)
         number = int((sizes > 4 * on.epsilon(self.rows) * self.norm).sum())
-        return others @ left[:, :number], sizes[:number, None] * right[:number]
+        return left[:, :number], sizes[:number, None] * right[:number]
 
     def narrow(self, first: int) -> None:
         """Turn the rows of N from `first` on so that as few as possible have components of images, and keep these."""
-        left, sizes, right = np.linalg.svd(self.coupling[first:], full_matrices=False)
-        number = int((sizes > 4 * on.epsilon(self.rows) * self.norm).sum())
-        on.rotate(self.block[first:], left[:, :number])
-        self.coupling = np.vstack([self.coupling[:first], sizes[:number, None] * right[:number]])
+        directions, coupled = self._beyond_rounding(self.coupling[first:])
+        on.rotate(self.block[first:], directions)
+        self.coupling = np.vstack([self.coupling[:first], coupled])
 
     def choose(self, weights: Array) -> None:
         """Turn N so that its first rows are those that matter most to V times weights (k, w)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -85,6 +87,11 @@ def eigenspace_overlap(first: Array, second: Array) -> float:
         raise ValueError(f"bases of shapes {first.shape} and {second.shape}: both must be (P, k).")
     product = np.asarray(first, np.float64).T @ np.asarray(second, np.float64)
     return float((product**2).sum() / first.shape[1])
+
+
+def eigenspace_overlaps(bases: Sequence[Array]) -> Array:
+    """`eigenspace_overlap` of any two of B bases, (B, B)."""
+    return np.array([[eigenspace_overlap(one, other) for other in bases] for one in bases])
 
 
 def cosines(vector: Array, basis: Array) -> Array:

@@ -11,6 +11,7 @@ NUM_KILLS = int(os.environ.get("FAULTS_KILLS", "100")) // 5
 LONGER = (
     *SMALL,
     "strategy=matrix_free",
+    "strategy.each_batch=true",
     "data.num_samples=600",
     "data.batch_size=200",
     "model.hidden_sizes=[60,60]",

@@ -108,7 +108,7 @@ def test_the_memory_is_of_a_vector_at_a_time():
 def test_products_that_are_not_finite_are_refused():
     broken = batches()
     broken[1][3, 3] = np.nan
-    with pytest.raises(PipelineError, match="the matrix of a batch times a vector holds NaN or infinity"):
+    with pytest.raises(PipelineError, match="the matrix times a vector holds NaN or infinity"):
         batch_moments(
             [Stored(matrix) for matrix in broken], WEIGHTS, SCALES, np.zeros((NUM_ROWS, 0)), NO_PAIRS, 12
         )
