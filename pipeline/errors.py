@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+MEMORY_MESSAGES = re.compile(
+    "can't allocate memory|out of memory|can't start new thread|bad_alloc|_ALLOC_FAILED"
+)  # of PyTorch's CPU allocator, GPUs, threads, C++, and CUDA's libraries
 
 
 class PipelineError(Exception):
@@ -43,3 +48,16 @@ class StrategyError(PipelineError):
 
 class NotFiniteError(StrategyError):
     """A matrix with NaN or infinite entries; whoever knows of which batch it is says so."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the computer or of a GPU did not do: PyTorch has a class of its own for GPUs alone."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or bool(MEMORY_MESSAGES.search(str(error))))
+    )
+
+
+def must_reach_user(error: BaseException) -> bool:
+    """Whether no other way may be tried in place of what raised this, and nothing else be said of it."""
+    return isinstance(error, PipelineError) or is_out_of_memory(error)

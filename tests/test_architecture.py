@@ -173,6 +173,17 @@ def test_a_module_fits_on_a_few_screens():
     assert {module: number for module, number in lines.items() if number > MOST_LINES} == {}
 
 
+def test_memory_that_runs_out_is_told_apart_in_one_place():
+    """PyTorch's own class is for GPUs alone, so that whoever catches it forgets the allocator of the CPU."""
+    caught = [
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler) and node.type and "OutOfMemory" in ast.unparse(node.type)
+    ]
+    assert caught == []
+
+
 if __name__ == "__main__":
     print(
         f"{len(FLOORS)} floors, {len(set().union(*FLOORS))} rooms, {len(MODULES)} modules, {len(FLAT)} flat"

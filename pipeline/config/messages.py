@@ -11,7 +11,7 @@ import traceback
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.suggestions import near, option_names, unknown, unknown_word
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.system import remedy, spelled
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -24,7 +24,7 @@ def one_line_message(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, PipelineError):
             return str(cause)
-        if _out_of_memory(cause):
+        if is_out_of_memory(cause):
             asked = re.search(r"allocate ([\d.]+ ?\w+)", str(cause))
             return (
                 f"out of memory{f' ({asked[1]} were asked for)' if asked else ''}: choose fewer weights, "
@@ -56,14 +56,6 @@ def print_error(error: BaseException | None, in_sweep: bool) -> None:
     elif not (in_sweep and (told or isinstance(error, PipelineError))):
         line = one_line_message(error) or f"unexpected {type(error).__name__}: {error}"
         print(spelled(line, sys.stderr.encoding), file=sys.stderr)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch has a class of its own for GPUs alone
-    return isinstance(error, MemoryError) or bool(
-        re.search("can't allocate memory|out of memory|can't start new thread", str(error))
-        and isinstance(error, RuntimeError)
-    )
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

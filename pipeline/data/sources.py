@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.data.columns import Columns
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.system import progress
 
 Pair = tuple[Any, Any]
@@ -108,9 +108,9 @@ def told(what: str) -> Iterator[None]:
     """Say of an error in a person's own code, in one line, where it was raised."""
     try:
         yield
-    except (PipelineError, MemoryError):
-        raise
     except Exception as error:
+        if must_reach_user(error):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         line = str(error).partition("\n")[0]
         raise PipelineError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective import (
     Batch,
@@ -114,9 +114,9 @@ def _is_mean(criterion: Criterion, outputs: Any, batch: Batch) -> bool:
                 mine = [f[i * len(f) // n : (i + 1) * len(f) // n] if _counts(f, n) else f for f in moved]
                 losses.append(criterion(tree.like(mine), batch.chunk(i, i + 1).targets))
             alone = torch.stack(losses).double()
-        except PipelineError:
-            raise
         except Exception as error:  # a criterion of pairs, say
+            if must_reach_user(error):
+                raise
             line = str(error).partition("\n")[0]
             raise PipelineError(
                 f"matrix=empirical_fisher: the criterion cannot take a sample alone ({line}): use matrix=ggn."

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.model.shapes import image_shape
 from pipeline.validation import check_count, check_text
 
@@ -42,6 +42,8 @@ def timm_net(name: str, input_shape: Sequence[int], num_outputs: int, **options:
             name, pretrained=False, **{"num_classes": num_outputs, "in_chans": channels, **options}
         )
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise PipelineError(f"model=timm cannot make {name}: {_line(error)}: {_remedy(options)}.") from error
     return net
 
@@ -86,6 +88,8 @@ def hugging_face_net(
     try:
         net: nn.Module = kind.from_config(made)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise PipelineError(
             f"model=huggingface cannot make {config}: {_line(error)}: {_remedy(options)}."
         ) from error

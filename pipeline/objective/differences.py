@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import must_reach_user
 
 NOISE_STEPS = (
     1e-9,
@@ -63,9 +63,9 @@ def _nan_where_it_raises(function: Callable[[Tensor], Tensor], unit: Tensor) -> 
     def at(move: Tensor) -> Tensor:
         try:
             return function(move)
-        except (PipelineError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:
+        except Exception as error:
+            if must_reach_user(error):
+                raise
             if not move.any():
                 raise
             return torch.full_like(function(unit * 0), float("nan"))

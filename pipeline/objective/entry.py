@@ -9,7 +9,7 @@ from threading import RLock
 
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, leaves_of
 
@@ -24,9 +24,9 @@ def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
     """
     try:
         loss = float(objective.loss(leaves_of(params), batch).detach())
-    except (PipelineError, torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # whatever the user's model and criterion raise
+        if must_reach_user(error):
+            raise
         line = str(error).partition("\n")[0]
         raise PipelineError(
             f"the loss cannot be computed on these inputs and targets ({type(error).__name__}: {line}): call "

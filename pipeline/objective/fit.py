@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.evaluation import IGNORED, Criterion, evaluating, predict
 from pipeline.objective.trees import Tree
 
-PASSED_ON = (PipelineError, MemoryError, torch.OutOfMemoryError)
 NEED_ONE_SHAPE = (
     nn.MSELoss,
     nn.L1Loss,
@@ -53,9 +52,9 @@ def _check_few(model: nn.Module, criterion: Criterion, few: Batch, batch: Batch)
     name = type(model).__name__
     try:
         outputs = predict(model, few.inputs)
-    except PASSED_ON:
-        raise
     except Exception as error:  # a model may raise anything
+        if must_reach_user(error):
+            raise
         raise PipelineError(
             f"{name} does not fit the data: on {_shape(few.inputs)} it says {_line(error)!r}: "
             f"{_remedy(batch.inputs, error)}."
@@ -70,9 +69,9 @@ def _check_few(model: nn.Module, criterion: Criterion, few: Batch, batch: Batch)
     try:
         with torch.enable_grad():
             loss = criterion(outputs, few.targets)
-    except PASSED_ON:
-        raise
     except Exception as error:  # so may a criterion
+        if must_reach_user(error):
+            raise
         raise PipelineError(
             f"the criterion does not fit {name} and the data: on outputs {_shape(outputs)} and targets "
             f"{_shape(few.targets)} it says {_line(error)!r}: {_remedy_of_criterion(batch.targets, error)}."

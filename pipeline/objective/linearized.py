@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.objective import Criterion, Objective, Params, leaves_of
 from pipeline.objective.trees import Tree
@@ -80,9 +80,9 @@ class Jacobian:
                 v.new_zeros(*size, *v.shape) if part is None else part
                 for v, part in zip(by, found, strict=True)
             )
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # a layer without a batching rule
+        except RuntimeError as error:  # a layer without a batching rule
+            if is_out_of_memory(error):
+                raise
             each = [take(one, materialize_grads=True) for one in zip(*directions, strict=True)]
             return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
@@ -115,9 +115,9 @@ class Jacobian:
         v, u = drawn(tuple(self.at.values())), drawn(self.tree.tensors)
         try:
             pulled = self.pull(u)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a derivative inside the model that has none itself
+            if is_out_of_memory(error):
+                raise
             raise _refused(error) from error
         expected = _inner(pulled, v)
         size = sum(float((a.abs() * b.abs()).sum()) for a, b in zip(pulled, v, strict=True))
@@ -125,9 +125,9 @@ class Jacobian:
         for way in (self._by_forward_mode, self._by_two_backward_passes, self._by_rows):
             try:
                 found = _inner(u, way(v, False))
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a layer that cannot be differentiated so may raise
+                if is_out_of_memory(error):
+                    raise
                 reason = reason or error
                 continue
             if abs(found - expected) <= AGREED * size:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.objective.activation_checkpoints import checkpoints
 from pipeline.objective.batch import Batch
 from pipeline.objective.decompositions.mode import DecompositionMode
@@ -77,21 +77,23 @@ class Reference:
         self._as(torch.float64, batch)
         try:
             self._record_padding()
-        except PipelineError:
-            raise
-        except Exception:  # a part is fixed to another precision: then all is computed in the module's own
+        except (
+            Exception
+        ) as error:  # a part is fixed to another precision: then all is computed in the module's own
+            if must_reach_user(error):
+                raise
             self.dtype = self._parameters[0].dtype
             self._as(None, batch)
             try:
                 self._record_padding()
-            except PipelineError:
-                raise
-            except Exception as error:
-                line = str(error).partition("\n")[0]
+            except Exception as again:
+                if must_reach_user(again):
+                    raise
+                line = str(again).partition("\n")[0]
                 raise PipelineError(
-                    f"the model or its loss cannot be computed on this batch ({type(error).__name__}: {line}): call "
+                    f"the model or its loss cannot be computed on this batch ({type(again).__name__}: {line}): call "
                     "criterion(model(inputs), targets) by itself to see where."
-                ) from error
+                ) from again
 
     def _as(self, dtype: torch.dtype | None, batch: Batch) -> None:
         """Take weights, buffers and batch in a dtype, None for their own."""

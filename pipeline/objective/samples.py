@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.objective import Params, leaves_of
 from pipeline.objective.trees import Tree
@@ -98,9 +98,9 @@ def _without_the_last(
 ) -> tuple[Tensor, ...] | None:
     try:
         return tensors_of(predict, params, batch.chunk(0, batch.num_samples - 1, squares).inputs, every)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception:  # a model may raise anything where its inputs do not fit together
+    except Exception as error:  # a model may raise anything where its inputs do not fit together
+        if is_out_of_memory(error):
+            raise
         return None
 
 

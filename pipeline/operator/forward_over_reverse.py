@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from pipeline.errors import is_out_of_memory
 from pipeline.objective import Batch, Objective, Params
 from pipeline.operator.protocol import Product
 from pipeline.strategy import directional_derivative
@@ -53,8 +54,8 @@ class ForwardOverReverse:
             block = vectors[:, first : first + at_once]
             try:
                 yield _moved(along, params, block)
-            except torch.OutOfMemoryError:
-                if block.shape[1] == 1:
+            except (RuntimeError, MemoryError) as error:
+                if block.shape[1] == 1 or not is_out_of_memory(error):
                     raise
                 at_once = block.shape[1] // 2
                 log.warning(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, must_reach_user
 from pipeline.objective import Batch, Criterion, Objective, Params, Tree, leaves_of
 
 ENTRYWISE = (
@@ -104,9 +104,9 @@ class LossTerms:
             losses = [_loss_and_slopes(objective, params, part) for part in (judged, *parts)]
             values = [t * loss if t else 0.0 for t, (loss, _) in zip(terms, losses[1:], strict=True)]
             whole, expected = self.weight(judged) * losses[0][0], sum(values)
-        except PipelineError:
-            raise
         except Exception as error:  # a criterion may raise anything where it does not take a part
+            if must_reach_user(error):
+                raise
             raise _refused(str(error).partition("\n")[0]) from error
         if not abs(whole - expected) <= ADDED * sum(map(abs, values)):
             raise _refused(f"a batch of {n} adds {whole:.6g} to it, in two parts it adds {expected:.6g}")
@@ -161,9 +161,9 @@ def _tried(objective: Objective, params: Params, batch: Batch) -> str:
     judged = _judged(objective, params, batch)
     try:
         once, twice = (_loss_and_slopes(objective, params, each)[0] for each in (judged, judged.doubled()))
-    except PipelineError:
-        raise
     except Exception as error:  # a criterion may raise anything where it does not take so many outputs
+        if must_reach_user(error):
+            raise
         raise _refused(str(error).partition("\n")[0]) from error
     for reduction, ratio in (("mean", 1.0), ("sum", 2.0)):
         if abs(twice - ratio * once) <= ADDED * abs(once):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.errors import StrategyError
+from pipeline.errors import StrategyError, is_out_of_memory
 from pipeline.objective import Batch, Certificate, Objective, Params
 from pipeline.operator.protocol import Product, Way
 from pipeline.strategy import LOOK
@@ -69,12 +69,16 @@ def select_way(
         Imprecise: the precision does not do, whatever the way.
     """
     failures: list[tuple[str, str]] = []
-    trials, remedy = [], LOOK
+    trials, remedy, no_memory = [], LOOK, None
     for way in ways:
         try:
             trials.append(timed(way, problem))
         except Exception as error:  # a layer may raise anything where it is not known how to differentiate it
+            if is_out_of_memory(error):
+                no_memory = error
             failures.append((way.name, _reason(error)))
+    if no_memory is not None and not trials:
+        raise no_memory
     margins = {id(trial): CLEARLY**place for place, trial in enumerate(trials)}
     for trial in sorted(trials, key=lambda trial: trial.effort(is_kept) * margins[id(trial)]):
         if certified is None:

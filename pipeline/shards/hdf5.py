@@ -28,6 +28,9 @@ from pipeline.system import partial_of, replacing, unreadable
 
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
+CACHE_BYTES = (
+    2**22
+)  # what is asked for before a file is opened; its cache of metadata takes less than a fourth
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
 
 
@@ -149,7 +152,7 @@ def writing(
             if not go_on:
                 partial.unlink(missing_ok=True)
             with closing(RawFile(partial, num_bytes, redo)) as raw:
-                with h5py.File(
+                with _opened(
                     partial,
                     "r+" if go_on else "w",
                     libver=("v110", "v110"),
@@ -168,7 +171,7 @@ def _opens(path: Path, redo: Path) -> bool:
     """Whether what an earlier process left can be gone on with: its chunks are found."""
     try:
         replay(path, redo)
-        with h5py.File(path, "r") as file:
+        with _opened(path, "r") as file:
             file["matrix"].id.chunk_iter(lambda _: None)
     except (KeyError, OSError, RuntimeError):
         return False
@@ -185,7 +188,7 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
     if not path.is_file():
         raise PipelineError(f"{path}: no such file.")
     try:
-        file = h5py.File(path, "r")
+        file = _opened(path, "r")
     except OSError as error:
         raise _unread(path, error, "HDF5 cannot open it", remedy) from error
     with file:
@@ -195,8 +198,20 @@ def reading(path: Path, remedy: str = RECOMPUTE) -> Iterator[h5py.File]:
             raise _unread(path, error, " ".join(str(error).strip("'\"").split()), remedy) from error
 
 
-def _unread(path: Path, error: Exception, why: str, remedy: str) -> PipelineError:
-    """A fault of the disk says nothing of the file on it, which must not be deleted then."""
+def _opened(*arguments: Any, **options: Any) -> h5py.File:
+    """h5py.File, once there is memory for its cache: HDF5 2.0 ends the process by SIGSEGV where it gets none.
+
+    Raises:
+        MemoryError: there is none.
+    """
+    bytearray(CACHE_BYTES)
+    return h5py.File(*arguments, **options)
+
+
+def _unread(path: Path, error: Exception, why: str, remedy: str) -> PipelineError | MemoryError:
+    """A fault of the disk, or memory that ran out, says nothing of the file, which must not be deleted then."""
+    if re.search("memory allocation failed|can't allocate|unable to allocate", str(error)):
+        return MemoryError(str(error))
     fault = _fault_behind(error)
     return damaged(path, why, remedy) if fault is None else unreadable(path, fault)
 
@@ -229,7 +244,7 @@ class Packer:
     """
 
     def __init__(self, compression: str, dtype: np.dtype[Any], size: int) -> None:
-        self._file = h5py.File(
+        self._file = _opened(
             f"packer-{next(NUMBERS)}", "w", driver="core", backing_store=False, rdcc_nbytes=0
         )
         shape = (size, size)

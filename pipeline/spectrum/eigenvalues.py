@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.spectrum.protocol import Array
 from pipeline.system import format_bytes
 
@@ -59,7 +59,9 @@ def _on_gpu(matrix: Any) -> tuple[Array | None, str]:
         return None, too_small
     try:
         return torch.linalg.eigvalsh(matrix.to(device)).cpu().numpy(), ""
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None, too_small
 
 

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pipeline.errors import is_out_of_memory
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
@@ -63,9 +64,9 @@ def _rows(gradient: Tensor, weights: Sequence[Tensor], rows: slice) -> Tensor:
     if num_rows > 1 and gradient.requires_grad:
         try:
             return _at_once(gradient, weights, unit_vectors(gradient, rows.start, rows.stop))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             _tell(str(error).partition("\n")[0])
     each = [derivatives(gradient[i], weights) for i in range(rows.start, rows.stop)]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in each])

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from torch.func import jvp
 
-from pipeline.errors import PipelineError, StrategyError
+from pipeline.errors import StrategyError, must_reach_user
 
 Point = TypeVar("Point")
 Result = TypeVar("Result")
@@ -35,9 +34,9 @@ def named_errors(how: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, PipelineError, MemoryError):
-        raise
     except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know
+        if must_reach_user(error):
+            raise
         line = str(error).partition("\n")[0] or type(error).__name__
         raise StrategyError(
             f"the model or its loss cannot be differentiated {how} ({line})", remedy

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from pipeline.errors import PipelineError, StrategyError
+from pipeline.errors import StrategyError, must_reach_user
 from pipeline.layout import Layout
 from pipeline.objective import (
     Batch,
@@ -124,9 +123,9 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
         apart = _one_by_one(objective, batch, squares)
         try:
             found = _tensors(apart, params, batch)
-        except (PipelineError, torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:  # a model may raise anything where it is given a sample alone
+            if must_reach_user(error):
+                raise
             reason = f"as {reason} ({str(error).partition(chr(10))[0]})"
             continue
         if len(found) == len(expected) and all(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
+from pipeline.errors import is_out_of_memory
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
@@ -55,7 +56,9 @@ class HVP:
                 return
             try:
                 yield _all_rows(objective, params, batch)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 log.warning("out of memory with all rows at once: going on parameter by parameter.")
             else:
                 return
@@ -130,9 +133,9 @@ def rows_by_products(
         product = partial(_product, objective, params, batch, tuple(columns[together[-1].name]))
         try:
             products = vmap(product)(_tangents(params, together))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
             number = sum(rows.number for rows in together)
-            if number == 1:
+            if number == 1 or not is_out_of_memory(error):
                 raise
             left.extendleft(reversed(together))
             chunk_size = number // 2

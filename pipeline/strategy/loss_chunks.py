@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import must_reach_user
 from pipeline.objective import Batch, Objective, Params
 
 
@@ -26,9 +26,9 @@ def weighted_chunks(
         chunks = [batch.chunk(start, min(start + size, n), squares) for start in range(0, n, size)]
         try:
             parts = [objective.gradient(elsewhere, chunk) for chunk in chunks]
-        except (PipelineError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # a model may raise anything where its inputs do not fit together
+        except Exception as error:  # a model may raise anything where its inputs do not fit together
+            if must_reach_user(error):
+                raise
             continue
         shares = [min(size, n - start) / n for start in range(0, n, size)]
         for weights in (shares, [1.0] * len(chunks)):

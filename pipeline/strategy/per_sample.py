@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from pipeline.errors import is_out_of_memory
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, Tree, flatten
 from pipeline.strategy.forward_mode import directional_derivative
@@ -33,11 +33,9 @@ def hessians_of_samples(
         tangents[:, start:stop].fill_diagonal_(1)
         try:
             rows = _rows(objective, params, batch, squares, flat, tangents)
-        except torch.OutOfMemoryError:
-            raise
-        except MemoryError:
-            raise
-        except Exception:  # a layer may raise anything under `vmap`
+        except Exception as error:  # a layer may raise anything under `vmap`
+            if is_out_of_memory(error):
+                raise
             return None
         square = rows[:, :, start:stop].tril()
         dense[:, start:stop, :start] = rows[:, :, :start]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -111,3 +113,37 @@ def test_arrays_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(PipelineError, match="give another file"):
         read_arrays(tmp_path / "text.h5", ["x"])
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import psutil
+from pipeline.shards.hdf5 import read_array_file
+limit = psutil.Process().memory_info().vms + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    print(read_array_file(Path(sys.argv[1])).attrs)
+except MemoryError:
+    print("out of memory")
+"""
+
+
+@pytest.mark.parametrize("num_bytes", [0, 2**18, 2**19, 2**20, 2**21])
+def test_a_file_is_not_opened_where_memory_runs_out(tmp_path: Path, num_bytes: int) -> None:
+    """HDF5 2.0 ends the process by SIGSEGV where it gets no memory for a file's cache."""
+    write_array_file(tmp_path / "a.h5", {"step": 1}, {})
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, tmp_path / "a.h5", str(num_bytes)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout in ("out of memory\n", "{'step': 1}\n")
+
+
+def test_memory_that_runs_out_in_hdf5_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*arguments: object) -> None:
+        raise OSError("Unable to synchronously open file (memory allocation failed for raw data chunk)")
+
+    write_array_file(tmp_path / "a.h5", {"step": 1}, {})
+    monkeypatch.setattr(h5py, "File", no_room)
+    with pytest.raises(MemoryError, match="memory allocation failed"):
+        read_array_file(tmp_path / "a.h5")

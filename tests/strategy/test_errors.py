@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from support.variants import NAMES, strategy
 from torch import Tensor, nn
 
 from pipeline.compute.dense import hessian
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.strategy import Func
 
 each_strategy = pytest.mark.parametrize("name", NAMES)
@@ -118,3 +119,31 @@ def test_singular_vectors_that_move_with_each_call(name: str) -> None:
     with pytest.raises(PipelineError, match=r"^spectral_norm in training mode .* use model\.eval\(\)\.$"):
         hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name))
     assert hessian(model.eval(), nn.CrossEntropyLoss(), *samples(), strategy(name)).isfinite().all()
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "empirical_fisher"])
+@each_strategy
+def test_memory_that_runs_out_is_not_called_a_model_that_cannot_be_differentiated(
+    name: str, matrix: str
+) -> None:
+    """The allocator of the CPU raises a RuntimeError, as layers do that have no second derivative."""
+    calls = {"seen": 0, "allowed": sys.maxsize}
+
+    class Large(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            calls["seen"] += 1
+            if calls["seen"] > calls["allowed"]:
+                torch.empty(10**15)
+            return super().forward(x)
+
+    def found() -> Tensor:
+        calls["seen"] = 0
+        return hessian(model, nn.CrossEntropyLoss(), *samples(), strategy(name), matrix=matrix)
+
+    model = nn.Sequential(Large(3, 2), nn.Tanh(), nn.Linear(2, 4)).double()
+    found()
+    for allowed in range(calls["seen"]):
+        calls["allowed"] = allowed
+        with pytest.raises(Exception, match=r".") as caught:
+            found()
+        assert is_out_of_memory(caught.value), caught.value

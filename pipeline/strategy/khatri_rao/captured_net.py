@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import must_reach_user
 from pipeline.objective import (
     Batch,
     DifferenceObjective,
@@ -100,11 +100,11 @@ def uses_of(
     """
     try:
         calls = _calls(objective, params, batch, names)
-    except (PipelineError, torch.OutOfMemoryError, MemoryError):
-        raise
     except (
         Exception
-    ):  # a weight is used inside a transform of the model's own, which nothing that it sees may leave
+    ) as error:  # nothing that a transform of the model's own sees may leave it, and it uses a weight
+        if must_reach_user(error):
+            raise
         return ()
     uses = tuple(call.use for call in calls)
     n = batch.num_samples
@@ -114,9 +114,9 @@ def uses_of(
         other = batch.chunk(0, n - 1, squares) if n > 1 else batch.doubled(squares)
         try:
             again = _calls(objective, params, other, names)
-        except (PipelineError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # a model may raise anything where its inputs do not fit together
+        except Exception as error:  # a model may raise anything where its inputs do not fit together
+            if must_reach_user(error):
+                raise
             continue
         if len(again) == len(uses):
             break
@@ -204,9 +204,9 @@ def _sound_elsewhere(
     """The names whose gradient the uses account for at other weights; all, where these make another net of it."""
     try:
         seen = _BackwardTrace.by_one_backward(witness, moved(params), batch, names, uses)
-    except (PipelineError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception:  # other weights may choose other branches, with other shapes
+    except Exception as error:  # other weights may choose other branches, with other shapes
+        if must_reach_user(error):
+            raise
         return set(names)
     finite = all(bool(part.isfinite().all()) for part in seen.gradient.values())
     return seen.sound_names() if finite else set(names)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 
-import torch
 from torch import Tensor
 
+from pipeline.errors import is_out_of_memory
 from pipeline.strategy.khatri_rao.accumulator import Contribution
 from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 from pipeline.strategy.khatri_rao.linear_use import LinearUse
@@ -48,9 +48,9 @@ def contributions(
             continue
         try:
             pieces = _pieces(nets, together, parts)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
             num_tangents = sum(moves.num_tangents for moves in together)
-            if num_tangents == 1:
+            if num_tangents == 1 or not is_out_of_memory(error):
                 raise
             jobs.extendleft(reversed(together))
             most = num_tangents // 2
