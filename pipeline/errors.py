@@ -61,3 +61,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def must_reach_user(error: BaseException) -> bool:
     """Whether no other way may be tried in place of what raised this, and nothing else be said of it."""
     return isinstance(error, PipelineError) or is_out_of_memory(error)
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of a message; of an error that says nothing, what kind it is."""
+    return str(error).partition("\n")[0] or type(error).__name__

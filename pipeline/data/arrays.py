@@ -14,7 +14,7 @@ from pipeline.data.columns import Columns, Names, check_names
 from pipeline.data.conversion import ConvertedDataset
 from pipeline.data.samples import Samples
 from pipeline.data.sources import Source
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.validation import check_text
 
 Array = NDArray[Any]
@@ -81,7 +81,7 @@ def _read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
                     )
             return {name: file[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         remedy = "write it anew with numpy.savez"
         if "Object arrays" in reason:
             remedy = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.data.columns import Columns
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.system import progress
 
 Pair = tuple[Any, Any]
@@ -112,7 +112,7 @@ def told(what: str) -> Iterator[None]:
         if must_reach_user(error):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        line = str(error).partition("\n")[0]
+        line = first_line(error)
         raise PipelineError(
             f"data: {what} raises {type(error).__name__}: {line} ({frame.filename}, line {frame.lineno}): "
             "mend it there; HYDRA_FULL_ERROR=1 shows the traceback."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.matrix.output_gradient import along, moments, slopes_of
 from pipeline.objective import (
     Batch,
@@ -117,9 +117,9 @@ def _is_mean(criterion: Criterion, outputs: Any, batch: Batch) -> bool:
         except Exception as error:  # a criterion of pairs, say
             if must_reach_user(error):
                 raise
-            line = str(error).partition("\n")[0]
             raise PipelineError(
-                f"matrix=empirical_fisher: the criterion cannot take a sample alone ({line}): use matrix=ggn."
+                f"matrix=empirical_fisher: the criterion cannot take a sample alone ({first_line(error)}): "
+                "use matrix=ggn."
             ) from error
         tolerance = torch.finfo(loss.dtype).eps ** 0.5 * float(alone.abs().sum())
         gaps = {True: n * loss.double() - alone.sum(), False: loss.double() - alone.sum()}

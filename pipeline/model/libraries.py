@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import PipelineError, is_out_of_memory
+from pipeline.errors import PipelineError, first_line, is_out_of_memory
 from pipeline.model.shapes import image_shape
 from pipeline.validation import check_count, check_text
 
@@ -142,4 +142,4 @@ def _remedy(options: dict[str, Any]) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0].rstrip(".:")
+    return first_line(error).rstrip(".:")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import must_reach_user
+from pipeline.errors import first_line, must_reach_user
 from pipeline.objective.differences import SAFETY, SHARP, Product
 from pipeline.objective.objective import Objective, Params, leaves_of
 from pipeline.objective.reference import Reference
@@ -122,8 +122,8 @@ def certify(
     except Exception as error:  # whatever the model and its loss raise, at these weights or beside them
         if must_reach_user(error):
             raise
-        line = str(error).partition("\n")[0]
-        why = f"{UNCHECKED}: the model or its loss raises {type(error).__name__} when it is called again ({line})"
+        raised = f"{type(error).__name__} when it is called again ({first_line(error)})"
+        why = f"{UNCHECKED}: the model or its loss raises {raised}"
         return Certificate(float("nan"), 0.0, why=why)
 
 
@@ -174,12 +174,12 @@ def _certify(
             raise
         if first.passed and first.tolerance <= LOOSE:
             return first
-        line = str(error).partition("\n")[0]
         return Certificate(
             first.probe_error,
             first.tolerance,
             why=f"{UNCHECKED}: differences of the gradient disagree with themselves (a kink, or a part of the "
-            f"model behind no_grad or detach), and autograd cannot differentiate the module twice ({line})",
+            "model behind no_grad or detach), and autograd cannot differentiate the module twice "
+            f"({first_line(error)})",
         )
     noise = min(
         COARSE, SAFETY * max(product.noise for product in found)

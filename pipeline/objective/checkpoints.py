@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.system import write_atomically
 
 NUM_NAMED = 5
@@ -103,7 +103,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
                 state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise PipelineError(
-                f"{path} cannot be read as safetensors ({_line(error)}): give another file."
+                f"{path} cannot be read as safetensors ({first_line(error)}): give another file."
             ) from error
         evidence = _evidence(metadata)
         told = evidence.pop(FINGERPRINT, (metadata or {}).get(FINGERPRINT))
@@ -162,7 +162,9 @@ def load_torch(path: Path, remedy: str) -> Any:
                 f"{path} holds objects of {kind[1]}, and reading these could run any code: if you trust the file, take "
                 f'its weights out with python -c "{REWRITE.format(path=str(path))}", and give weights.pt.'
             ) from error
-        raise PipelineError(f"{path} cannot be read as a state dict ({_line(error)}): {remedy}.") from error
+        raise PipelineError(
+            f"{path} cannot be read as a state dict ({first_line(error)}): {remedy}."
+        ) from error
 
 
 def put_weights(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
@@ -200,7 +202,3 @@ def _check_finite(state: Mapping[str, Tensor], model: nn.Module, where: str, rem
 def _some(items: Sequence[str]) -> str:
     more = f" and {len(items) - NUM_NAMED} more" if len(items) > NUM_NAMED else ""
     return "; ".join(items[:NUM_NAMED]) + more
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

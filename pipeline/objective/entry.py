@@ -9,7 +9,7 @@ from threading import RLock
 
 import torch
 
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.objective.batch import Batch
 from pipeline.objective.objective import Objective, Params, leaves_of
 
@@ -27,10 +27,9 @@ def check_loss(objective: Objective, params: Params, batch: Batch) -> None:
     except Exception as error:  # whatever the user's model and criterion raise
         if must_reach_user(error):
             raise
-        line = str(error).partition("\n")[0]
         raise PipelineError(
-            f"the loss cannot be computed on these inputs and targets ({type(error).__name__}: {line}): call "
-            "criterion(model(inputs), targets) by itself to see where."
+            f"the loss cannot be computed on these inputs and targets ({type(error).__name__}: {first_line(error)}): "
+            "call criterion(model(inputs), targets) by itself to see where."
         ) from error
     if not isfinite(loss):
         remedy = "" if next(iter(params.values())).dtype == torch.float64 else ", or use dtype=torch.float64"

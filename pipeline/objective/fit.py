@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.evaluation import IGNORED, Criterion, evaluating, predict
 from pipeline.objective.trees import Tree
@@ -117,6 +117,6 @@ def _shape(value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    line = str(error).partition("\n")[0]
+    line = first_line(error)
     usual = isinstance(error, RuntimeError | TypeError | ValueError | IndexError)
     return line if usual else f"{type(error).__name__}: {line}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 
-from pipeline.errors import PipelineError, is_out_of_memory
+from pipeline.errors import PipelineError, first_line, is_out_of_memory
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.objective import Criterion, Objective, Params, leaves_of
 from pipeline.objective.trees import Tree
@@ -180,9 +180,8 @@ class Jacobian:
 
 
 def _refused(reason: Exception | None) -> PipelineError:
-    line = str(reason).partition("\n")[0]
     return PipelineError(
-        f"the outputs of the model cannot be differentiated by its weights ({line}): use matrix=hessian."
+        f"the outputs of the model cannot be differentiated by its weights ({first_line(reason)}): use matrix=hessian."
     )
 
 

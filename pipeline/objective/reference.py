@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.objective.activation_checkpoints import checkpoints
 from pipeline.objective.batch import Batch
 from pipeline.objective.decompositions.mode import DecompositionMode
@@ -89,10 +89,9 @@ class Reference:
             except Exception as again:
                 if must_reach_user(again):
                     raise
-                line = str(again).partition("\n")[0]
                 raise PipelineError(
-                    f"the model or its loss cannot be computed on this batch ({type(again).__name__}: {line}): call "
-                    "criterion(model(inputs), targets) by itself to see where."
+                    f"the model or its loss cannot be computed on this batch ({type(again).__name__}: "
+                    f"{first_line(again)}): call criterion(model(inputs), targets) by itself to see where."
                 ) from again
 
     def _as(self, dtype: torch.dtype | None, batch: Batch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
-from pipeline.errors import PipelineError, must_reach_user
+from pipeline.errors import PipelineError, first_line, must_reach_user
 from pipeline.objective import Batch, Criterion, Objective, Params, Tree, leaves_of
 
 ENTRYWISE = (
@@ -107,7 +107,7 @@ class LossTerms:
         except Exception as error:  # a criterion may raise anything where it does not take a part
             if must_reach_user(error):
                 raise
-            raise _refused(str(error).partition("\n")[0]) from error
+            raise _refused(first_line(error)) from error
         if not abs(whole - expected) <= ADDED * sum(map(abs, values)):
             raise _refused(f"a batch of {n} adds {whole:.6g} to it, in two parts it adds {expected:.6g}")
         slopes = [each for _, each in losses]
@@ -164,7 +164,7 @@ def _tried(objective: Objective, params: Params, batch: Batch) -> str:
     except Exception as error:  # a criterion may raise anything where it does not take so many outputs
         if must_reach_user(error):
             raise
-        raise _refused(str(error).partition("\n")[0]) from error
+        raise _refused(first_line(error)) from error
     for reduction, ratio in (("mean", 1.0), ("sum", 2.0)):
         if abs(twice - ratio * once) <= ADDED * abs(once):
             return reduction

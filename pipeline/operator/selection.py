@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.errors import StrategyError, is_out_of_memory
+from pipeline.errors import StrategyError, first_line, is_out_of_memory
 from pipeline.objective import Batch, Certificate, Objective, Params
 from pipeline.operator.protocol import Product, Way
 from pipeline.strategy import LOOK
@@ -75,8 +75,8 @@ def select_way(
             trials.append(timed(way, problem))
         except Exception as error:  # a layer may raise anything where it is not known how to differentiate it
             if is_out_of_memory(error):
-                no_memory = error
-            failures.append((way.name, _reason(error)))
+                no_memory = error.with_traceback(None)  # which would keep its tensors
+            failures.append((way.name, error.why if isinstance(error, StrategyError) else first_line(error)))
     if no_memory is not None and not trials:
         raise no_memory
     margins = {id(trial): CLEARLY**place for place, trial in enumerate(trials)}
@@ -140,9 +140,3 @@ def _clocks(example: Tensor) -> tuple[float, float]:
         torch.cuda.synchronize(example.device)
         return time.perf_counter(), time.perf_counter()
     return time.perf_counter(), time.process_time()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, StrategyError):
-        return error.why
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.errors import StrategyError, must_reach_user
+from pipeline.errors import StrategyError, first_line, must_reach_user
 from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
@@ -49,9 +49,9 @@ def blocks_by(
     except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know
         if must_reach_user(error):
             raise
-        line = str(error).partition("\n")[0]
         raise StrategyError(
-            f"strategy={choice.name} cannot differentiate this model or its loss ({type(error).__name__}: {line})",
+            f"strategy={choice.name} cannot differentiate this model or its loss ({type(error).__name__}: "
+            f"{first_line(error)})",
             "use strategy=auto, which takes one that can",
         ) from error
 

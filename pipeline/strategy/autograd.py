@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipeline.errors import is_out_of_memory
+from pipeline.errors import first_line, is_out_of_memory
 from pipeline.layout import Layout
 from pipeline.objective import Batch, Objective, Params, flatten, leaves_of
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
@@ -67,7 +67,7 @@ def _rows(gradient: Tensor, weights: Sequence[Tensor], rows: slice) -> Tensor:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            _tell(str(error).partition("\n")[0])
+            _tell(first_line(error))
     each = [derivatives(gradient[i], weights) for i in range(rows.start, rows.stop)]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in each])
 

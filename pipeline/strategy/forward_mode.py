@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch.func import jvp
 
-from pipeline.errors import StrategyError, must_reach_user
+from pipeline.errors import StrategyError, first_line, must_reach_user
 
 Point = TypeVar("Point")
 Result = TypeVar("Result")
@@ -37,7 +37,6 @@ def named_errors(how: str, remedy: str) -> Iterator[None]:
     except Exception as error:  # a layer may raise anything in a way of differentiation that it does not know
         if must_reach_user(error):
             raise
-        line = str(error).partition("\n")[0] or type(error).__name__
         raise StrategyError(
-            f"the model or its loss cannot be differentiated {how} ({line})", remedy
+            f"the model or its loss cannot be differentiated {how} ({first_line(error)})", remedy
         ) from error

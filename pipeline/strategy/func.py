@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from pipeline.errors import StrategyError, must_reach_user
+from pipeline.errors import StrategyError, first_line, must_reach_user
 from pipeline.layout import Layout
 from pipeline.objective import (
     Batch,
@@ -126,7 +126,7 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
         except Exception as error:  # a model may raise anything where it is given a sample alone
             if must_reach_user(error):
                 raise
-            reason = f"as {reason} ({str(error).partition(chr(10))[0]})"
+            reason = f"as {reason} ({first_line(error)})"
             continue
         if len(found) == len(expected) and all(
             one.shape == other.shape and are_alike(one, other)
