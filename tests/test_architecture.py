@@ -7,9 +7,12 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from faults.server import IMPORTED
+from faults.test_tiles import CONSTANTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipeline"
@@ -182,6 +185,19 @@ def test_memory_that_runs_out_is_told_apart_in_one_place():
         if isinstance(node, ast.ExceptHandler) and node.type and "OutOfMemory" in ast.unparse(node.type)
     ]
     assert caught == []
+
+
+def test_what_the_fault_tests_name_is_there():
+    """They take too long to be run each time that something is moved."""
+    for module in IMPORTED:
+        assert find_spec(module), module
+    for constant in CONSTANTS:
+        module, _, name = constant.rpartition(".")
+        assert name in {
+            bound
+            for node in ast.parse(MODULES[module.removeprefix("pipeline.")].read_text()).body
+            for bound in _bound(node)
+        }, constant
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def _opened(*arguments: Any, **options: Any) -> h5py.File:
     Raises:
         MemoryError: there is none.
     """
-    bytearray(CACHE_BYTES)
+    np.empty(CACHE_BYTES, np.uint8)
     return h5py.File(*arguments, **options)
 
 

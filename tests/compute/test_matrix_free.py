@@ -209,8 +209,8 @@ def experiment():
     samples = Batch(torch.randn(30, 6), torch.randint(0, 4, (30,)))
     return Experiment(
         problem=Problem.on(torch.device("cpu"), torch.float64, model, CrossEntropy(), samples, None, 8),
-        matrix=MatrixSpec(Hessian(), MatrixFree(num_density_steps=12, each_batch=True)),
-        spectrum=SLQ(num_top=4, num_bottom=2, tolerance=1e-8),
+        matrix=MatrixSpec(Hessian(), MatrixFree(num_density_steps=8, each_batch=True)),
+        spectrum=SLQ(num_top=3, num_bottom=2, tolerance=1e-4),
         checkpoint_steps=[0],
         last_step=40,
         num_batches=None,

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,11 +99,11 @@ class Command:
 
 @contextmanager
 def commands(
-    library: Path, wanted: Sequence[tuple[Path, Sequence[str]]], **constants: int
+    library: Path, wanted: Sequence[tuple[Path, Sequence[str]]], constants: Mapping[str, int] | None = None
 ) -> Iterator[list[Command]]:
     """A command for each pair of a folder and overrides, from one process that imports everything once.
 
-    constants: of the program, such as `compute__TILE=8` for pipeline.compute.stage.TILE.
+    constants: values in place of those of the program, by their full names.
     """
     specs, mine, theirs = [], [], []
     for folder, overrides in wanted:
@@ -117,7 +117,7 @@ def commands(
     process = subprocess.Popen(
         [sys.executable, HERE / "server.py", library, json.dumps(specs)],
         cwd=wanted[0][0].parent,
-        env=environment(LD_PRELOAD=str(library), FAULTS_CONSTANTS=json.dumps(constants)),
+        env=environment(LD_PRELOAD=str(library), FAULTS_CONSTANTS=json.dumps(constants or {})),
         stdin=subprocess.DEVNULL,
         pass_fds=theirs,
     )

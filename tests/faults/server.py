@@ -46,10 +46,10 @@ def import_all() -> None:
     for name in IMPORTED:
         import_module(name)
     for constant, value in json.loads(os.environ["FAULTS_CONSTANTS"]).items():
-        module, _, name = constant.partition("__")
-        found = import_module(f"pipeline.{module}")
+        module, _, name = constant.rpartition(".")
+        found = import_module(module)
         if not hasattr(found, name):
-            raise AttributeError(f"pipeline.{module} has no {name}")
+            raise AttributeError(f"{module} has no {name}")
         setattr(found, name, value)
 
 

@@ -18,7 +18,7 @@ TILED = (  # P = 99
     "training=none",
     "stages=[train,compute]",
 )
-CONSTANTS = {"tile_stream__RECORD_BYTES": 4000}  # 55 tiles, recorded five at a time
+CONSTANTS = {"pipeline.shards.tile_writer.RECORD_BYTES": 4000}  # 55 tiles, recorded five at a time
 SHARD = "shards/step-000000/batch-00000.h5"
 EVERY = int(os.environ.get("FAULTS_EVERY", "4"))
 MODES = (KILL, KILL_AMID, ONCE, FOR_GOOD)
@@ -37,7 +37,7 @@ def test_every_operation_inside_a_shard(library, in_memory, mode):
 
     def lane(number, mine):
         seen = []
-        with commands(library, [(in_memory / f"tiles-{mode}" / f"lane-{number}", TILED)], **CONSTANTS) as [
+        with commands(library, [(in_memory / f"tiles-{mode}" / f"lane-{number}", TILED)], CONSTANTS) as [
             command
         ]:
             command.begin_from(None)
