@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,10 +18,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline.errors import PipelineError, first_line
-from pipeline.system import write_atomically
+from pipeline.errors import PipelineError, first_line, must_reach_user
+from pipeline.system import fault_behind, unreadable, write_atomically
 
 NUM_NAMED = 5
+FAULTS = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # of the system, not of the file
 FINGERPRINT = "sha256"
 EVIDENCE = "evidence"  # under which a checkpoint tells what it was made of
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
@@ -70,8 +73,32 @@ def check_weights(state: Mapping[str, Tensor], model: nn.Module, source: str) ->
 
 def evidence_in(path: Path) -> dict[str, Any]:
     """The evidence in a checkpoint, which `load_weights` has found to be whole; none in one of an earlier version."""
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         return _evidence(file.metadata())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file.
+
+    Raises:
+        PipelineError: it cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise _unread(path, error, "safetensors", "give another file") from error
+
+
+def _unread(path: Path, error: Exception, kind: str, remedy: str) -> Exception:
+    """A fault of the disk, or memory that ran out, says nothing of the file."""
+    if must_reach_user(error):
+        return error
+    fault = fault_behind(error)
+    if fault is not None and fault.errno in FAULTS:
+        return unreadable(path, fault)
+    return PipelineError(f"{path} cannot be read as {kind} ({first_line(error)}): {remedy}.")
 
 
 def _evidence(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -98,13 +125,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PipelineError(f"{path}: no such file of weights; relative paths start at {Path.cwd()}.")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise PipelineError(
-                f"{path} cannot be read as safetensors ({first_line(error)}): give another file."
-            ) from error
+        with _opened(path) as file:
+            state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         evidence = _evidence(metadata)
         told = evidence.pop(FINGERPRINT, (metadata or {}).get(FINGERPRINT))
         if told not in (None, fingerprint(state | _told(evidence))):
@@ -162,9 +184,7 @@ def load_torch(path: Path, remedy: str) -> Any:
                 f"{path} holds objects of {kind[1]}, and reading these could run any code: if you trust the file, take "
                 f'its weights out with python -c "{REWRITE.format(path=str(path))}", and give weights.pt.'
             ) from error
-        raise PipelineError(
-            f"{path} cannot be read as a state dict ({first_line(error)}): {remedy}."
-        ) from error
+        raise _unread(path, error, "a state dict", remedy) from error
 
 
 def put_weights(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:

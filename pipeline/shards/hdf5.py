@@ -8,7 +8,6 @@ the content of arrays, has checksums of its own: tiles, what a shard has beside 
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from pipeline.errors import DamagedFile, PipelineError
 from pipeline.shards.tile_store import Array as Array
 from pipeline.shards.write_ahead_file import RawFile, replay
-from pipeline.system import partial_of, replacing, unreadable
+from pipeline.system import fault_behind, partial_of, replacing, unreadable
 
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
@@ -212,14 +211,8 @@ def _unread(path: Path, error: Exception, why: str, remedy: str) -> PipelineErro
     """A fault of the disk, or memory that ran out, says nothing of the file, which must not be deleted then."""
     if re.search("memory allocation failed|can't allocate|unable to allocate", str(error)):
         return MemoryError(str(error))
-    fault = _fault_behind(error)
+    fault = fault_behind(error)
     return damaged(path, why, remedy) if fault is None else unreadable(path, fault)
-
-
-def _fault_behind(error: Exception) -> OSError | None:
-    """What the system said; None, where it is the content of a file that HDF5 does not understand."""
-    found = re.search(r"errno = (\d+)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def filter_options(compression: str | None) -> dict[str, Any]:

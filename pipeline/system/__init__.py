@@ -22,6 +22,7 @@ from pipeline.system.resources import (
 from pipeline.system.run_folder import (
     RunFolder,
     discard,
+    fault_behind,
     flush,
     is_of_shards,
     partial_of,

@@ -269,6 +269,20 @@ def unreadable(path: Path, error: OSError) -> PipelineError:
     return PipelineError(f"{path} could not be read ({error.strerror or error}): {remedy(error)}.")
 
 
+def fault_behind(error: BaseException) -> OSError | None:
+    """What the system said of a file to a library with errors of its own; None where it said nothing.
+
+    HDF5 writes `errno = 5, error message = 'Input/output error'`, PyTorch `Input/output error (5)`, safetensors
+    `Input/output error (os error 5)`.
+    """
+    text = str(error)
+    numbers = [int(digits) for digits in re.findall(r"(?:errno = |\(|os error )(\d{1,3})\b", text)]
+    told = [number for number in numbers if os.strerror(number) in text]
+    if isinstance(error, OSError) and error.errno is not None:
+        told = [error.errno]
+    return OSError(told[0], os.strerror(told[0])) if told else None
+
+
 def set_aside(
     damage: DamagedFile, remedy: str = "run again, which makes this file alone again"
 ) -> DamagedFile:

@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.objective.checkpoints import load_state, load_weights, save_weights
+from pipeline.objective import checkpoints
+from pipeline.objective.checkpoints import load_state, load_torch, load_weights, save_weights
 
 
 class Tied(nn.Module):
@@ -142,3 +146,38 @@ def test_a_flipped_bit_in_the_weights_is_found(tmp_path, seed):
         PipelineError, match=r"step-000020\.safetensors is damaged .*: delete it and train again"
     ):
         load_state(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to open file </a.safetensors> in read-only mode: Input/output error (5)"),
+        SafetensorError("Error while reading: Input/output error (os error 5)"),
+        OSError(5, "Input/output error"),
+    ],
+)
+def test_a_fault_of_the_disk_says_nothing_of_the_file(tmp_path, monkeypatch, error):
+    save_weights(tmp_path / "a.safetensors", Tied())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "safe_open", fail)
+    with pytest.raises(PipelineError, match=r"could not be read \(Input/output error\): look after the disk"):
+        load_state(tmp_path / "a.safetensors")
+
+
+def test_a_torch_file_that_the_disk_does_not_give():
+    with pytest.raises(PipelineError, match=r"could not be read \(Input/output error\): look after the disk"):
+        load_torch(Path("/proc/self/mem"), "give another file")
+
+
+def test_memory_that_runs_out_says_nothing_of_the_file(tmp_path, monkeypatch):
+    save_weights(tmp_path / "a.safetensors", Tied())
+
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(checkpoints, "safe_open", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_state(tmp_path / "a.safetensors")
