@@ -121,8 +121,9 @@ def test_singular_vectors_that_move_with_each_call(name: str) -> None:
     assert hessian(model.eval(), nn.CrossEntropyLoss(), *samples(), strategy(name)).isfinite().all()
 
 
-@pytest.mark.parametrize("matrix", ["hessian", "empirical_fisher"])
-@each_strategy
+@pytest.mark.parametrize(
+    ("name", "matrix"), [*((name, "hessian") for name in NAMES), ("auto", "empirical_fisher")]
+)
 def test_memory_that_runs_out_is_not_called_a_model_that_cannot_be_differentiated(
     name: str, matrix: str
 ) -> None:
