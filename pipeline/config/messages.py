@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.suggestions import near, option_names, unknown, unknown_word
 from pipeline.errors import PipelineError, is_out_of_memory
-from pipeline.system import remedy, spelled
+from pipeline.system import format_bytes, remedy, spelled
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 TOLD = "told"  # a note on an exception: its line is in the log
@@ -25,10 +25,9 @@ def one_line_message(error: BaseException) -> str | None:
         if isinstance(cause, PipelineError):
             return str(cause)
         if is_out_of_memory(cause):
-            asked = re.search(r"allocate ([\d.]+ ?\w+)", str(cause))
             return (
-                f"out of memory{f' ({asked[1]} were asked for)' if asked else ''}: choose fewer weights, "
-                "a smaller strategy.chunk_size or data.batch_size, strategy=hvp or spectrum=topk."
+                f"out of memory{_asked_for(str(cause))}: choose fewer weights, a smaller strategy.chunk_size or "
+                "data.batch_size, strategy=hvp or spectrum=topk."
             )
         if isinstance(cause, OSError) and cause.errno is not None:
             return f"{cause.filename or 'a file'}: {cause.strerror}: {remedy(cause)}."
@@ -56,6 +55,15 @@ def print_error(error: BaseException | None, in_sweep: bool) -> None:
     elif not (in_sweep and (told or isinstance(error, PipelineError))):
         line = one_line_message(error) or f"unexpected {type(error).__name__}: {error}"
         print(spelled(line, sys.stderr.encoding), file=sys.stderr)
+
+
+def _asked_for(text: str) -> str:
+    """How much memory was asked for, as libraries say it: `allocate 4096 bytes`, `allocate 2.50 GiB`."""
+    found = re.search(r"allocate ([\d.]+) ?([bKMGTP])", text)
+    if found is None:
+        return ""
+    num_bytes = int(float(found[1]) * 1024 ** "bKMGTP".index(found[2]))
+    return f" ({format_bytes(num_bytes)} were asked for)"
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
