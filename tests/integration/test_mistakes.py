@@ -55,7 +55,7 @@ MISTAKES = {
     ),
     "model that fits no memory": (
         ["model.hidden_sizes=[100000000000]"],
-        "out of memory (25600000000000 bytes were asked for): choose fewer weights",
+        "out of memory (25.6 TB were asked for): choose fewer weights",
     ),
 }
 
