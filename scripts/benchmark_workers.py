@@ -28,7 +28,7 @@ import torch
 
 from pipeline.cluster import Local
 from pipeline.compute.product_workers import ProductWorkers, evidence_of
-from pipeline.compute.worker import told_to_workers
+from pipeline.compute.worker import config_and_folder
 from pipeline.config import settings_of
 from pipeline.experiment import as_config, build_experiment
 from pipeline.operator import curvature_operator, parts_of
@@ -124,7 +124,7 @@ def compare_products(turns: int, net: Sequence[str], scratch: Path) -> None:
     parts, evidence = parts_of(operator, 2), evidence_of(experiment, step)
     vectors = np.random.default_rng(0).standard_normal((operator.num_rows, 1)).astype(np.float32)
     begun = time.perf_counter()
-    with ProductWorkers(Local(2), told_to_workers(experiment, folder)) as workers:
+    with ProductWorkers(Local(2), config_and_folder(experiment, folder)) as workers:
 
         def dealt() -> Array:
             torch.set_num_threads(1)

@@ -102,9 +102,9 @@ class CachedMatrix:
         """The product, a tensor of a tensor; each call is one pass, or none."""
         name = f"{self.name}/pass-{self._num_products:05d}"
         self._num_products += 1
-        told = {"vectors": zlib.crc32(_numbers(vectors).data)}
+        attrs = {"vectors": zlib.crc32(_numbers(vectors).data)}
         found = self.unfinished.load(name)
-        if found is not None and found.attrs["vectors"] == told["vectors"]:
+        if found is not None and found.attrs["vectors"] == attrs["vectors"]:
             self.num_taken += 1
             log.log(
                 logging.INFO if self.num_taken == 1 else logging.DEBUG,
@@ -115,7 +115,7 @@ class CachedMatrix:
         start = time.monotonic()
         product = _numbers(self.matrix.matvec(vectors))
         if time.monotonic() - start >= (SLOW if self.slow is None else self.slow):
-            self.unfinished.save(name, told, {"product": product})
+            self.unfinished.save(name, attrs, {"product": product})
         return _like(vectors, product)
 
 

@@ -156,7 +156,7 @@ class BatchMatrix:
                 raise PipelineError(f"{self.name}: {error}") from error
             return self._write_whole([(attrs["strategy"], error)])
         store = self.spec.storage.store
-        row_bands.join(self.path, self._layout, self._grid, attrs, found[0].gradient, number, store)
+        row_bands.write_manifest(self.path, self._layout, self._grid, attrs, found[0].gradient, number, store)
         return attrs
 
     def _measured(self) -> tuple[dict[str, Any], Array]:

@@ -110,10 +110,10 @@ class Estimation:
             experiment.spectrum,
             moments.fingerprint if moments is not None else None,
         ]
-        told = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
         origin = {key: names[key] for key in (*SHARED, "torch_version")} | shared_evidence({**names, **first})
-        unfinished = PartialResults(folder.unfinished(step), told)
+        unfinished = PartialResults(folder.unfinished(step), digest)
         return Estimation(experiment, batches, step, origin, unfinished, moments)
 
     def file(self, start: Array | None, workers: ProductWorkers | None = None) -> SpectraFile:

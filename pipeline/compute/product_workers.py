@@ -15,7 +15,7 @@ import torch
 
 from pipeline.cluster import Address, Cluster, Pool, Threads, opened, worker_share
 from pipeline.compute.identity import identity_of
-from pipeline.compute.worker import alone, experiment_of, told_to_workers
+from pipeline.compute.worker import alone, config_and_folder, experiment_of
 from pipeline.experiment import Experiment
 from pipeline.objective import NUM_FIRST, hash_of, objective_of, observed
 from pipeline.operator import Part, PartialSum
@@ -41,7 +41,7 @@ class ProductWorkers:
         """None for threads, which share this process's cores anyway."""
         if isinstance(cluster, Threads):
             return None
-        return ProductWorkers(cluster, told_to_workers(experiment, folder))
+        return ProductWorkers(cluster, config_and_folder(experiment, folder))
 
     def __enter__(self) -> ProductWorkers:
         return self
@@ -67,8 +67,8 @@ class ProductWorkers:
         self, step: int, evidence: Mapping[str, Any], parts: Sequence[Part], vectors: Array
     ) -> Sequence[Array]:
         """The sums of all parts, (P, m) in float64. evidence: of `evidence_of`, at that step."""
-        told = json.dumps(evidence)
-        calls = [(*self.about, step, told, part, vectors) for part in parts]
+        encoded = json.dumps(evidence)
+        calls = [(*self.about, step, encoded, part, vectors) for part in parts]
         return self.pool.map(partial_product, calls)
 
 

@@ -44,7 +44,7 @@ def compute(
     problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
     keeps_mean = spec.keeps_mean(len(batches))
     grid = TileGrid.of(experiment.layout(), spec.storage.tile, spec.blocks.value)
-    others = RemoteShards(processes, folder.passing if keeps_mean else folder.shard, grid)
+    others = RemoteShards(processes, folder.transient_shard if keeps_mean else folder.shard, grid)
     for step in steps:  # all of them before anything is written
         problem.load(folder.checkpoint(step))
     if not keeps_mean:
@@ -97,7 +97,7 @@ def matrices_of(
     parts = parts_of(*about, spec.blocks)
     names = {**identity_of(problem, spec, at[1], step), "num_batches": len(batches)}
     first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
-    place = folder.passing if spec.keeps_mean(len(batches)) else folder.shard
+    place = folder.transient_shard if spec.keeps_mean(len(batches)) else folder.shard
     return [
         BatchMatrix(
             place(step, index),

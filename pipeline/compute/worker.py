@@ -33,7 +33,7 @@ def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) ->
     def compute(work: Callable[[int], list[Work]]) -> None:
         from pipeline.cluster import fan_out
 
-        about = told_to_workers(experiment, folder)
+        about = config_and_folder(experiment, folder)
         fan_out(
             cluster,
             folder.path / ".dask",
@@ -44,7 +44,7 @@ def processes_of(cluster: Cluster, experiment: Experiment, folder: RunFolder) ->
     return compute
 
 
-def told_to_workers(experiment: Experiment, folder: RunFolder) -> tuple[str, str]:
+def config_and_folder(experiment: Experiment, folder: RunFolder) -> tuple[str, str]:
     """The config and the run folder."""
     return yaml.safe_dump(dict(experiment.recipe)), str(folder.path.absolute())
 

@@ -83,8 +83,8 @@ class Given:
             if isinstance(included, str) and included != "_self_":
                 inside = Path(included.lstrip("/")) if included.startswith("/") else name.parent / included
                 yield from self._read(inside, package)
-        told = PACKAGE.search(text)
-        yield (package if told is None or told[1] == "_group_" else told[1]), content
+        match = PACKAGE.search(text)
+        yield (package if match is None or match[1] == "_group_" else match[1]), content
 
 
 def trim(

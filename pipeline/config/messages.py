@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError, is_out_of_memory
 from pipeline.system import format_bytes, remedy, spelled
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
-TOLD = "told"  # a note on an exception: its line is in the log
+LOGGED = "told"  # a note on an exception: its line is in the log
 log = logging.getLogger("pipeline")
 
 
@@ -42,17 +42,17 @@ def log_error(error: Exception) -> None:
         log.error("%s", line)
     else:
         log.exception("unexpected %s: %s (the traceback is in run.log)", type(error).__name__, error)
-    error.add_note(TOLD)
+    error.add_note(LOGGED)
 
 
 def print_error(error: BaseException | None, in_sweep: bool) -> None:
     """Print what ended the command, unless it was told before: in a run's log, or with the table of a sweep."""
     if error is None or isinstance(error, KeyboardInterrupt):
         return
-    told = TOLD in getattr(error, "__notes__", ())
+    is_logged = LOGGED in getattr(error, "__notes__", ())
     if SHOW_TRACEBACKS:
         traceback.print_exception(error)
-    elif not (in_sweep and (told or isinstance(error, PipelineError))):
+    elif not (in_sweep and (is_logged or isinstance(error, PipelineError))):
         line = one_line_message(error) or f"unexpected {type(error).__name__}: {error}"
         print(spelled(line, sys.stderr.encoding), file=sys.stderr)
 

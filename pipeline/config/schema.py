@@ -291,7 +291,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
     >>> run_name(choices, ["strategy=hvp", "model.hidden_sizes=[64]"], {"seed": 1})
     'mlp digits hessian hvp seed=1 hidden_sizes=[64]'
     """
-    told = [choices[group] for group in ("model", "data", "matrix", "strategy") if group in choices]
+    chosen = [choices[group] for group in ("model", "data", "matrix", "strategy") if group in choices]
     pairs = [override.lstrip("+").partition("=")[::2] for override in overrides]
     extra = [
         f"{key.rpartition('.')[2]}={value}"
@@ -300,12 +300,12 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str], settings: Map
         and key.partition(".")[0]
         not in ("seed", "stages", "hydra", "tracking", "cluster", "device", "figure_formats")
     ]
-    return " ".join([*(told or [choices.get("law", "")]), f"seed={settings.get('seed', 0)}", *extra])
+    return " ".join([*(chosen or [choices.get("law", "")]), f"seed={settings.get('seed', 0)}", *extra])
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with dotted keys, and without the command and the environments."""
-    return flat({key: value for key, value in settings.items() if key not in ABOUT})
+    return flatten({key: value for key, value in settings.items() if key not in ABOUT})
 
 
 def command_of(settings: Mapping[str, Any]) -> str:
@@ -325,7 +325,7 @@ def differences(here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
 
 
 def _hashed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    relevant = flat({key: settings.get(key) for key in HASHED})
+    relevant = flatten({key: settings.get(key) for key in HASHED})
     return {
         key: value
         for key, value in relevant.items()
@@ -339,12 +339,12 @@ def _is_added(key: str, settings: Mapping[str, Any]) -> bool:
     return option in added and settings[key] == added[option]
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings with dotted keys: {"model": {"bias": True}} gives {"model.bias": True}."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            result.update(flat(value, f"{prefix}{key}."))
+            result.update(flatten(value, f"{prefix}{key}."))
         else:
             result[prefix + key] = value
     return result

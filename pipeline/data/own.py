@@ -25,7 +25,7 @@ from torch.utils.data import (
 from pipeline.data.columns import Columns, Names, check_names
 from pipeline.data.conversion import ConvertedDataset
 from pipeline.data.samples import Samples, as_samples
-from pipeline.data.sources import Source, joined, num_classes_of, stacked, told
+from pipeline.data.sources import Source, errors_of, joined, num_classes_of, stacked
 from pipeline.errors import PipelineError
 from pipeline.validation import check_text
 
@@ -100,7 +100,7 @@ class Own(ConvertedDataset):
             if once and not getattr(loader.sampler, "replacement", False):
                 return Source.of_dataset(loader.dataset, self.columns)
         name = "DataLoader"
-        with told(name):
+        with errors_of(name):
             batches = [self.columns.pair(batch, name) for batch in loader]
         source = Source.of_arrays(*joined(batches, name), name)
         return Source(source.num_samples, source.read, num_classes_of(loader.dataset, self.columns))
@@ -118,7 +118,7 @@ class Own(ConvertedDataset):
             if self.test_fraction
             else self.num_samples
         )
-        with told(name):
+        with errors_of(name):
             items = [self.columns.pair(item, name) for item in islice(iter(dataset), needed)]
         return Source.of_arrays(*stacked(items, name, range(len(items))), name)
 

@@ -94,17 +94,17 @@ def num_classes_of(dataset: Any, columns: Columns) -> int | None:
 def _items(dataset: Any, numbers: list[int], name: str) -> Iterator[Any]:
     """Samples by number, several at once where the dataset can."""
     if hasattr(dataset, "__getitems__"):
-        with told(f"{name}, samples {numbers[0]} to {numbers[-1]}"):
+        with errors_of(f"{name}, samples {numbers[0]} to {numbers[-1]}"):
             yield from dataset.__getitems__(numbers)
         return
     for number in numbers:
-        with told(f"{name}[{number}]"):
+        with errors_of(f"{name}[{number}]"):
             item = dataset[number]
         yield item
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def errors_of(what: str) -> Iterator[None]:
     """Say of an error in a person's own code, in one line, where it was raised."""
     try:
         yield

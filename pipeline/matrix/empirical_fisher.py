@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError, first_line, must_reach_user
-from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.matrix.output_gradient import gradient_along, moments, output_gradient
 from pipeline.objective import (
     Batch,
     Criterion,
@@ -70,8 +70,8 @@ class _Squares:
     num_samples: int
 
     def __call__(self, outputs: LinearizedOutputs, targets: Any) -> Tensor:
-        slopes = slopes_of(self.criterion, outputs.outputs, targets)
-        moves = along(slopes, outputs.changes, self.num_samples)
+        slopes = output_gradient(self.criterion, outputs.outputs, targets)
+        moves = gradient_along(slopes, outputs.changes, self.num_samples)
         return moves.square().sum() / 2 * (len(moves) if self.is_mean[0] else 1)
 
 

@@ -14,7 +14,7 @@ from torch.func import vmap
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError
 from pipeline.matrix.ggn import gauss_newton
-from pipeline.matrix.output_gradient import along, moments, slopes_of
+from pipeline.matrix.output_gradient import gradient_along, moments, output_gradient
 from pipeline.objective import (
     Batch,
     Criterion,
@@ -108,8 +108,8 @@ class _DrawnSquares:
 
     def __call__(self, outputs: LinearizedOutputs, targets: Tensor) -> Tensor:
         def moves(target: Tensor) -> Tensor:
-            slopes = slopes_of(self.criterion, outputs.outputs, target)
-            return along(slopes, outputs.changes, len(outputs.outputs))
+            slopes = output_gradient(self.criterion, outputs.outputs, target)
+            return gradient_along(slopes, outputs.changes, len(outputs.outputs))
 
         squares = vmap(moves, in_dims=1)(targets).square()  # (M, N)
         return squares.sum() / (2 * targets.shape[1] * self.likelihood.scale(outputs.outputs, targets))

@@ -12,7 +12,7 @@ from torch.func import grad
 from pipeline.objective import Criterion, Product, Reference, Tree
 
 
-def slopes_of(criterion: Criterion, outputs: Any, targets: Any) -> tuple[Tensor, ...]:
+def output_gradient(criterion: Criterion, outputs: Any, targets: Any) -> tuple[Tensor, ...]:
     """∂L/∂f, for each floating-point tensor of the outputs."""
     tree = Tree.of(outputs)
 
@@ -23,7 +23,7 @@ def slopes_of(criterion: Criterion, outputs: Any, targets: Any) -> tuple[Tensor,
     return slopes
 
 
-def along(slopes: Sequence[Tensor], changes: Sequence[Tensor], num_samples: int) -> Tensor:
+def gradient_along(slopes: Sequence[Tensor], changes: Sequence[Tensor], num_samples: int) -> Tensor:
     """The slope of each sample along the change of its outputs, (N,).
 
     What does not count samples is left out: the loss does not depend on it, see `check_outputs_count_samples`.
@@ -53,7 +53,7 @@ def moments(
     total = [torch.zeros_like(value) for value in pushed]
     for one in targets:
         slopes = reference.slopes(outputs, one)
-        moves = along(slopes, pushed, n)
+        moves = gradient_along(slopes, pushed, n)
         for sum_, slope in zip(total, slopes, strict=True):
             if slope.ndim == 0 or len(slope) % n:
                 continue

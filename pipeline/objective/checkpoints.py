@@ -45,7 +45,7 @@ def save_weights(path: Path, model: nn.Module, evidence: Mapping[str, Any] | Non
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     metadata = {FINGERPRINT: fingerprint(state)}
     if evidence:  # one entry alone: safetensors writes several in any order
-        sealed = {**evidence, FINGERPRINT: fingerprint(state | _told(evidence))}
+        sealed = {**evidence, FINGERPRINT: fingerprint(state | _as_metadata(evidence))}
         metadata = {EVIDENCE: json.dumps(sealed)}
     _check_finite(state, model, f"the weights for {path.name} are", "lower training.learning_rate")
     content = save(state, metadata)
@@ -108,7 +108,7 @@ def _evidence(metadata: Mapping[str, str] | None) -> dict[str, Any]:
         return {FINGERPRINT: "unreadable"}
 
 
-def _told(evidence: Mapping[str, Any]) -> dict[str, str]:
+def _as_metadata(evidence: Mapping[str, Any]) -> dict[str, str]:
     """As it goes into the fingerprint."""
     return {EVIDENCE: json.dumps(evidence)} if evidence else {}
 
@@ -128,8 +128,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
         with _opened(path) as file:
             state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         evidence = _evidence(metadata)
-        told = evidence.pop(FINGERPRINT, (metadata or {}).get(FINGERPRINT))
-        if told not in (None, fingerprint(state | _told(evidence))):
+        expected = evidence.pop(FINGERPRINT, (metadata or {}).get(FINGERPRINT))
+        if expected not in (None, fingerprint(state | _as_metadata(evidence))):
             raise PipelineError(
                 f"{path} is damaged (its weights are not those that were written): delete it and train again."
             )

@@ -334,14 +334,16 @@ def linearized(
 
 @dataclass(frozen=True)
 class DifferenceObjective(Objective):
-    """loss = whole.loss - part.loss."""
+    """loss = minuend.loss - subtrahend.loss."""
 
-    whole: Objective = field(kw_only=True)
-    part: Objective = field(kw_only=True)
+    minuend: Objective = field(kw_only=True)
+    subtrahend: Objective = field(kw_only=True)
 
     @staticmethod
-    def of(whole: Objective, part: Objective) -> DifferenceObjective:
-        return DifferenceObjective(whole.predict, whole.criterion, whole.within, whole=whole, part=part)
+    def of(minuend: Objective, subtrahend: Objective) -> DifferenceObjective:
+        return DifferenceObjective(
+            minuend.predict, minuend.criterion, minuend.within, minuend=minuend, subtrahend=subtrahend
+        )
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        return self.whole.loss(params, batch) - self.part.loss(params, batch)
+        return self.minuend.loss(params, batch) - self.subtrahend.loss(params, batch)

@@ -75,7 +75,7 @@ def observed(kind: str, objective: Objective, params: Params, batch: Batch) -> d
         return given.loss(params, batch)
 
     with torch.no_grad():
-        return _told(kind, outputs, loss, next(iter(params.values()))) | {f"{kind}_slope": slope}
+        return _summary(kind, outputs, loss, next(iter(params.values()))) | {f"{kind}_slope": slope}
 
 
 def observed_first(
@@ -93,13 +93,15 @@ def observed_first(
     buffers = [(value, value.clone()) for value in model.buffers()]
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad():
         torch.manual_seed(0)
-        told = _told("first", outputs(model, few.inputs), partial(_value, criterion, few.targets), weight)
+        summary = _summary(
+            "first", outputs(model, few.inputs), partial(_value, criterion, few.targets), weight
+        )
         for value, before in buffers:
             value.copy_(before)
-    return told
+    return summary
 
 
-def _told(kind: str, outputs: Any, loss: Callable[[Any], Any], weight: Tensor) -> dict[str, Any]:
+def _summary(kind: str, outputs: Any, loss: Callable[[Any], Any], weight: Tensor) -> dict[str, Any]:
     return {
         f"{kind}_outputs": _products(outputs),
         f"{kind}_losses": [float(loss(outputs)), _crossed(outputs, loss)],

@@ -74,9 +74,9 @@ class Problem:
             PipelineError: they cannot be read, do not fit, or belong to other samples, another model or criterion.
         """
         load_weights(checkpoint, self.model)
-        if told := evidence_in(checkpoint):
+        if evidence := evidence_in(checkpoint):
             check_evidence(
-                checkpoint, told, {**self.hashes, **observe(self.model, self.criterion, self.train)}
+                checkpoint, evidence, {**self.hashes, **observe(self.model, self.criterion, self.train)}
             )
 
     @property

@@ -41,7 +41,7 @@ class Checkpointed:
     def product(self, objective: Objective, params: Params, batch: Batch) -> Product:
         if isinstance(objective, DifferenceObjective):
             minuend, subtrahend = (
-                self.product(one, params, batch) for one in (objective.whole, objective.part)
+                self.product(one, params, batch) for one in (objective.minuend, objective.subtrahend)
             )
             return lambda vectors: minuend(vectors) - subtrahend(vectors)
         if isinstance(objective.predict, LinearizedModel):  # whose own graph holds next to nothing

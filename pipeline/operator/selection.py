@@ -102,8 +102,8 @@ class NoWay(StrategyError):
     """No way of computing products gives right ones."""
 
     def __init__(self, failures: Failures, remedy: str) -> None:
-        told = "; ".join(f"{name}: {why}" for name, why in failures)
-        super().__init__(f"no way gives right products with this matrix ({told})", remedy)
+        reasons = "; ".join(f"{name}: {why}" for name, why in failures)
+        super().__init__(f"no way gives right products with this matrix ({reasons})", remedy)
         self.failures = failures
 
 

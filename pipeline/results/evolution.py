@@ -21,12 +21,12 @@ NUM_POINTS = 600
 class StabilityLimit:
     """The curvature above which gradient descent leaves a quadratic: its value, its formula, and where it fails.
 
-    value is None where no line belongs into the figure; `why` says so in a sentence.
+    value is None where no line belongs into the figure; `explanation` says so in a sentence.
     """
 
     value: float | None
     symbol: str
-    why: str
+    explanation: str
 
 
 NO_LIMIT = StabilityLimit(None, "", "")

@@ -53,8 +53,8 @@ def write_array_file(
     """
     encoded = {name: np.asarray(values) for name, values in arrays.items()}
     with writing(path, sum(array.nbytes for array in encoded.values()) + 2**20) as output:
-        told = stored_attributes(attrs)
-        replace_content(output.file, {**told, "checksum": _checksum(told, encoded)}, encoded)
+        stored = stored_attributes(attrs)
+        replace_content(output.file, {**stored, "checksum": _checksum(stored, encoded)}, encoded)
         for name, own in (texts or {}).items():
             for key, text in own.items():
                 output.file[name].attrs[key] = strings(text)

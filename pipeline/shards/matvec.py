@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from pipeline.shards.hdf5 import Array
 from pipeline.shards.tile_grid import Tile, mirrored
 
-LANES = 4  # sums that rows of tiles are dealt to, each taken by one thread at a time
+NUM_PARTIAL_SUMS = 4  # sums that rows of tiles are dealt to, each taken by one thread at a time
 MANY_TILES = 64  # from which on threads are worth their start
 
 
@@ -44,7 +44,7 @@ def multiplied(matrix: TiledMatrix, vectors: Array, span: slice) -> Array:
     full = np.zeros((matrix.num_rows, *vectors.shape[1:]), matrix.dtype if single else np.float64)
     full[span] = vectors
     tile_rows = range(span.start // matrix.tile, -(-span.stop // matrix.tile))
-    lanes = [tile_rows[lane::LANES] for lane in range(LANES)]
+    lanes = [tile_rows[lane::NUM_PARTIAL_SUMS] for lane in range(NUM_PARTIAL_SUMS)]
 
     def product(lane: range) -> Array:
         return _of_tiles(matrix, full, [(i, j) for i in lane for j in tile_rows if j <= i])

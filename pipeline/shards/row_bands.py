@@ -82,7 +82,7 @@ def assign_bands(shards: Sequence[Path], grid: TileGrid, num_workers: int) -> li
     return calls
 
 
-def join(
+def write_manifest(
     shard: Path,
     layout: Layout,
     grid: TileGrid,
@@ -100,11 +100,11 @@ def join(
     ends = [*(start * grid.size for start in starts[1:]), grid.num_rows]
     names = [f"{path.parent.name}/{path.name}" for path in paths]
     spans = [slice(start * grid.size, end) for start, end in zip(starts, ends, strict=True)]
-    told = {**attrs, "tile": grid.size, "bands": json.dumps(list(zip(names, starts, strict=True)))}
+    all_attrs = {**attrs, "tile": grid.size, "bands": json.dumps(list(zip(names, starts, strict=True)))}
     form = TileForm(grid.num_rows, grid.size, np.dtype(attrs["dtype"]))
     with store.create(shard, form, checksums.nbytes + gradient.nbytes + 2**20) as output:
         output.link(list(zip(names, spans, strict=True)))
-        finish(output, layout, checksums, gradient, told)
+        finish(output, layout, checksums, gradient, all_attrs)
 
 
 def _checksums_in(path: Path, store: TileStore) -> Array:

@@ -51,10 +51,10 @@ class TileJournal:
         check, start = zlib.crc32(self._head), len(self._head)
         while (stop := content.find(b"\n", start) + 1) > 0:
             line = content[start:stop]
-            told = line[: line.rfind(b" ") + 1]
-            if line != _line(told, check):
+            entry = line[: line.rfind(b" ") + 1]
+            if line != _line(entry, check):
                 break
-            row, column, checksum, *numbers = told.split()
+            row, column, checksum, *numbers = entry.split()
             entries.append(Entry(int(row), int(column), int(checksum), *map(float, numbers)))
             check, start = zlib.crc32(line, check), stop
         return entries
@@ -93,6 +93,6 @@ class TileJournal:
         return bytes(text)
 
 
-def _line(told: bytes, check: int) -> bytes:
+def _line(entry: bytes, check: int) -> bytes:
     """A line that says so much, after what has the CRC-32 `check`."""
-    return told + b"%d\n" % zlib.crc32(told, check)
+    return entry + b"%d\n" % zlib.crc32(entry, check)

@@ -156,26 +156,26 @@ def replay(path: Path, redo: Path) -> None:
         OSError: a file cannot be read or written.
     """
     content = redo.read_bytes() if redo.exists() else b""
-    told, check = content[: -CHECK.size], content[-CHECK.size :]
-    if check != CHECK.pack(zlib.crc32(told)):
+    body, check = content[: -CHECK.size], content[-CHECK.size :]
+    if check != CHECK.pack(zlib.crc32(body)):
         return
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         place = 0
-        while place < len(told):
-            offset, size = HEAD.unpack_from(told, place)
+        while place < len(body):
+            offset, size = HEAD.unpack_from(body, place)
             place += HEAD.size + size
-            _write(handle, offset, memoryview(told)[place - size : place])
+            _write(handle, offset, memoryview(body)[place - size : place])
     finally:
         os.close(handle)
 
 
 def _note(redo: Path, changes: Iterable[tuple[int, bytes]]) -> None:
     """Changes of earlier commits, which it replaces, are on the disk by then."""
-    told = b"".join(HEAD.pack(offset, len(content)) + content for offset, content in changes)
+    body = b"".join(HEAD.pack(offset, len(content)) + content for offset, content in changes)
     is_new = not redo.exists()
     with redo.open("wb") as file:
-        file.write(told + CHECK.pack(zlib.crc32(told)))
+        file.write(body + CHECK.pack(zlib.crc32(body)))
         file.flush()
         os.fdatasync(file.fileno())
     if is_new:

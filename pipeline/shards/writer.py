@@ -184,8 +184,8 @@ def write_shard(
                 yield writer
                 checksums = writer.close()
             packing = {"compression": packed} if packed else {}
-            told = {**attrs, **packing, "dtype": dtype}
-            finish(output, layout, checksums, gradient, told, writer.extra_arrays)
+            all_attrs = {**attrs, **packing, "dtype": dtype}
+            finish(output, layout, checksums, gradient, all_attrs, writer.extra_arrays)
     finally:
         if journal is not None and not partial_of(path).exists():
             journal.remove()
@@ -214,15 +214,15 @@ def finish(
         "parameters/offsets": np.array(layout.offsets),
         **(extra_arrays or {}),
     }
-    told = stored_attributes({"format_version": FORMAT_VERSION, **attrs, "complete": True})
-    output.finish({**told, "checksum": checksum_of(told, arrays)}, arrays)
+    stored = stored_attributes({"format_version": FORMAT_VERSION, **attrs, "complete": True})
+    output.finish({**stored, "checksum": checksum_of(stored, arrays)}, arrays)
 
 
 def checksum_of(attrs: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
     """CRC-32 of everything but the tiles, which have checksums of their own."""
-    told = {name: value for name, value in attrs.items() if name != "checksum"}
+    others = {name: value for name, value in attrs.items() if name != "checksum"}
     texts = [arrays[f"parameters/{key}"].tolist() for key in ("names", "shapes")]
-    crc = zlib.crc32(json.dumps([told, texts], sort_keys=True).encode())
+    crc = zlib.crc32(json.dumps([others, texts], sort_keys=True).encode())
     first = ("checksums", "gradient", "parameters/offsets")
     kept = sorted(name for name in arrays if name not in first and not name.startswith("parameters/"))
     for name in (*first, *kept):

@@ -101,9 +101,9 @@ def product_of(matrix: ProductMatrix, vectors: Any) -> Any:
     product = matrix.matvec(vectors)
     if tuple(getattr(product, "shape", ())) != tuple(vectors.shape):
         got = getattr(product, "shape", None)
-        told = f"of type {type(product).__name__}" if got is None else f"of shape {tuple(got)}"
+        given = f"of type {type(product).__name__}" if got is None else f"of shape {tuple(got)}"
         raise PipelineError(
-            f"matvec of {type(matrix).__name__} gives a product {told} for vectors of shape {tuple(vectors.shape)}: "
+            f"matvec of {type(matrix).__name__} gives a product {given} for vectors of shape {tuple(vectors.shape)}: "
             "let it take (P, m) and return (P, m)."
         )
     return product

@@ -56,7 +56,7 @@ def assemble(blocks: Iterable[Block], num_rows: int) -> Tensor:
 
 
 def _new_square(num_rows: int, like: Tensor) -> Tensor:
-    """An uninitialised (P, P) tensor of the same kind.
+    """An uninitialized (P, P) tensor of the same kind.
 
     On a CPU it is NumPy's memory, for which Linux is asked for huge pages: to touch 200 MB for the first time takes
     a quarter of the time then. It is touched here, in order, and not by the first columns that are written.

@@ -84,7 +84,7 @@ def _lower_pairs(params: Params) -> list[tuple[str, str]]:
 def _one_by_one(objective: Objective, batch: Batch, squares: bool) -> Objective:
     """The objective whose model sees one sample at a time; a linearized model stays, since it is one linear map."""
     if isinstance(objective, DifferenceObjective):
-        return DifferenceObjective.of(_one_by_one(objective.whole, batch, squares), objective.part)
+        return DifferenceObjective.of(_one_by_one(objective.minuend, batch, squares), objective.subtrahend)
     if isinstance(objective.predict, LinearizedModel):
         return objective
     number = len(Tree.of(batch.inputs, every=True).tensors)
@@ -143,7 +143,7 @@ def _samples_apart(objective: Objective, params: Params, batch: Batch) -> Object
 def _tensors(objective: Objective, params: Params, batch: Batch) -> list[Tensor]:
     """The floating-point tensors that the model returns."""
     if isinstance(objective, DifferenceObjective):
-        return _tensors(objective.whole, params, batch)
+        return _tensors(objective.minuend, params, batch)
     outputs = objective.predict(leaves_of(params), batch.inputs)
     if isinstance(outputs, LinearizedOutputs):
         return [value.detach() for value in outputs.changes if value.numel()]

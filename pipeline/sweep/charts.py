@@ -37,8 +37,8 @@ class Line:
     steps: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.choices.items())
-        return f"job {self.number}{': ' if told else ''}{told}"
+        choices = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.choices.items())
+        return f"job {self.number}{': ' if choices else ''}{choices}"
 
 
 def charts_of(lines: Sequence[Line], arrays: Arrays) -> dict[str, list[Chart]]:

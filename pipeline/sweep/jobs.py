@@ -176,9 +176,13 @@ def job_name(folder: Path, number: int) -> str | None:
     if number not in planned:
         return None
     mine = planned[number].items()
-    told = [(key, value) for key, value in mine if any(job.get(key) != value for job in planned.values())]
+    differing = [
+        (key, value) for key, value in mine if any(job.get(key) != value for job in planned.values())
+    ]
     width = len(str(max(planned)))
-    return " ".join([f"{number:0{width}}", *(f"{key.rpartition('.')[2]}={value}" for key, value in told)])
+    return " ".join(
+        [f"{number:0{width}}", *(f"{key.rpartition('.')[2]}={value}" for key, value in differing)]
+    )
 
 
 def plan(folder: Path, command: str, jobs: Sequence[Sequence[str]]) -> None:

@@ -47,16 +47,16 @@ def numbers(sweep: Sweep) -> dict[str, float]:
     The names differ from those of the jobs, so that in a table of runs the parent is in nobody's column.
     """
     finished = [job.summary for job in sweep.jobs if job.status.state == FINISHED]
-    told: dict[str, float] = {"sweep/num_jobs": len(sweep.jobs), "sweep/num_finished": len(finished)}
+    metrics: dict[str, float] = {"sweep/num_jobs": len(sweep.jobs), "sweep/num_finished": len(finished)}
     for key in TABLE:
         values = [summary[key] for summary in finished if key in summary]
         if values:
-            told |= {
+            metrics |= {
                 f"sweep/{key}/min": min(values),
                 f"sweep/{key}/mean": sum(values) / len(values),
                 f"sweep/{key}/max": max(values),
             }
-    return told
+    return metrics
 
 
 def _tags(sweep: Sweep) -> dict[str, str]:

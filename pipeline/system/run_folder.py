@@ -85,7 +85,7 @@ class RunFolder:
         """With keep=mean, that of the first so many batches."""
         return self.shards / f"step-{step:06d}" / "running.h5"
 
-    def passing(self, step: int, batch: int) -> Path:
+    def transient_shard(self, step: int, batch: int) -> Path:
         """With keep=mean, the shard of a batch until it has been added."""
         return self.shards / f"step-{step:06d}" / f"passing-{batch:05d}.h5"
 
@@ -277,10 +277,10 @@ def fault_behind(error: BaseException) -> OSError | None:
     """
     text = str(error)
     numbers = [int(digits) for digits in re.findall(r"(?:errno = |\(|os error )(\d{1,3})\b", text)]
-    told = [number for number in numbers if os.strerror(number) in text]
+    codes = [number for number in numbers if os.strerror(number) in text]
     if isinstance(error, OSError) and error.errno is not None:
-        told = [error.errno]
-    return OSError(told[0], os.strerror(told[0])) if told else None
+        codes = [error.errno]
+    return OSError(codes[0], os.strerror(codes[0])) if codes else None
 
 
 def set_aside(

@@ -156,13 +156,15 @@ def test_cut_short_before_or_after_a_batch_is_added_it_ends_in_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         list(compute_mean(folder, 5, *about, SPEC))
     monkeypatch.undo()
-    assert folder.passing(5, batch).exists()
+    assert folder.transient_shard(5, batch).exists()
     made, real_write = [], running_mean.BatchMatrix.write
     monkeypatch.setattr(
         running_mean.BatchMatrix, "write", lambda self: made.append(self.path.name) or real_write(self)
     )
     attrs = list(compute_mean(folder, 5, *about, SPEC))
-    assert made == [folder.passing(5, index).name for index in range(batch + 1, 3)]  # none is computed again
+    assert made == [
+        folder.transient_shard(5, index).name for index in range(batch + 1, 3)
+    ]  # none is computed again
     assert [each["batch_index"] for each in attrs] == [0, 1, 2]
     assert names(folder) == ["mean.h5"]
     one, other = (open_shard(each.mean(5)) for each in (folder, expected))

@@ -11,7 +11,7 @@ from pipeline.config.schema import (
     config_hash,
     differences,
     figure_formats,
-    flat,
+    flatten,
     merge_with_saved,
     run_name,
     save_settings,
@@ -174,7 +174,7 @@ def test_a_run_is_named_by_its_choices_and_what_was_asked_for():
 
 def test_nested_settings_become_dotted_ones():
     nested = {"model": {"bias": True, "inner": {"sizes": [1, 2]}}, "seed": 0, "empty": {}}
-    assert flat(nested) == {"model.bias": True, "model.inner.sizes": [1, 2], "seed": 0, "empty": {}}
+    assert flatten(nested) == {"model.bias": True, "model.inner.sizes": [1, 2], "seed": 0, "empty": {}}
 
 
 def test_each_environment_that_differs_is_kept_once_and_is_no_setting(folder):

@@ -14,7 +14,7 @@ from pipeline.errors import DamagedFile, NotAShard, PipelineError
 from pipeline.layout import Layout
 from pipeline.results.spectra_file import SpectraFile
 from pipeline.shards import open_shard, write_shard
-from pipeline.shards.row_bands import Band, join
+from pipeline.shards.row_bands import Band, write_manifest
 from pipeline.shards.tile_grid import TileGrid
 from pipeline.shards.verify import damages
 
@@ -98,7 +98,7 @@ def test_flipped_bits_outside_of_tiles(tmp_path, kind):
         with write_shard(place, layout, "float32", attrs, gradient, TILE, part=part, packed=packed) as writer:
             writer.add(slice(0, NUM_ROWS), slice(0, NUM_ROWS), matrix)
     if kind == "bands":
-        join(path, layout, grid, attrs, gradient, 2)
+        write_manifest(path, layout, grid, attrs, gradient, 2)
     content = path.read_bytes()
     outside = np.ones(len(content), bool)
     if kind != "bands":

@@ -119,7 +119,7 @@ def causal(length: int) -> Tensor:
     return torch.ones(length, length).tril().bool()
 
 
-def row_normalised() -> Tensor:
+def row_normalized() -> Tensor:
     matrix = torch.rand(N, N)
     return matrix / matrix.sum(1, keepdim=True)
 
@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[[], Built]] = {
         Graph(), (torch.randn(N, 3), EDGES[:, :N], torch.rand(N))
     ),
     "two nodes": lambda: with_targets(Graph(), (torch.randn(2, 3), torch.tensor([[0, 1], [1, 0]])), 2, 2),
-    "dense adjacency": lambda: with_targets(Adjacency(), (torch.randn(N, 3), row_normalised())),
+    "dense adjacency": lambda: with_targets(Adjacency(), (torch.randn(N, 3), row_normalized())),
     "grid": lambda: with_targets(OnGrid(), (torch.randn(N, 3), torch.linspace(0, 1, 4)[:, None]), N, 4),
     "grid as long as the batch": lambda: with_targets(
         OnGrid(), (torch.randn(N, 3), torch.linspace(0, 1, N)[:, None]), N, N

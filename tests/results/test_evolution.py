@@ -50,10 +50,10 @@ def test_the_limit_says_its_formula_and_where_there_is_none():
     assert stability_limit("GD", GD, "hessian").symbol == "2/η"
     assert stability_limit("GD", GD, "hessian").value == 5.0
     assert stability_limit("SGD", SGD, "ggn").symbol == "2(1+β)/η − 0.5"
-    assert "Minibatches keep" in stability_limit("SGD", SGD, "ggn").why
+    assert "Minibatches keep" in stability_limit("SGD", SGD, "ggn").explanation
     adam = stability_limit("Adam", GD, "hessian")
     assert adam.value is None
-    assert "does not bound" in adam.why
+    assert "does not bound" in adam.explanation
     assert stability_limit("GD", GD, "fisher").value is None
     for training in ("", "Untrained", "GD"):
         assert stability_limit(training, {}, "hessian").value is None
@@ -82,7 +82,7 @@ def test_above_adams_limit_preconditioned_steps_grow_and_below_they_do_not(rate,
 
 def test_adams_limit_is_38_over_the_rate_and_is_not_drawn_where_it_does_not_hold():
     assert limits_of("Adam", ADAM, "hessian")["lambda_max_preconditioned"].value == pytest.approx(38 / 0.01)
-    assert "Minibatches" in preconditioned_limit("Adam", {**ADAM, "batch_size": 8}, "ggn").why
+    assert "Minibatches" in preconditioned_limit("Adam", {**ADAM, "batch_size": 8}, "ggn").explanation
     for options in ({**ADAM, "weight_decay": 0.1}, {}, {"learning_rate": "x", "beta1": 0.9}):
         assert preconditioned_limit("Adam", options, "hessian").value is None
     assert preconditioned_limit("Adam", ADAM, "fisher").value is None

@@ -84,7 +84,7 @@ def test_nothing_is_made_where_nothing_is_asked_for(
         raise AssertionError("a pass was made")
 
     case = next(case for case in CASES if case.id == "mlp-gelu")
-    for module, name in ((passes, "respond"), (hvp, "vmap"), (autograd, "_rows"), (func, "hessian")):
+    for module, name in ((passes, "perturb_units"), (hvp, "vmap"), (autograd, "_rows"), (func, "hessian")):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(triangular, "unit_vectors", fail)
     with pytest.raises((AssertionError, PipelineError), match="a pass was made"):

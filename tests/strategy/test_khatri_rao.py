@@ -288,7 +288,7 @@ def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> N
     expected = dense(KhatriRao(), objective, params, batch)
     from pipeline.strategy.khatri_rao import passes
 
-    whole, sizes = passes.respond, []
+    whole, sizes = passes.perturb_units, []
 
     def limited(net: CapturedNet, tangents: dict[int, Tensor]) -> object:
         sizes.append(len(next(iter(tangents.values()))))
@@ -296,7 +296,7 @@ def test_out_of_memory_halves_the_tangents(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("no room")
         return whole(net, tangents)
 
-    monkeypatch.setattr(passes, "respond", limited)
+    monkeypatch.setattr(passes, "perturb_units", limited)
     assert torch.equal(dense(KhatriRao(), objective, params, batch), expected)
     assert max(sizes) > 6
 

@@ -187,7 +187,7 @@ def test_a_job_that_vanishes_from_the_queue_was_cancelled_there(commands, tmp_pa
     commands(squeue=f"[ -e {seen} ] || printf '7_0|PENDING|Resources\\n7_1|RUNNING|None\\n'; touch {seen}")
     jobs = [queue.Job(n, [], RunFolder(tmp_path / str(n)), slurm_id=f"7_{n}") for n in (0, 1)]
     params = {"submitit_folder": str(tmp_path / "%j"), "poll_s": 0.01, "mem_gb": 1, "timeout_min": 1}
-    watch = queue.Watch(params)
+    watch = queue.QueueWatcher(params)
     lost = watch.wait(jobs)
     assert lost[0] == "it was cancelled (SLURM job 7_0: CANCELLED, while it waited)."
     assert lost[1].startswith("it ended without a word of its own (SLURM job 7_1: UNKNOWN")

@@ -38,7 +38,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    normalized = _normalised(input, list(range(-len(normalized_shape), 0)), eps)
+    normalized = _normalized(input, list(range(-len(normalized_shape), 0)), eps)
     if weight is None:
         return normalized if bias is None else normalized + bias
     return normalized * weight if bias is None else torch.addcmul(bias, normalized, weight)
@@ -61,7 +61,7 @@ def batch_norm(
         raise ValueError(
             f"batch_norm in training needs more than one value a channel, got {tuple(input.shape)}"
         )
-    return _scaled(_normalised(input, [dim for dim in range(input.ndim) if dim != 1], eps), weight, bias)
+    return _scaled(_normalized(input, [dim for dim in range(input.ndim) if dim != 1], eps), weight, bias)
 
 
 def instance_norm(
@@ -79,18 +79,18 @@ def instance_norm(
         return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if input[0, 0].numel() == 1:
         raise ValueError(f"instance_norm needs more than one value a channel, got {tuple(input.shape)}")
-    return _scaled(_normalised(input, list(range(2, input.ndim)), eps), weight, bias)
+    return _scaled(_normalized(input, list(range(2, input.ndim)), eps), weight, bias)
 
 
 def _scaled(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Scale and shift of each channel, as a normalisation by mean 0 and variance 1: other modes can see the weights."""
+    """Scale and shift of each channel, as a normalization by mean 0 and variance 1: other modes can see the weights."""
     if weight is None and bias is None:
         return input
     zeros = input.new_zeros(input.shape[1])
     return F.batch_norm(input, zeros, zeros + 1, weight, bias, False, 0.0, 0.0)
 
 
-def _normalised(input: Tensor, dims: list[int], eps: float) -> Tensor:
+def _normalized(input: Tensor, dims: list[int], eps: float) -> Tensor:
     variance, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
     return (input - mean) * (variance + eps).rsqrt()
 

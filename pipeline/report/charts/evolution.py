@@ -116,7 +116,7 @@ def _along(name: str, results: Mapping[int, SpectraFile], limit: StabilityLimit,
         }
     ]
     formula = limit.symbol or "2/η"
-    why = limit.why.replace(formula, f'<span class="unbroken">{formula}</span>')
+    why = limit.explanation.replace(formula, f'<span class="unbroken">{formula}</span>')
     if limit.value is not None:
         traces.append(_limit_line(limit, steps, arrays))
         values = np.append(values, limit.value)

@@ -9,7 +9,7 @@ from pipeline.objective import Batch, Objective, Params
 from pipeline.strategy.block_filter import BlockFilter, all_blocks
 from pipeline.strategy.blocks import Block
 from pipeline.strategy.hvp import rows_by_products
-from pipeline.strategy.khatri_rao.accumulator import Sums
+from pipeline.strategy.khatri_rao.accumulator import BlockAccumulator
 from pipeline.strategy.khatri_rao.captured_net import CapturedNet, uses_of
 from pipeline.strategy.khatri_rao.linear_use import LinearUse
 from pipeline.strategy.khatri_rao.passes import contributions, numbers_of, tangents_of_use
@@ -47,7 +47,7 @@ class KhatriRao:
     ) -> Iterator[Block]:
         nets = self._nets(objective, params, batch)
         net = nets[0]
-        sums = Sums.over(net, block_filter)
+        sums = BlockAccumulator.over(net, block_filter)
         for piece in contributions(nets, self.megabytes * 2**20, sums.is_needed):
             yield from sums.blocks_of(piece)
         yield from sums.blocks_at_the_end()

@@ -32,7 +32,7 @@ class Contribution:
 
 
 @dataclass
-class Sums:
+class BlockAccumulator:
     """Turns pieces into blocks: at once where a parameter is used once, else when all its uses are added up.
 
     many: the parameters that are used more than once, or whose entries are stored in another order than they are made.
@@ -44,11 +44,11 @@ class Sums:
     totals: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def over(net: CapturedNet, block_filter: BlockFilter = all_blocks) -> Sums:
+    def over(net: CapturedNet, block_filter: BlockFilter = all_blocks) -> BlockAccumulator:
         counts = Counter(name for use in net.uses for name in use.names)
         reordered = {use.weight for use in net.uses if use.order is not None and use.weight is not None}
         many = frozenset(reordered | {name for name, n in counts.items() if n > 1})
-        return Sums(Layout.of(net.params), many, block_filter)
+        return BlockAccumulator(Layout.of(net.params), many, block_filter)
 
     def is_needed(self, row: str, rows: Rows, column: str) -> bool:
         """Whether these rows of the parameter `row` are, against all columns of `column`; sums are made whole."""

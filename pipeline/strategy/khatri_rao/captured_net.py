@@ -143,7 +143,7 @@ def _calls(objective: Objective, params: Params, batch: Batch, names: tuple[str,
 def model_of(objective: Objective) -> Objective:
     """The objective whose `predict` is the model itself, not a linearized one."""
     if isinstance(objective, DifferenceObjective):
-        return model_of(objective.whole)
+        return model_of(objective.minuend)
     if isinstance(objective.predict, LinearizedModel):
         return replace(objective, predict=objective.predict.predict)
     return objective
@@ -152,7 +152,9 @@ def model_of(objective: Objective) -> Objective:
 def _weighted(objective: Objective, weight: float) -> Objective:
     """The objective times a number."""
     if isinstance(objective, DifferenceObjective):
-        return DifferenceObjective.of(_weighted(objective.whole, weight), _weighted(objective.part, weight))
+        return DifferenceObjective.of(
+            _weighted(objective.minuend, weight), _weighted(objective.subtrahend, weight)
+        )
 
     def criterion(outputs: Any, targets: Any) -> Any:
         return weight * objective.criterion(outputs, targets)
@@ -172,7 +174,7 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
     At Δ = 0 the gradient of a Fisher's criterion is zero, and zeros would pass every guard.
     """
     if isinstance(objective, DifferenceObjective):
-        return objective.whole
+        return objective.minuend
     if not isinstance(objective.predict, LinearizedModel):
         return objective
     criterion, here = objective.criterion, objective.predict.jacobian(batch.inputs).outputs
@@ -191,7 +193,7 @@ def _witness(objective: Objective, params: Params, batch: Batch) -> Objective:
 def _forward_mode_is_right(objective: Objective, batch: Batch) -> bool:
     """Whether a linearized model is differentiated rightly in forward mode, which is what units are moved by."""
     if isinstance(objective, DifferenceObjective):
-        return _forward_mode_is_right(objective.part, batch)
+        return _forward_mode_is_right(objective.subtrahend, batch)
     return (
         not isinstance(objective.predict, LinearizedModel)
         or objective.predict.jacobian(batch.inputs).is_forward

@@ -14,7 +14,7 @@ from pipeline.errors import is_out_of_memory
 from pipeline.strategy.khatri_rao.accumulator import Contribution
 from pipeline.strategy.khatri_rao.captured_net import CapturedNet
 from pipeline.strategy.khatri_rao.linear_use import LinearUse
-from pipeline.strategy.khatri_rao.perturbation import respond
+from pipeline.strategy.khatri_rao.perturbation import perturb_units
 from pipeline.strategy.khatri_rao.tangents import (
     BiasTangents,
     PieceFilter,
@@ -23,7 +23,7 @@ from pipeline.strategy.khatri_rao.tangents import (
     WeightTangents,
 )
 
-Moves = UnitTangents | WeightTangents | BiasTangents
+Tangents = UnitTangents | WeightTangents | BiasTangents
 log = logging.getLogger(__name__)
 
 
@@ -43,13 +43,13 @@ def contributions(
     jobs, most = _jobs(nets[0]), None
     while jobs:
         together = _next(nets[0], jobs, num_bytes, most)
-        parts = [moves.parts(is_needed) for moves in together]
+        parts = [job.parts(is_needed) for job in together]
         if not any(parts):
             continue
         try:
             pieces = _pieces(nets, together, parts)
         except (RuntimeError, MemoryError) as error:
-            num_tangents = sum(moves.num_tangents for moves in together)
+            num_tangents = sum(job.num_tangents for job in together)
             if num_tangents == 1 or not is_out_of_memory(error):
                 raise
             jobs.extendleft(reversed(together))
@@ -59,9 +59,9 @@ def contributions(
             yield from pieces
 
 
-def _jobs(net: CapturedNet) -> deque[Moves]:
+def _jobs(net: CapturedNet) -> deque[Tangents]:
     """What is to be moved for the rows of all uses: units where these are fewer than weights."""
-    jobs: deque[Moves] = deque()
+    jobs: deque[Tangents] = deque()
     for row, use in enumerate(net.uses):
         if use.num_units * use.num_positions <= _num_rows(use):
             jobs.append(UnitTangents(net, row, range(use.num_units)))
@@ -73,7 +73,7 @@ def _jobs(net: CapturedNet) -> deque[Moves]:
     return jobs
 
 
-def _next(net: CapturedNet, jobs: deque[Moves], num_bytes: int, most: int | None) -> list[Moves]:
+def _next(net: CapturedNet, jobs: deque[Tangents], num_bytes: int, most: int | None) -> list[Tangents]:
     """What goes into the next pass, taken off the jobs: a part of one, or several as long as they are small."""
     job = jobs.popleft()
     size = max(1, min(_num_tangents(net, job.row, num_bytes), most or num_bytes) // job.tangents_each)
@@ -89,7 +89,7 @@ def _next(net: CapturedNet, jobs: deque[Moves], num_bytes: int, most: int | None
 
 
 def _pieces(
-    nets: Sequence[CapturedNet], together: Sequence[Moves], parts: Sequence[Sequence[TangentRange]]
+    nets: Sequence[CapturedNet], together: Sequence[Tangents], parts: Sequence[Sequence[TangentRange]]
 ) -> Iterable[Contribution]:
     """Those of one pass; where the batch is in parts, they are added up."""
     if len(nets) == 1:
@@ -108,30 +108,30 @@ def _pieces(
 
 
 def _of_pass(
-    net: CapturedNet, together: Sequence[Moves], parts: Sequence[Sequence[TangentRange]]
+    net: CapturedNet, together: Sequence[Tangents], parts: Sequence[Sequence[TangentRange]]
 ) -> Iterator[Contribution]:
     """The pass is made now, the pieces as they are asked for."""
-    here = [replace(moves, net=net) for moves in together]
-    response = respond(net, _side_by_side(here))
-    stops = list(accumulate(moves.num_tangents for moves in here))
+    here = [replace(job, net=net) for job in together]
+    response = perturb_units(net, _side_by_side(here))
+    stops = list(accumulate(job.num_tangents for job in here))
     return chain.from_iterable(
-        moves.pieces(response.part(moves.row, slice(stop - moves.num_tangents, stop)), wanted)
-        for moves, stop, wanted in zip(here, stops, parts, strict=True)
+        job.pieces(response.part(job.row, slice(stop - job.num_tangents, stop)), wanted)
+        for job, stop, wanted in zip(here, stops, parts, strict=True)
     )
 
 
-def _side_by_side(together: Sequence[Moves]) -> dict[int, Tensor]:
+def _side_by_side(together: Sequence[Tangents]) -> dict[int, Tensor]:
     """The tangents one after another: each moves its own use, and no other one."""
     if len(together) == 1:
         return {together[0].row: together[0].tangents()}
-    total = sum(moves.num_tangents for moves in together)
+    total = sum(job.num_tangents for job in together)
     tangents: dict[int, Tensor] = {}
     start = 0
-    for moves in together:
-        values = moves.tangents()
-        if moves.row not in tangents:
-            tangents[moves.row] = values.new_zeros(total, *values.shape[1:])
-        tangents[moves.row][start : start + len(values)] = values
+    for job in together:
+        values = job.tangents()
+        if job.row not in tangents:
+            tangents[job.row] = values.new_zeros(total, *values.shape[1:])
+        tangents[job.row][start : start + len(values)] = values
         start += len(values)
     return tangents
 

@@ -31,22 +31,24 @@ class Response(NamedTuple):
         return Response(row, deltas, [None, *later])  # what enters the use itself does not move
 
 
-def respond(net: CapturedNet, tangents: Mapping[int, Tensor]) -> Response:
+def perturb_units(net: CapturedNet, tangents: Mapping[int, Tensor]) -> Response:
     """How δ and ã change when the outputs of some uses move along each of c tangents together.
 
     tangents: by use, (c, N, T, G·d). What runs before the first of them is computed once, and not differentiated by.
     """
     shaped = {row: net.uses[row].shaped(values) for row, values in tangents.items()}
-    return _respond(net, net.objective, min(tangents), shaped)
+    return _perturb_units(net, net.objective, min(tangents), shaped)
 
 
-def _respond(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
+def _perturb_units(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
     if isinstance(objective, DifferenceObjective):
-        whole, part = (_respond(net, one, first, tangents) for one in (objective.whole, objective.part))
+        whole, part = (
+            _perturb_units(net, one, first, tangents) for one in (objective.minuend, objective.subtrahend)
+        )
         deltas = [a - b for a, b in zip(whole.deltas, part.deltas, strict=True)]
         return Response(first, deltas, whole.inputs)
     if isinstance(objective.predict, LinearizedModel):
-        return _of_linearised(net, objective, first, tangents)
+        return _of_linearized(net, objective, first, tangents)
     return _of_loss(net, objective, first, tangents)
 
 
@@ -70,7 +72,7 @@ def _of_loss(net: CapturedNet, objective: Objective, first: int, tangents: Shift
     return _arranged(net, first, *vmap(response)(tangents))
 
 
-def _of_linearised(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
+def _of_linearized(net: CapturedNet, objective: Objective, first: int, tangents: Shifts) -> Response:
     """δ̇ = JᵀΛJ t: a forward pass of the tangent, the criterion's second derivative, a backward pass. ã stays."""
     zeros = _zeros(net, first)
     model = model_of(objective)
@@ -116,7 +118,7 @@ def mixes_samples(net: CapturedNet) -> bool:
     for row, delta in enumerate(net.deltas):
         one = torch.randn(delta.shape, generator=generator).to(delta)
         tangents[row] = torch.stack([one, one * scales.to(delta)[:, None, None]])
-    answer = respond(net, tangents)
+    answer = perturb_units(net, tangents)
     tolerance = torch.finfo(net.deltas[0].dtype).eps ** TOLERANCE
     for value in (*answer.deltas, *answer.inputs):
         if value is None or not value.numel():

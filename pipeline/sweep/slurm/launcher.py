@@ -28,7 +28,7 @@ from omegaconf import open_dict
 from pipeline.config import one_line_message
 from pipeline.errors import PipelineError
 from pipeline.sweep.slurm.preemption import clear_away, listen, python
-from pipeline.sweep.slurm.queue import Job, Watch, note, still_queued
+from pipeline.sweep.slurm.queue import Job, QueueWatcher, note, still_queued
 from pipeline.sweep.slurm.settings import check, for_sbatch
 from pipeline.system import RunFolder, is_finished, slurm
 
@@ -81,7 +81,7 @@ class Slurm(SlurmLauncher or Launcher):  # type: ignore[misc]
         except PipelineError as error:
             raise LaunchError(str(error)) from error
         try:
-            lost = Watch(self.params).wait(queued)
+            lost = QueueWatcher(self.params).wait(queued)
         except KeyboardInterrupt:
             arrays = " ".join(sorted({job.slurm_id.partition("_")[0] for job in queued}))
             log.warning(

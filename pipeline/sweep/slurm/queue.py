@@ -31,8 +31,8 @@ class Job:
     slurm_id: str = ""
 
     def __str__(self) -> str:
-        told = " ".join(text for text in self.overrides if not text.startswith("hydra"))
-        return f"job {self.number} ({told})"
+        overrides = " ".join(text for text in self.overrides if not text.startswith("hydra"))
+        return f"job {self.number} ({overrides})"
 
 
 def noted(sweep: Path) -> dict[int, tuple[str, list[str]]]:
@@ -73,7 +73,7 @@ def still_queued(sweep: Path, jobs: Sequence[Job]) -> list[Job]:
 
 
 @dataclass
-class Watch:
+class QueueWatcher:
     """Waits for jobs, and says what becomes of them."""
 
     params: Mapping[str, Any]
