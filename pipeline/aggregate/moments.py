@@ -18,7 +18,8 @@ STRIP = 2**13  # entries of a tile that are worked on at a time
 class Weighting:
     """How the matrices H_b of B batches make up the matrix of all N samples: H = Σ_b shares[b] · scales[b] · H_b.
 
-    shares: n_b / N. scales: 1 for a mean loss; N / n_b for a summed one, so that H = Σ_b H_b there.
+    shares: n_b / N; of a mean over other terms than samples, n_b and N count these. scales: 1 for a mean loss; N / n_b
+        for a summed one, so that H = Σ_b H_b there.
     scales[b] · H_b is the batch's estimate of H, in both cases.
     """
 
@@ -26,7 +27,7 @@ class Weighting:
     scales: tuple[float, ...]
 
     @staticmethod
-    def of(num_samples: Sequence[int], reduction: str) -> Weighting:
+    def of(num_samples: Sequence[float], reduction: str) -> Weighting:
         """Weights of batches of these sizes, for a loss that is reduced by "mean" or "sum"."""
         total = sum(num_samples)
         return Weighting(
@@ -44,6 +45,24 @@ class Weighting:
             axis=0,
         )
         return total
+
+
+def weighting_of(shards: Sequence[Shard]) -> Weighting:
+    """The weights of the shards' matrices, by the terms of their losses."""
+    return Weighting.of([num_terms(shard) for shard in shards], shards[0].attrs["reduction"])
+
+
+def counts_of(shards: Sequence[Shard]) -> dict[str, float]:
+    """The attributes of the shards' mean that count: samples, and terms where some shard tells these."""
+    counts: dict[str, float] = {"num_samples": sum(shard.attrs["num_samples"] for shard in shards)}
+    if any("num_terms" in shard.attrs for shard in shards):
+        counts["num_terms"] = sum(map(num_terms, shards))
+    return counts
+
+
+def num_terms(shard: Shard) -> float:
+    """What the mean loss of a shard is over: its samples, unless it tells otherwise."""
+    return float(shard.attrs.get("num_terms", shard.attrs["num_samples"]))
 
 
 @dataclass

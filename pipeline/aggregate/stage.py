@@ -20,7 +20,7 @@ from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
 from pipeline.aggregate.decomposition import preconditioned_sharpness, spectra_of_step
-from pipeline.aggregate.moments import TileSums, Weighting, pool_tiles
+from pipeline.aggregate.moments import TileSums, Weighting, counts_of, pool_tiles, weighting_of
 from pipeline.aggregate.partial_results import PartialResults
 from pipeline.aggregate.spectrum_choice import settled
 from pipeline.aggregate.step_densities import densities
@@ -171,8 +171,7 @@ def _aggregate_step(
     second_moments: SecondMoments | None,
 ) -> SpectraFile:
     """The spectra file of one step, from its shards and what Adam has left beside the checkpoint."""
-    num_samples = [shard.attrs["num_samples"] for shard in shards]
-    weighting = Weighting.of(num_samples, shards[0].attrs["reduction"])
+    weighting = weighting_of(shards)
     with threadpool_limits(1):  # its threads are Dask's
         mean, moments = write_mean(folder, step, shards, weighting, num_workers, unfinished)
     found = spectra_of_step(mean, moments, shards, spectrum, num_workers, unfinished)
@@ -258,7 +257,7 @@ def write_mean(
     gradient = weighting.mean([shard.gradient for shard in shards])
     attrs = {key: first.attrs[key] for key in SHARED} | {
         **shared_evidence(first.attrs),
-        "num_samples": sum(shard.attrs["num_samples"] for shard in shards),
+        **counts_of(shards),
         "num_batches": len(shards),
         "loss": float(weighting.mean([shard.attrs["loss"] for shard in shards])),
         "gradient_norm": float(np.linalg.norm(gradient)),

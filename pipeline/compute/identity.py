@@ -7,24 +7,27 @@ from typing import Any
 
 import torch
 
+from pipeline.compute.batch_terms import reduction_of
 from pipeline.experiment import MatrixSpec
 from pipeline.matrix import MATRICES
-from pipeline.objective import Params, Problem
+from pipeline.objective import Batch, Objective, Params, Problem
 from pipeline.strategy import STRATEGIES, WITHOUT_MATRIX
 from pipeline.validation import name_of
 
 
-def identity_of(problem: Problem, spec: MatrixSpec, params: Params, step: int) -> dict[str, Any]:
-    """The attributes, by their names in a shard. params: the weights at that step of training."""
+def identity_of(
+    problem: Problem, spec: MatrixSpec, at: tuple[Objective, Params], step: int, first: Batch
+) -> dict[str, Any]:
+    """The attributes, by their names in a shard. at: the loss and the weights at that step. first: batch."""
     return {
         "strategy": name_of(spec.strategy, {**STRATEGIES, **WITHOUT_MATRIX}),
         "matrix": name_of(spec.matrix, MATRICES),
-        "reduction": str(getattr(problem.criterion, "reduction", "mean")),
+        "reduction": reduction_of(*at, first),
         "config_hash": spec.hash(),
         "train_hash": problem.hashes["train_hash"],
         "blocks": spec.blocks.value,
         "step": step,
-        "weights_hash": _hash(params),
+        "weights_hash": _hash(at[1]),
         "torch_version": str(torch.__version__),
     }
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline.aggregate import Weighting
+from pipeline.compute.batch_terms import reduction_of, weighting_of_batches
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.objective import Batch, Criterion, Params, flatten, load_weights, objective_of
@@ -117,11 +117,11 @@ def _loss_of(landscape: Landscape, recorded_loss: float) -> tuple[Callable[[Loss
     batches = [batch.to(dtype=torch.float64) for batch in landscape.batches]
     weights = flatten(params)
     together = joined(batches, NUM_AT_ONCE)
+    reduction = reduction_of(objective, params, batches[0])
 
     def loss(flat: Losses, parts: Sequence[Batch]) -> float:
         at = _unflatten(torch.from_numpy(flat).to(weights), params)
-        reduction = str(getattr(landscape.criterion, "reduction", "mean"))
-        weighting = Weighting.of([part.num_samples for part in parts], reduction)
+        weighting = weighting_of_batches(landscape.criterion, reduction, parts)
         with torch.no_grad():
             values = [np.asarray(float(objective.loss(at, part))) for part in parts]
         return float(weighting.mean(values))

@@ -100,7 +100,7 @@ class Estimation:
         problem, spec = experiment.problem, experiment.matrix
         batches = experiment.batches()
         at = objective_of(problem.model, problem.criterion, spec.parameters)
-        names = identity_of(problem, spec, at[1], step)
+        names = identity_of(problem, spec, at, step, batches[0])
         names |= {"dtype": str(problem.dtype).removeprefix("torch.")}
         moments = second_moments_at(folder.second_moments(step))
         identity = [

@@ -11,12 +11,13 @@ import numpy as np
 
 from pipeline.aggregate import SpectrumChoice, choose
 from pipeline.cluster import Cluster, Threads
+from pipeline.compute.batch_terms import check_batches
 from pipeline.compute.product_workers import num_product_workers
 from pipeline.compute.stage_costs import StageCost, Work, memory_without_matrix
 from pipeline.compute.ways_out import bytes_on_disk, stored_itemsize, ways_in_memory, ways_on_disk
 from pipeline.config import Stage
 from pipeline.experiment import Experiment
-from pipeline.objective import describe, suspicions
+from pipeline.objective import describe, objective_of, suspicions
 from pipeline.spectrum import Auto
 from pipeline.strategy import STRATEGIES
 from pipeline.system import (
@@ -85,6 +86,9 @@ def check_resources(
     products = num_product_workers(cluster)
     work = Work(experiment, batches, num_steps, num_matrices, bytes_each, stored, workers, training, products)
     with same_random_numbers():
+        if num_matrices:
+            about = objective_of(problem.model, problem.criterion, experiment.matrix.parameters)
+            check_batches(*about, batches, experiment.matrix.verify)
         costs = _costs(work, is_trained=folder.checkpoint(experiment.last_step).exists())
     _tell(costs, num_files * bytes_each)
     if choice is not None:

@@ -128,7 +128,7 @@ def evidence_of(experiment: Experiment, step: int) -> dict[str, Any]:
     """What the products at a checkpoint depend on, whose weights the model has: numbers and texts."""
     problem, spec, batches = experiment.problem, experiment.matrix, experiment.batches()
     at = objective_of(problem.model, problem.criterion, spec.parameters)
-    names = identity_of(problem, spec, at[1], step)
+    names = identity_of(problem, spec, at, step, batches[0])
     first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
     kept = {key: names[key] for key in (*SAME, "train_hash")}
     return {**kept, **first, "batches": [hash_of(batch) for batch in batches]}

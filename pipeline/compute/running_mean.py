@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aggregate import Weighting
+from pipeline.aggregate import counts_of, weighting_of
 from pipeline.compute.batch_matrix import BatchMatrix, check_same, shard_at
 from pipeline.errors import PipelineError
 from pipeline.objective import joined_hash
@@ -114,14 +114,14 @@ def _shard_of(
 def _added(so_far: Shard | None, shard: Shard, path: Path) -> Shard:
     """The mean with one more batch, at `path`; tiles are added in float64."""
     both = [shard] if so_far is None else [so_far, shard]
-    weighting = Weighting.of([each.attrs["num_samples"] for each in both], shard.attrs["reduction"])
+    weighting = weighting_of(both)
     gradient = weighting.mean([each.gradient for each in both])
     attrs = {key: shard.attrs[key] for key in (*SHARED, "torch_version")} | shared_evidence(shard.attrs)
     if hashes := _hash_of_all(both):
         attrs["data_hash"] = hashes
     attrs |= {
         "keep": "mean",
-        "num_samples": sum(each.attrs["num_samples"] for each in both),
+        **counts_of(both),
         "num_batches": 1 if so_far is None else so_far.attrs["num_batches"] + 1,
         "loss": float(weighting.mean([each.attrs["loss"] for each in both])),
         "gradient_norm": float(np.linalg.norm(gradient)),

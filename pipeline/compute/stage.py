@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.compute.batch_matrix import BatchMatrix
+from pipeline.compute.batch_terms import terms_told
 from pipeline.compute.distribution import Processes, RemoteShards
 from pipeline.compute.identity import identity_of
 from pipeline.compute.recipe import parts_of
@@ -95,7 +96,7 @@ def matrices_of(
     about = (problem.model, problem.criterion, spec.parameters)
     at = objective_of(*about)
     parts = parts_of(*about, spec.blocks)
-    names = {**identity_of(problem, spec, at[1], step), "num_batches": len(batches)}
+    names = {**identity_of(problem, spec, at, step, batches[0]), "num_batches": len(batches)}
     first = observed("first", *at, batches[0].chunk(0, NUM_FIRST))
     place = folder.transient_shard if spec.keeps_mean(len(batches)) else folder.shard
     return [
@@ -105,6 +106,7 @@ def matrices_of(
                 **names,
                 "batch_index": index,
                 "num_samples": batch.num_samples,
+                **terms_told(problem.criterion, names["reduction"], batch),
                 "data_hash": hash_of(batch),
             },
             at,

@@ -14,7 +14,7 @@ class Criterion(Protocol):
     """A loss of a batch, 0-d.
 
     reduction: "mean" or "sum" over its samples. It says how losses, gradients and Hessians of batches combine:
-        weighted by their numbers of samples, or added.
+        weighted by their numbers of samples (or by `num_terms(targets)`, where there is such a method), or added.
 
     A method `scores_and_labels(outputs, targets)`, where there is one, gives the scores (N, C, ...) and labels (N, ...)
     of which the accuracy is taken.

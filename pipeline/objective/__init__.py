@@ -20,6 +20,7 @@ from pipeline.objective.entry import check_loss, device_named, differentiation
 from pipeline.objective.evaluation import IGNORED, Criterion, accuracy, evaluate, observe, predict
 from pipeline.objective.fit import check_fit
 from pipeline.objective.linearized import DifferenceObjective, LinearizedModel, LinearizedOutputs, linearized
+from pipeline.objective.loss_terms import num_labels, num_terms
 from pipeline.objective.objective import Objective, Params, flatten, layout_of, leaves_of, objective_of
 from pipeline.objective.observation import NUM_FIRST, hash_of, hashes_of, joined_hash, observed
 from pipeline.objective.problem import Problem

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.objective.batch import Batch, Inputs
+from pipeline.objective.loss_terms import num_terms
 from pipeline.objective.observation import observed_first
 
 Criterion = Callable[[Any, Any], Any]
@@ -44,22 +45,34 @@ def accuracy(outputs: Any, targets: Any) -> float | None:
 def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
     """Loss and accuracy over all samples, in eval mode, 4,096 samples at a time.
 
-    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by their samples, or
-    added.
+    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by the terms that their
+    losses are over, see `num_terms`, or added.
     """
     summed = getattr(criterion, "reduction", "mean") == "sum"
-    loss, right, known = 0.0, 0.0, True
+    loss, right, num_labels, known = 0.0, 0.0, 0, True
+    whole = num_terms(criterion, batch)
     with evaluating(model), torch.no_grad():
         for start in range(0, batch.num_samples, NUM_AT_ONCE):
             chunk = batch.chunk(start, start + NUM_AT_ONCE)
             share = chunk.num_samples / batch.num_samples
             outputs = predict(model, chunk.inputs)
-            loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else share)
+            terms = num_terms(criterion, chunk)
+            weight = share if terms is None or not whole else terms / whole
+            if summed or weight:  # a mean over no terms is NaN, and counts nothing
+                loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else weight)
             pair = getattr(criterion, "scores_and_labels", lambda *both: both)
-            correct = accuracy(*pair(outputs, chunk.targets))
-            known = known and correct is not None
-            right += share * (correct or 0.0)
-    return loss, right if known else None
+            scores, labels = pair(outputs, chunk.targets)
+            if (counted := _num_counted(labels)) > 0:
+                correct = accuracy(scores, labels)
+                known = known and correct is not None
+                right += counted * (correct or 0.0)
+                num_labels += counted
+    return loss, right / num_labels if known and num_labels else None
+
+
+def _num_counted(labels: Any) -> int:
+    """The labels that an accuracy is over; 1 where targets are none, and there is none to be put together."""
+    return int((labels != IGNORED).sum()) if isinstance(labels, Tensor) else 1
 
 
 def observe(model: nn.Module, criterion: Criterion, train: Batch) -> dict[str, Any]:

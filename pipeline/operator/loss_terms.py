@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError, first_line, must_reach_user
-from pipeline.objective import Batch, Criterion, Objective, Params, Tree, leaves_of
+from pipeline.objective import Batch, Criterion, Objective, Params, Tree, leaves_of, num_labels, num_terms
 
 ENTRYWISE = (
     nn.MSELoss,
@@ -26,6 +26,10 @@ HOW = (
     "give all samples as one batch, or the criterion an attribute reduction='sum' or 'mean', and for a mean over "
     "something else than samples a method num_terms(targets)"
 )
+
+
+class UnknownReduction(PipelineError):
+    """A loss that is neither the sum nor the mean over terms that are known."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class LossTerms:
         """The terms of a criterion, which is tried on the first batch if it does not say how it reduces.
 
         Raises:
-            PipelineError: it is neither a sum nor a mean.
+            UnknownReduction: it is neither a sum nor a mean.
         """
         reduction = getattr(objective.criterion, "reduction", None)
         if reduction not in ("mean", "sum"):
@@ -61,7 +65,7 @@ class LossTerms:
         """Refuse a batch whose loss is not made up of the losses of its parts in that way.
 
         Raises:
-            PipelineError: it is not.
+            UnknownReduction: it is not.
         """
         known = type(self.criterion) in (*ENTRYWISE, *LABELLED, SquaredError, BinaryCrossEntropy)
         if known and batch.num_samples in map(len, _counting(batch.targets)):
@@ -77,7 +81,7 @@ class LossTerms:
         """Refuse batches whose inputs and outputs count samples differently from batch to batch.
 
         Raises:
-            PipelineError: they do.
+            UnknownReduction: they do.
         """
         self._ratios.append(ratio)
         if ratio != self._ratios[0]:
@@ -87,10 +91,10 @@ class LossTerms:
             )
 
     def _count(self, batch: Batch) -> float:
-        if (own := getattr(self.criterion, "num_terms", None)) is not None:
-            return float(own(batch.targets))
-        if isinstance(self.criterion, LABELLED):
-            return _num_labels(self.criterion, batch.targets)
+        if (own := num_terms(self.criterion, batch)) is not None:
+            return own
+        if isinstance(self.criterion, CrossEntropy):
+            return num_labels(self.criterion, batch.targets)
         if isinstance(self.criterion, (*ENTRYWISE, BinaryCrossEntropy)):
             return float(batch.targets.numel())
         return float(batch.num_samples)
@@ -117,17 +121,6 @@ class LossTerms:
             raise _refused(
                 "a part of it, such as a penalty, depends on the weights alone and would be added for each batch"
             )
-
-
-def _num_labels(criterion: Any, targets: Tensor) -> float:
-    """Labels that count, each with the weight of its class; for probabilities (N, C, ...) their N·...."""
-    if targets.is_floating_point():
-        return float(targets.numel() / targets.shape[1]) if targets.ndim > 1 else 1.0
-    counted = targets[targets != getattr(criterion, "ignore_index", -100)]
-    weight = getattr(criterion, "weight", None)
-    return float(
-        counted.numel() if weight is None else weight.double().to(counted.device)[counted.long()].sum()
-    )
 
 
 def _counting(targets: Any) -> tuple[Tensor, ...]:
@@ -171,8 +164,8 @@ def _tried(objective: Objective, params: Params, batch: Batch) -> str:
     raise _refused(f"of every sample twice it is {twice / once if once else twice:.3g} times as large")
 
 
-def _refused(why: str) -> PipelineError:
-    return PipelineError(
+def _refused(why: str) -> UnknownReduction:
+    return UnknownReduction(
         f"the loss is neither the sum nor the mean over samples ({why}), so that it is not known how batches add up: "
         f"{HOW}."
     )

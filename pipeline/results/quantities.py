@@ -66,7 +66,7 @@ _REGISTERED = (
     ),
     Quantity(
         "num_batches", "The run", "batches", "batches", "B", "", "{:,.0f}",
-        "Each has its own matrix, weighted by its samples.",
+        "Each has its own matrix, weighted by the terms of its loss (samples, for most).",
     ),
     Quantity(
         "loss", "The run", "loss", "loss", "L", "", "{:.4g}",

@@ -98,3 +98,18 @@ def test_the_accuracy_is_of_the_scores_and_labels_of_the_criterion():
     assert evaluate(Net(), NextToken(), Batch(inputs, tokens))[1] == pytest.approx(3 / 5)
     labels = torch.tensor([[1, 2, 0, 0], [0, 1, 2, 1]])
     assert evaluate(Net(), CrossEntropy(classes_last=True), Batch(inputs, labels))[1] == pytest.approx(6 / 8)
+
+
+def test_a_long_evaluation_counts_the_labels_that_a_mean_is_over():
+    torch.manual_seed(0)
+    weight = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    criterion = nn.CrossEntropyLoss(weight=weight)
+    labels = (torch.rand(9000) < torch.linspace(0, 1, 9000)).long()
+    labels[:4096:2] = -100
+    batch = Batch(torch.randn(9000, 3, dtype=torch.float64), labels)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    outputs, counted = model(batch.inputs), labels != -100
+    loss, right = evaluate(model, criterion, batch)
+    assert loss == pytest.approx(criterion(outputs, labels).item(), rel=1e-12)
+    expected = (outputs.argmax(1) == labels)[counted].double().mean().item()
+    assert right == pytest.approx(expected, rel=1e-12)
