@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import must_reach_user
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.loss_terms import num_terms
 from pipeline.objective.observation import observed_first
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
+NUM_TRIED = 64  # samples, which tell whether a loss is a sum
 IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count
 
 
@@ -45,13 +47,13 @@ def accuracy(outputs: Any, targets: Any) -> float | None:
 def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
     """Loss and accuracy over all samples, in eval mode, 4,096 samples at a time.
 
-    Chunks are put together as `criterion.reduction` says ("mean" where it does not): weighted by the terms that their
-    losses are over, see `num_terms`, or added.
+    Chunks are put together as `criterion.reduction` says, or a trial where it does not: weighted by the terms that
+    their losses are over, see `num_terms`, or added.
     """
-    summed = getattr(criterion, "reduction", "mean") == "sum"
     loss, right, num_labels, known = 0.0, 0.0, 0, True
     whole = num_terms(criterion, batch)
     with evaluating(model), torch.no_grad():
+        summed = batch.num_samples > NUM_AT_ONCE and _adds_samples(model, criterion, batch)
         for start in range(0, batch.num_samples, NUM_AT_ONCE):
             chunk = batch.chunk(start, start + NUM_AT_ONCE)
             share = chunk.num_samples / batch.num_samples
@@ -68,6 +70,20 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
                 right += counted * (correct or 0.0)
                 num_labels += counted
     return loss, right / num_labels if known and num_labels else None
+
+
+def _adds_samples(model: nn.Module, criterion: Criterion, batch: Batch) -> bool:
+    """Whether the loss is a sum: if the criterion does not say so, whether it is twice as large of samples twice."""
+    if (reduction := getattr(criterion, "reduction", None)) in ("mean", "sum"):
+        return bool(reduction == "sum")
+    few = batch.chunk(0, NUM_TRIED)
+    try:
+        once, twice = (criterion(predict(model, each.inputs), each.targets) for each in (few, few.doubled()))
+    except Exception as error:  # a criterion may raise anything where it does not take so many outputs
+        if must_reach_user(error):
+            raise
+        return False
+    return bool(abs(twice - 2 * once) < abs(twice - once))
 
 
 def _num_counted(labels: Any) -> int:

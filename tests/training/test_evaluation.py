@@ -32,11 +32,19 @@ def test_accuracy_is_the_share_of_right_labels(outputs, targets, expected):
     assert accuracy(outputs, targets) == expected
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_long_evaluation_is_that_of_all_samples_at_once(reduction):
+def added(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="sum")
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [CrossEntropy("mean"), CrossEntropy("sum"), nn.functional.cross_entropy, added],
+    ids=["mean", "sum", "a mean by function", "a sum by function"],
+)
+def test_a_long_evaluation_is_that_of_all_samples_at_once(criterion):
     torch.manual_seed(0)
     batch = Batch(torch.randn(9000, 3, dtype=torch.float64), torch.randint(0, 2, (9000,)))
-    model, criterion = nn.Linear(3, 2, dtype=torch.float64), CrossEntropy(reduction)
+    model = nn.Linear(3, 2, dtype=torch.float64)
     loss, right = evaluate(model, criterion, batch)
     outputs = model(batch.inputs)
     assert loss == pytest.approx(criterion(outputs, batch.targets).item(), rel=1e-12)
