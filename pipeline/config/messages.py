@@ -16,6 +16,9 @@ from pipeline.system import format_bytes, remedy, spelled
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 LOGGED = "told"  # a note on an exception: its line is in the log
+LESS_MEMORY = (
+    "choose fewer weights, a smaller strategy.chunk_size or data.batch_size, strategy=hvp or spectrum=topk"
+)
 log = logging.getLogger("pipeline")
 
 
@@ -25,10 +28,9 @@ def one_line_message(error: BaseException) -> str | None:
         if isinstance(cause, PipelineError):
             return str(cause)
         if is_out_of_memory(cause):
-            return (
-                f"out of memory{_asked_for(str(cause))}: choose fewer weights, a smaller strategy.chunk_size or "
-                "data.batch_size, strategy=hvp or spectrum=topk."
-            )
+            return f"out of memory{_asked_for(str(cause))}: {LESS_MEMORY}."
+        if isinstance(cause, SystemError):  # of the interpreter, about a library in C
+            return f"a library failed without a reason ({cause}), as some do where memory runs out: {LESS_MEMORY}."
         if isinstance(cause, OSError) and cause.errno is not None:
             return f"{cause.filename or 'a file'}: {cause.strerror}: {remedy(cause)}."
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):

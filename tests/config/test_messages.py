@@ -118,6 +118,16 @@ def test_memory_that_is_not_there():
     assert one_line_message(on_gpu) == line.replace("4 PB", "2.68 GB")
 
 
+def test_a_library_that_fails_without_a_reason():
+    error = SystemError("error return without exception set")
+    line = one_line_message(error)
+    assert line is not None
+    assert line.startswith(
+        "a library failed without a reason (error return without exception set), as some do where"
+    )
+    assert line.endswith("strategy=hvp or spectrum=topk.")
+
+
 def test_a_file_that_cannot_be_used(tmp_path):
     with pytest.raises(NotADirectoryError) as caught:
         (Path(__file__) / "below").mkdir()
