@@ -18,7 +18,7 @@ from pipeline.data.samples import Samples, as_samples, check_finite, count_outpu
 from pipeline.data.sources import Source
 from pipeline.data.split import SplitDataset
 from pipeline.errors import PipelineError
-from pipeline.objective import Batch, is_one_hot
+from pipeline.objective import IGNORED, Batch, is_one_hot
 from pipeline.validation import check_bool
 
 log = logging.getLogger("pipeline")
@@ -141,6 +141,10 @@ def _target(values: Any) -> Tensor:
         return floats[:, None] if floats.ndim == 1 else floats
     labels: Tensor = (values[:, 0] if column else values).long()
     if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
+        if set(labels[labels < 0].tolist()) == {IGNORED}:
+            raise PipelineError(
+                f"data: samples have the label {IGNORED}, which losses do not count: leave these samples out."
+            )
         raise PipelineError(
             f"data: labels run from {int(labels.min())} to {int(labels.max())}: data.map_labels=true numbers the "
             "classes from 0."

@@ -295,6 +295,11 @@ MISTAKES = {
         {},
         r"labels run from -1 to 2: data.map_labels=true numbers the classes from 0",
     ),
+    "samples that do not count": (
+        (X, np.where(np.arange(N) < 3, -100, Y)),
+        {},
+        r"samples have the label -100, which losses do not count: leave these samples out",
+    ),
     "texts as labels": (
         (X, np.array(list("abcd"))[Y]),
         {},
