@@ -13,9 +13,11 @@ from pipeline.errors import must_reach_user
 from pipeline.objective.batch import Batch, Inputs
 from pipeline.objective.loss_terms import num_terms
 from pipeline.objective.observation import observed_first
+from pipeline.objective.trees import Tree
 
 Criterion = Callable[[Any, Any], Any]
 NUM_AT_ONCE = 4096
+OUTPUT_BYTES = 2**30  # of outputs that are judged together
 NUM_TRIED = 64  # samples, which tell whether a loss is a sum
 IGNORED = -100  # as torch's losses have it, the label of a position of a sequence that does not count
 
@@ -47,18 +49,17 @@ def accuracy(outputs: Any, targets: Any) -> float | None:
 def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[float, float | None]:
     """Loss and accuracy over all samples, in eval mode, 4,096 samples at a time.
 
-    Chunks are put together as `criterion.reduction` says, or a trial where it does not: weighted by the terms that
-    their losses are over, see `num_terms`, or added.
+    Chunks are put together as `criterion.reduction` says: weighted by the terms that their losses are over, see
+    `num_terms`, or added. Where it does not say, the outputs of all samples are judged together; where these take more
+    than OUTPUT_BYTES, a trial tells a sum from a mean over samples.
     """
     loss, right, num_labels, known = 0.0, 0.0, 0, True
     whole = num_terms(criterion, batch)
     with evaluating(model), torch.no_grad():
         summed = batch.num_samples > NUM_AT_ONCE and _adds_samples(model, criterion, batch)
-        for start in range(0, batch.num_samples, NUM_AT_ONCE):
-            chunk = batch.chunk(start, start + NUM_AT_ONCE)
-            share = chunk.num_samples / batch.num_samples
-            outputs = predict(model, chunk.inputs)
+        for outputs, chunk in _judged_together(criterion, batch, _predictions(model, batch)):
             terms = num_terms(criterion, chunk)
+            share = chunk.num_samples / batch.num_samples
             weight = share if terms is None or not whole else terms / whole
             if summed or weight:  # a mean over no terms is NaN, and counts nothing
                 loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else weight)
@@ -72,10 +73,37 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
     return loss, right / num_labels if known and num_labels else None
 
 
+def _predictions(model: nn.Module, batch: Batch) -> Iterator[tuple[Any, Batch]]:
+    for start in range(0, batch.num_samples, NUM_AT_ONCE):
+        chunk = batch.chunk(start, start + NUM_AT_ONCE)
+        yield predict(model, chunk.inputs), chunk
+
+
+def _judged_together(
+    criterion: Criterion, batch: Batch, predictions: Iterator[tuple[Any, Batch]]
+) -> Iterator[tuple[Any, Batch]]:
+    """Outputs and the samples that they are of, all at once where the criterion does not say its reduction."""
+    outputs, chunk = next(predictions)
+    tensors = Tree.of(outputs, every=True).tensors
+    num_bytes = sum(value.nbytes for value in tensors) * batch.num_samples / chunk.num_samples
+    counts_samples = all(len(value) == chunk.num_samples for value in tensors if value.ndim)
+    if _is_declared(criterion) or num_bytes > OUTPUT_BYTES or not counts_samples:
+        yield outputs, chunk
+        yield from predictions
+        return
+    trees = [Tree.of(each, every=True) for each in (outputs, *(more for more, _ in predictions))]
+    columns = zip(*(tree.tensors for tree in trees), strict=True)
+    yield trees[0].like([torch.cat(parts) if parts[0].ndim else parts[0] for parts in columns]), batch
+
+
+def _is_declared(criterion: Criterion) -> bool:
+    return getattr(criterion, "reduction", None) in ("mean", "sum")
+
+
 def _adds_samples(model: nn.Module, criterion: Criterion, batch: Batch) -> bool:
     """Whether the loss is a sum: if the criterion does not say so, whether it is twice as large of samples twice."""
-    if (reduction := getattr(criterion, "reduction", None)) in ("mean", "sum"):
-        return bool(reduction == "sum")
+    if _is_declared(criterion):
+        return bool(criterion.reduction == "sum")  # type: ignore[attr-defined]
     few = batch.chunk(0, NUM_TRIED)
     try:
         once, twice = (criterion(predict(model, each.inputs), each.targets) for each in (few, few.doubled()))

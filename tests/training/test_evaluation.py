@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.criterion import CrossEntropy, NextToken
+from pipeline.objective import evaluation
 from pipeline.objective.batch import Batch
 from pipeline.training import accuracy, evaluate
 from pipeline.training.minibatches import minibatches
@@ -121,3 +122,25 @@ def test_a_long_evaluation_counts_the_labels_that_a_mean_is_over():
     assert loss == pytest.approx(criterion(outputs, labels).item(), rel=1e-12)
     expected = (outputs.argmax(1) == labels)[counted].double().mean().item()
     assert right == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_long_evaluation_by_a_function_over_labels_that_do_not_all_count():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 2, (9000,))
+    labels[:4000] = -100
+    batch = Batch(torch.randn(9000, 3, dtype=torch.float64) + torch.linspace(0, 3, 9000)[:, None], labels)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    loss, right = evaluate(model, nn.functional.cross_entropy, batch)
+    outputs, counted = model(batch.inputs), labels != -100
+    assert loss == pytest.approx(nn.functional.cross_entropy(outputs, labels).item(), rel=1e-12)
+    assert right == pytest.approx((outputs.argmax(1) == labels)[counted].double().mean().item(), rel=1e-12)
+
+
+def test_outputs_too_large_to_be_judged_together_are_judged_by_chunks(monkeypatch):
+    monkeypatch.setattr(evaluation, "OUTPUT_BYTES", 1000)
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(9000, 3, dtype=torch.float64), torch.randint(0, 2, (9000,)))
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    for criterion in (added, nn.functional.cross_entropy):
+        loss, _ = evaluate(model, criterion, batch)
+        assert loss == pytest.approx(criterion(model(batch.inputs), batch.targets).item(), rel=1e-12)
