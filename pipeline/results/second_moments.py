@@ -39,7 +39,13 @@ class SecondMoments:
         Source: Cohen et al. 2022, arXiv:2207.14484.
         """
         sizes = dict(zip(layout.names, layout.sizes, strict=True))
-        if any(name not in self.values or self.values[name].size != size for name, size in sizes.items()):
+        lacking = [
+            name for name, n in sizes.items() if name not in self.values or self.values[name].size != n
+        ]
+        if lacking:
+            log.warning(
+                "no λmax of the preconditioned matrix: Adam has no moments of %s.", ", ".join(lacking)
+            )
             return None
         moments = np.concatenate([np.ravel(self.values[name]) for name in sizes]).astype(np.float64)
         corrected = moments / (1 - self.beta2**self.num_updates)

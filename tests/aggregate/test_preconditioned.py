@@ -71,6 +71,7 @@ def test_it_is_taken_again_when_the_moments_are_others_and_left_out_without(fold
 def test_a_parameter_without_moments_or_a_damaged_file_leaves_it_out(folder, caplog):
     lacking = replace(moments(), values={name: moments().values[name] for name in LAYOUT.names[1:]})
     assert lacking.preconditioner(LAYOUT) is None
+    assert f"Adam has no moments of {LAYOUT.names[0]}." in caplog.text
     path = folder.second_moments(STEP)
     moments().write(path)
     content = path.read_bytes()
