@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pipeline.criterion import BinaryCrossEntropy, CrossEntropy, SquaredError
 from pipeline.errors import PipelineError, first_line, must_reach_user
@@ -44,6 +46,9 @@ class LossTerms:
     criterion: Criterion
     is_sum: bool
     _ratios: list[float] = field(default_factory=list, compare=False)
+    _first: list[Batch] = field(
+        default_factory=list, compare=False
+    )  # a sample of the first batch that was checked
 
     @staticmethod
     def of(objective: Objective, params: Params, first: Batch) -> LossTerms:
@@ -75,7 +80,15 @@ class LossTerms:
         judged = _judged(objective, params, batch)
         self._check_ratio(self.weight(judged) / self.weight(batch))
         if judged.num_samples > 1:
-            self._check_split(objective, params, judged)
+            cut = judged.num_samples // 3 or 1
+            parts = [judged.chunk(0, cut), judged.chunk(cut, judged.num_samples)]
+            self._check_parts(objective, params, judged, parts)
+        if self._first and (both := _joined([*self._first, judged])) is not None:
+            self._check_parts(objective, params, both, [*self._first, judged])
+        if not self._first and self.weight(sample := judged.chunk(0, 1)):
+            self._first.append(
+                pytree.tree_map_only(Tensor, Tensor.clone, sample)
+            )  # a view would keep all outputs
 
     def _check_ratio(self, ratio: float) -> None:
         """Refuse batches whose inputs and outputs count samples differently from batch to batch.
@@ -99,21 +112,26 @@ class LossTerms:
             return float(batch.targets.numel())
         return float(batch.num_samples)
 
-    def _check_split(self, objective: Objective, params: Params, judged: Batch) -> None:
-        n = judged.num_samples
-        cut = n // 3 or 1
+    def _check_parts(
+        self, objective: Objective, params: Params, whole: Batch, parts: Sequence[Batch]
+    ) -> None:
+        """Refuse a loss of outputs and targets together that their parts do not make up.
+
+        Raises:
+            UnknownReduction: they do not.
+        """
         try:
-            parts = [judged.chunk(0, cut), judged.chunk(cut, n)]
             terms = [self.weight(part) for part in parts]
-            losses = [_loss_and_slopes(objective, params, part) for part in (judged, *parts)]
+            losses = [_loss_and_slopes(objective, params, part) for part in (whole, *parts)]
             values = [t * loss if t else 0.0 for t, (loss, _) in zip(terms, losses[1:], strict=True)]
-            whole, expected = self.weight(judged) * losses[0][0], sum(values)
+            total, expected = self.weight(whole) * losses[0][0], sum(values)
         except Exception as error:  # a criterion may raise anything where it does not take a part
             if must_reach_user(error):
                 raise
             raise _refused(first_line(error)) from error
-        if not abs(whole - expected) <= ADDED * sum(map(abs, values)):
-            raise _refused(f"a batch of {n} adds {whole:.6g} to it, in two parts it adds {expected:.6g}")
+        if not abs(total - expected) <= ADDED * sum(map(abs, values)):
+            n = whole.num_samples
+            raise _refused(f"a batch of {n} adds {total:.6g} to it, in two parts it adds {expected:.6g}")
         slopes = [each for _, each in losses]
         if self.is_sum and float((slopes[0] - slopes[1] - slopes[2]).norm()) > ADDED * float(
             slopes[0].norm()
@@ -121,6 +139,20 @@ class LossTerms:
             raise _refused(
                 "a part of it, such as a penalty, depends on the weights alone and would be added for each batch"
             )
+
+
+def _joined(batches: Sequence[Batch]) -> Batch | None:
+    """Outputs and targets of several batches as one; None where some do not count samples, or are of other shapes.
+
+    So batches are seen to weigh alike that hold one sample, or samples of one class, each.
+    """
+    if not all(all(batch.counted()) for batch in batches):
+        return None
+    trees = [Tree.of(tuple(batch), every=True) for batch in batches]
+    columns = list(zip(*(tree.tensors for tree in trees), strict=True))
+    if any(value.shape[1:] != column[0].shape[1:] for column in columns for value in column):
+        return None
+    return Batch(*trees[0].like([torch.cat(column) for column in columns]))
 
 
 def _counting(targets: Any) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Batches whose losses are means over other terms than samples. Oracle: double backward of the loss of all samples."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -136,6 +137,31 @@ def test_a_loss_whose_batches_do_not_make_up_the_whole_is_refused_or_told(caplog
         each = problem_of(criterion)
         check_batches(*objective_of(each.model, criterion), each.batches(None, 0), Verify.error)
     assert not caplog.text
+
+
+def weighted(outputs, targets):
+    """A mean weighted by classes, which does not say so."""
+    return cross_entropy(outputs, targets, weight=WEIGHTS)
+
+
+def penalized(outputs, targets, weight):
+    return added(outputs, targets) + weight.square().sum()
+
+
+def test_batches_that_weigh_alike_inside_and_not_between_each_other_are_refused():
+    problem = replace(problem_of(weighted), batch_size=1)
+    refused(problem, "neither the sum nor the mean over samples")
+    weight = problem.model[0].weight
+    refused(replace(problem, criterion=partial(penalized, weight=weight)), "neither the sum|penalty")
+    by_class = [problem.train.targets == label for label in range(3)]
+    batches = [Batch(problem.train.inputs[rows], problem.train.targets[rows]) for rows in by_class]
+    at = objective_of(problem.model, weighted)
+    with pytest.raises(PipelineError, match="neither the sum nor the mean over samples"):
+        check_batches(*at, batches, Verify.error)
+    for criterion in CRITERIA.values():
+        each = replace(problem_of(criterion), batch_size=1)
+        counted = [batch for batch in each.batches(None, 0) if criterion is added or int(batch.targets) > 0]
+        check_batches(*objective_of(each.model, criterion), counted, Verify.error)
 
 
 def test_a_batch_none_of_whose_labels_counts_is_told_before_the_work(tmp_path):
