@@ -38,7 +38,7 @@ def terms_told(criterion: Criterion, reduction: str, batch: Batch) -> dict[str, 
 def check_batches(objective: Objective, params: Params, batches: Sequence[Batch], verify: Verify) -> None:
     """Refuse several batches whose losses do not make up that of all samples, or warn of them unless verify=error.
 
-    Cost: three losses of each batch, and none where the criterion is one of PyTorch's or of `pipeline.criterion`.
+    Cost: six losses of each batch at most, and none where the criterion is one of PyTorch's or of `pipeline.criterion`.
 
     Raises:
         PipelineError: they do not, or no label of a batch counts.

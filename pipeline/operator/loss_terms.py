@@ -83,12 +83,20 @@ class LossTerms:
             cut = judged.num_samples // 3 or 1
             parts = [judged.chunk(0, cut), judged.chunk(cut, judged.num_samples)]
             self._check_parts(objective, params, judged, parts)
+        if self._first and not self._says_terms() and _are_of_other_shapes(self._first[0], judged):
+            raise _refused(
+                "a sample has other shapes in one batch than in another, and the loss names no terms"
+            )
         if self._first and (both := _joined([*self._first, judged])) is not None:
             self._check_parts(objective, params, both, [*self._first, judged])
         if not self._first and self.weight(sample := judged.chunk(0, 1)):
             self._first.append(
                 pytree.tree_map_only(Tensor, Tensor.clone, sample)
             )  # a view would keep all outputs
+
+    def _says_terms(self) -> bool:
+        """Whether it needs no terms, being a sum, or says itself what its mean is over."""
+        return self.is_sum or hasattr(self.criterion, "reduction") or hasattr(self.criterion, "num_terms")
 
     def _check_ratio(self, ratio: float) -> None:
         """Refuse batches whose inputs and outputs count samples differently from batch to batch.
@@ -153,6 +161,12 @@ def _joined(batches: Sequence[Batch]) -> Batch | None:
     if any(value.shape[1:] != column[0].shape[1:] for column in columns for value in column):
         return None
     return Batch(*trees[0].like([torch.cat(column) for column in columns]))
+
+
+def _are_of_other_shapes(one: Batch, other: Batch) -> bool:
+    """Whether tensors of their outputs or targets differ in more than the number of samples: in length, say."""
+    pairs = zip(*(Tree.of(tuple(batch), every=True).tensors for batch in (one, other)), strict=False)
+    return any(a.shape[1:] != b.shape[1:] for a, b in pairs)
 
 
 def _counting(targets: Any) -> tuple[Tensor, ...]:

@@ -171,3 +171,27 @@ def test_a_batch_none_of_whose_labels_counts_is_told_before_the_work(tmp_path):
     labels[[int((problem.train.inputs == row).all(1).nonzero()) for row in last.inputs]] = 0
     problem = replace(problem, train=Batch(problem.train.inputs, labels))
     refused(problem, "batch 2 has no label that counts.* choose a larger data.batch_size")
+
+
+def test_sequences_of_other_lengths_need_a_loss_that_names_its_terms():
+    """Of a plain function nobody knows whether its mean over a batch is over sequences or over their positions."""
+
+    def over_positions(outputs, targets):
+        return cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    class Positions:
+        reduction = "mean"
+        num_terms = staticmethod(torch.numel)
+
+        def __call__(self, outputs, targets):
+            return over_positions(outputs, targets)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    batches = [(torch.randn(1, n, 4).double(), torch.randint(3, (1, n))) for n in (2, 5, 9)]
+    with pytest.raises(PipelineError, match="other shapes in one batch than in another"):
+        pipeline.curvature_operator(model, over_positions, batches) @ torch.eye(27).double()
+    together = (torch.cat([x for x, _ in batches], 1), torch.cat([y for _, y in batches], 1))
+    whole = pipeline.hessian(model, over_positions, *together)
+    found = pipeline.curvature_operator(model, Positions(), batches) @ torch.eye(len(whole)).double()
+    np.testing.assert_allclose(found, whole, atol=1e-12)
