@@ -17,5 +17,5 @@ if [ "$(df --output=avail --block-size=M /dev/shm 2>/dev/null | tail -1 | tr -dc
     export TMPDIR
     trap 'rm -rf "$TMPDIR"' EXIT
 fi
-# Three processes for two cores: some tests wait for others. A file's fixtures and references are made once; in the order of names, the files that take longest are not the last.
-"$bin/python" -m pytest --numprocesses "${WORKERS:-3}" --dist loadfile --no-loadscope-reorder
+# A file's fixtures and references are made once; in the order of names, the files that take longest are not the last.
+"$bin/python" -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder
