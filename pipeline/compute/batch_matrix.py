@@ -245,12 +245,12 @@ def check_same(shard: Shard, expected: Mapping[str, Any], evidence: Mapping[str,
         by_auto = (
             key == "strategy" and value == "auto"
         )  # the shard names what was taken; config_hash says the rest
-        told = shard.attrs.get(key)
-        if key == "num_terms" and told is None:  # in a version before 0.3, which took the samples for them
-            told = float(expected["num_samples"])
-        if key not in (*MAY_DIFFER, *CHECKSUMS) and not by_auto and told != value:
+        found = shard.attrs.get(key)
+        if key == "num_terms" and found is None:  # version 0.2 took the samples for them
+            found = float(expected["num_samples"])
+        if key not in (*MAY_DIFFER, *CHECKSUMS) and not by_auto and found != value:
             raise PipelineError(
-                f"{shard.path} has {key}={told!r}, this run has {value!r}: one folder holds one "
+                f"{shard.path} has {key}={found!r}, this run has {value!r}: one folder holds one "
                 "config; choose another with hydra.run.dir=FOLDER."
             )
     check_evidence(shard.path, shard.attrs, {**expected, **evidence})

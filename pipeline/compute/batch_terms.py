@@ -29,7 +29,7 @@ def weighting_of_batches(criterion: Criterion, reduction: str, batches: Sequence
     return Weighting.of(counts, reduction)
 
 
-def terms_told(criterion: Criterion, reduction: str, batch: Batch) -> dict[str, float]:
+def terms_attribute(criterion: Criterion, reduction: str, batch: Batch) -> dict[str, float]:
     """The attribute `num_terms` of a shard; none where batches are weighted by their samples, or added."""
     terms = _terms(criterion, reduction, batch)
     return {} if terms is None else {"num_terms": terms}

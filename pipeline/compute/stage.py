@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.compute.batch_matrix import BatchMatrix
-from pipeline.compute.batch_terms import terms_told
+from pipeline.compute.batch_terms import terms_attribute
 from pipeline.compute.distribution import Processes, RemoteShards
 from pipeline.compute.identity import identity_of
 from pipeline.compute.recipe import parts_of
@@ -106,7 +106,7 @@ def matrices_of(
                 **names,
                 "batch_index": index,
                 "num_samples": batch.num_samples,
-                **terms_told(problem.criterion, names["reduction"], batch),
+                **terms_attribute(problem.criterion, names["reduction"], batch),
                 "data_hash": hash_of(batch),
             },
             at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,13 +57,15 @@ def evaluate(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[floa
     loss, right, num_labels, known = 0.0, 0.0, 0, True
     whole = num_terms(criterion, batch)
     with evaluating(model), torch.no_grad():
-        summed = batch.num_samples > NUM_AT_ONCE and _adds_samples(model, criterion, batch)
+        is_sum = cache(lambda: _adds_samples(model, criterion, batch))
         for outputs, chunk in _judged_together(criterion, batch, _predictions(model, batch)):
-            terms = num_terms(criterion, chunk)
-            share = chunk.num_samples / batch.num_samples
-            weight = share if terms is None or not whole else terms / whole
-            if summed or weight:  # a mean over no terms is NaN, and counts nothing
-                loss += criterion(outputs, chunk.targets).item() * (1.0 if summed else weight)
+            terms, weight = num_terms(criterion, chunk), chunk.num_samples / batch.num_samples
+            if terms is not None and whole:
+                weight = terms / whole
+            if weight < 1 and is_sum():
+                weight = 1.0
+            if weight:  # a mean over no terms is NaN, and counts nothing
+                loss += weight * criterion(outputs, chunk.targets).item()
             pair = getattr(criterion, "scores_and_labels", lambda *both: both)
             scores, labels = pair(outputs, chunk.targets)
             if (counted := _num_counted(labels)) > 0:

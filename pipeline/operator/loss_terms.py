@@ -41,14 +41,14 @@ class LossTerms:
     A term is a sample for most losses; an entry for losses that average over entries; a label that counts, times the
     weight of its class, for cross-entropy with ignore_index and class weights. A criterion of the user's own may say
     so by a method `num_terms(targets)`. Each batch is checked for it, unless the criterion is one of torch's own.
+
+    _ratios: outputs for each sample, of the batches that were checked. _first: a sample of the first of these.
     """
 
     criterion: Criterion
     is_sum: bool
     _ratios: list[float] = field(default_factory=list, compare=False)
-    _first: list[Batch] = field(
-        default_factory=list, compare=False
-    )  # a sample of the first batch that was checked
+    _first: list[Batch] = field(default_factory=list, compare=False)
 
     @staticmethod
     def of(objective: Objective, params: Params, first: Batch) -> LossTerms:
@@ -90,9 +90,8 @@ class LossTerms:
         if self._first and (both := _joined([*self._first, judged])) is not None:
             self._check_parts(objective, params, both, [*self._first, judged])
         if not self._first and self.weight(sample := judged.chunk(0, 1)):
-            self._first.append(
-                pytree.tree_map_only(Tensor, Tensor.clone, sample)
-            )  # a view would keep all outputs
+            copied = pytree.tree_map_only(Tensor, Tensor.clone, sample)  # a view would keep all outputs
+            self._first.append(copied)
 
     def _says_terms(self) -> bool:
         """Whether it needs no terms, being a sum, or says itself what its mean is over."""

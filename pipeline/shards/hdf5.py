@@ -27,9 +27,7 @@ from pipeline.system import fault_behind, partial_of, replacing, unreadable
 
 File = h5py.File
 NUMBERS = count()  # HDF5 tells files in memory apart by name
-CACHE_BYTES = (
-    2**22
-)  # what is asked for before a file is opened; its cache of metadata takes less than a fourth
+CACHE_BYTES = 2**22  # asked for before a file is opened, which 640 kB are enough for
 RECOMPUTE = "delete it and run again, which recomputes this file alone"
 
 

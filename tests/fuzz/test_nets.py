@@ -1,6 +1,6 @@
 """Generated nets: every strategy gives the right matrix or one line that says why not, and leaves the net as it was.
 
-FUZZ_NETS says how many (40), FUZZ_FIRST the first seed (0). Up to 100 nets, each takes every strategy on one matrix in
+FUZZ_NETS says how many (60), FUZZ_FIRST the first seed (0). Up to 100 nets, each takes every strategy on one matrix in
 turn and `auto` on the Hessian; with more, all matrices of all strategies. FUZZ_RESULTS names a JSON file for outcomes.
 FUZZ_VERIFY=no leaves out the certificate, to see what would be wrong without it.
 """
@@ -15,7 +15,7 @@ import pytest
 from fuzz.outcomes import FAULTS, STRATEGIES, outcomes_of, shortest, snippet, subject_of
 from fuzz.reference import MATRICES
 
-NUM_NETS = int(os.environ.get("FUZZ_NETS", "40"))
+NUM_NETS = int(os.environ.get("FUZZ_NETS", "60"))
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 IS_LONG = NUM_NETS > 100
 MOST_TRIES = 60 if IS_LONG else 15  # of the shrinker

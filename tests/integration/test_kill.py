@@ -15,7 +15,7 @@ from support.outcome import differing, results
 
 from pipeline.system.run_folder import RunFolder
 
-NUM_KILLS = 8
+NUM_KILLS = 12
 NUM_KILLS_A_STAGE = 2
 LAST = 400
 STAGES = ("train", "compute", "aggregate")
